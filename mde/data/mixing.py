@@ -1,0 +1,103 @@
+"""What a run sees: batches as a pure function of (mixture, seed, step), with proportions that are honest.
+
+Grain shuffles, batches and prefetches; here is the one thing it leaves to us, the choice of the domain of every
+sequence. It is exact integer arithmetic on the mixture as given: after any number of sequences each domain has been
+seen its due number of times, off by less than the number of domains, and a domain of weight 0 never.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+import grain
+import numpy as np
+
+from mde.data.tokens import TokenStore
+from mde.errors import UserError
+
+
+class ProportionalSelection:
+    """Maps sequence n of a mixture to (domain, how many of that domain came before), in O(K) and without state.
+
+    Of the first n sequences the heaviest domain takes its share of n rounded up, the next its share of the rest, and
+    so on. Whom sequence n belongs to is the domain whose count rises between n and n + 1.
+    (A Grain selection map, which asks for no more than these two methods.)
+    """
+
+    def __init__(self, weights: np.ndarray):
+        fractions = [Fraction(float(w)) for w in weights]
+        scale = math.lcm(*(f.denominator for f in fractions))
+        counts = [int(f * scale) for f in fractions]
+        self._order = sorted((k for k, c in enumerate(counts) if c), key=lambda k: (-counts[k], k))
+        self._counts = [counts[k] for k in self._order]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        here, after, total = index, index + 1, sum(self._counts)
+        for k, count in zip(self._order, self._counts, strict=True):
+            rest_here, rest_after = (n * (total - count) // total for n in (here, after))
+            if rest_here == rest_after:
+                return k, here - rest_here
+            here, after, total = rest_here, rest_after, total - count
+        raise AssertionError("the last domain takes all that is left")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The windows of a store as a Grain source."""
+
+    store: TokenStore
+    length: int
+
+    def __len__(self) -> int:
+        return self.store.windows(self.length)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        window = self.store.window(index, self.length)
+        return {"tokens": window.tokens, "segments": window.segments}
+
+
+def batches(
+    stores: Mapping[str, TokenStore], weights: np.ndarray, *, seed: int, batch_size: int, seq_len: int
+) -> grain.MapDataset:
+    """The batches of one run: `batches(...)[step]` is a pure function of its arguments and the step.
+
+    Every domain is read in an order of its own that depends on the seed alone, shuffled anew each epoch. Two runs with
+    the same seed and different mixtures therefore read the same sequences of a domain, only more or fewer of them.
+
+    Args:
+      stores: token store of each domain, in the order of `weights`.
+      weights: [K] mixture weights, non-negative, summing to 1.
+      seed: of the shuffling.
+      batch_size: sequences a step.
+      seq_len: predicted tokens a sequence.
+
+    Returns:
+      An endless Grain data set of {"tokens", "segments"}, both [batch_size, seq_len + 1] int32.
+
+    Raises:
+      UserError: a domain with a positive weight has not a single sequence.
+    """
+    parents = []
+    for (name, store), weight in zip(stores.items(), weights, strict=True):
+        if not len(_Windows(store, seq_len)):
+            if weight > 0:
+                raise UserError(
+                    f"domain {name!r} is empty: {store.n_tokens} tokens in {store.directory}, "
+                    f"one sequence needs {seq_len + 1}"
+                )
+            parents.append(grain.MapDataset.source([{}]))
+            continue
+        parents.append(grain.MapDataset.source(_Windows(store, seq_len)).seed(seed).shuffle().repeat())
+    mixed = grain.MapDataset.select_from_datasets(parents, ProportionalSelection(np.asarray(weights)))
+    return mixed.batch(batch_size)
+
+
+def iterate(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches start, …, stop − 1, read ahead by a few threads."""
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+    return iter(dataset[start:stop].to_iter_dataset(read))

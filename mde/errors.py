@@ -1,0 +1,20 @@
+"""What the user got wrong, said in one line.
+
+Every command catches `UserError`, prints its message and exits with status 2; anything else is a bug and keeps its
+traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: names the culprit (file, run, domain, value) and what was expected."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """An error for a name that does not exist, with the nearest right one."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}")

@@ -1,0 +1,151 @@
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU (LLaMA's shape), in Flax Linen.
+
+Shapes: B sequences, L positions, D model width, N query heads, H head width, V vocabulary.
+Parameters of the blocks are stacked on a leading layer axis. Several documents may share a sequence: `segments_BxL`
+numbers them, attention stays inside a document and positions restart with it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mde.models.config import DecoderConfig
+
+Params = dict
+
+
+def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding of the first half of each head against the second half (RoFormer; LLaMA's layout)."""
+    half = x_BxLxNxH.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions_BxL[:, :, None, None] * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BxLxNxH.dtype)
+
+
+def document_positions(segments_BxL: jax.Array) -> jax.Array:
+    """Position of every token in its own document, [B, L]: 0 where a new segment number starts."""
+    index = jnp.arange(segments_BxL.shape[1])
+    starts = jnp.concatenate(
+        [jnp.ones_like(segments_BxL[:, :1], bool), segments_BxL[:, 1:] != segments_BxL[:, :-1]], axis=1
+    )
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learnt scale, in float32."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x32 * scale).astype(self.config.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention within documents."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_Bx1xLxL: jax.Array) -> jax.Array:
+        c = self.config
+        B, L, D = x_BxLxD.shape
+
+        def project(heads: int, name: str) -> jax.Array:
+            return _dense(c, heads * c.head_dim, name)(x_BxLxD).reshape(B, L, heads, c.head_dim)
+
+        q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
+        q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xLxL)
+        return _dense(c, D, "out")(out.reshape(B, L, c.n_heads * c.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        gated = nn.silu(_dense(c, c.d_ff, "gate")(x)) * _dense(c, c.d_ff, "up")(x)
+        return _dense(c, c.d_model, "down")(gated)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; the carry and the empty output are what `nn.scan` asks for."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        c = self.config
+        x += Attention(c, name="attention")(RMSNorm(c, name="attention_norm")(x), positions, mask)
+        x += SwiGLU(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+        return x, None
+
+
+class Decoder(nn.Module):
+    """A language model: tokens and document numbers in, float32 logits of the next token out."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array) -> jax.Array:
+        c = self.config
+        embed = nn.Embed(
+            c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(c.d_model**-0.5), dtype=c.dtype, name="embed"
+        )
+        positions = document_positions(segments_BxL)
+        mask = nn.make_causal_mask(tokens_BxL, dtype=bool) & (segments_BxL[:, None, :, None] == segments_BxL[:, None, None])
+        # Small stacks are unrolled, which XLA fuses better; tall ones would only take longer to compile.
+        layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.n_layers,
+            unroll=c.n_layers if c.n_layers <= 4 else 1,
+        )
+        x, _ = layers(c, name="layers")(embed(tokens_BxL), positions, mask)
+        x = RMSNorm(c, name="final_norm")(x)
+        logits = embed.attend(x) if c.tie_embeddings else _dense(c, c.vocab_size, "unembed")(x)
+        return logits.astype(jnp.float32)
+
+
+def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, use_bias=False, dtype=config.dtype, name=name)
+
+
+def init(config: DecoderConfig, seed: int) -> Params:
+    """Fresh parameters: a nested dictionary of float32 arrays, a pure function of (config, seed)."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return Decoder(config).init(jax.random.key(seed), tokens, tokens)["params"]
+
+
+def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Log-probability in nats of every next token, [B, L] float32.
+
+    Args:
+      config: architecture of `params`.
+      params: parameters of one model.
+      tokens: [B, L + 1]; position t predicts token t + 1.
+      segments: [B, L + 1] document numbers.
+
+    Returns:
+      [B, L]; entries whose target starts another document (see `target_mask`) have no meaning.
+    """
+    logits_BxLxV = Decoder(config).apply({"params": params}, tokens[:, :-1], segments[:, :-1])
+    target_logits = jnp.take_along_axis(logits_BxLxV, tokens[:, 1:, None], axis=-1)[..., 0]
+    return target_logits - jax.nn.logsumexp(logits_BxLxV, axis=-1)
+
+
+def target_mask(segments: jax.Array) -> jax.Array:
+    """Which of the L targets of [B, L + 1] segments follow a token of their own document, [B, L] bool; 0 is padding."""
+    return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)

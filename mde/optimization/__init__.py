@@ -1,0 +1,1 @@
+"""Which mixture is best: objectives, the simplex, and the search over it. Sees numbers only."""

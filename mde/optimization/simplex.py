@@ -1,0 +1,113 @@
+"""Points of the simplex: checking them, spreading them, its corners.
+
+A mixture is a vector of K non-negative shares that sum to one, one share a training domain.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+from scipy.stats import qmc
+
+from mde.errors import UserError
+
+
+def check_mixtures(
+    weights: npt.ArrayLike,
+    names: Sequence[str],
+    rows: Sequence[str] | None = None,
+    tolerance: float = 1e-6,
+    where: str = "mixtures",
+) -> np.ndarray:
+    """Mixtures as float64 [R, K], each row summing to one to the last bit that division leaves.
+
+    A row whose sum is off by more than `tolerance` is refused rather than rescaled: a wrong sum is most often a lost
+    column. Published tables that were rounded to three decimals need a tolerance of about 5e-3.
+
+    Args:
+      weights: shares, [R, K], or [K] for a single mixture.
+      names: the K training domains, in the order of the columns.
+      rows: what to call the rows in messages (run names); their numbers otherwise.
+      tolerance: how far a row's sum may be from 1.
+      where: what to call the table in messages (a file).
+
+    Raises:
+      UserError: wrong number of columns or row names; a share that is not finite or is negative; a sum that is off.
+    """
+    try:
+        table = np.atleast_2d(np.asarray(weights, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: mixtures must be a table of numbers ({error})") from error
+    if table.ndim != 2 or table.shape[1] != len(names):
+        raise UserError(
+            f"{where}: mixtures of shape {table.shape}, expected one share for each of the {len(names)} domains "
+            f"{', '.join(names)}"
+        )
+    if rows is not None and len(rows) != len(table):
+        raise UserError(f"{where}: {len(table)} mixtures but {len(rows)} row names")
+    labels = [repr(row) for row in rows] if rows is not None else [str(row) for row in range(len(table))]
+
+    bad = ~np.isfinite(table) | (table < 0)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise UserError(
+            f"{where}: row {labels[row]}, domain {names[column]!r}: share {table[row, column]}, "
+            "expected a finite number, zero or more"
+        )
+    sums = table.sum(axis=1)
+    off = np.abs(sums - 1) > tolerance
+    if off.any():
+        row = int(np.argmax(off))
+        raise UserError(f"{where}: row {labels[row]}: shares sum to {sums[row]:.9g}, expected 1 within {tolerance:g}")
+    return table / sums[:, None]
+
+
+def corners(k: int) -> np.ndarray:
+    """The K mixtures [K, K] that take everything from one domain."""
+    return np.eye(k)
+
+
+def space_filling(n: int, k: int, seed: int, concentration: float | npt.ArrayLike = 1.0) -> np.ndarray:
+    """n mixtures [n, k] distributed as Dirichlet(concentration), spread more evenly than independent draws.
+
+    A scrambled Sobol sequence goes through the inverse CDF of k gamma variables, whose shares are Dirichlet. Fewer
+    points are always a prefix of more, so a design can be extended.
+
+    Args:
+      n: number of mixtures.
+      k: number of domains.
+      seed: of the scrambling; the same seed gives the same points.
+      concentration: of the Dirichlet distribution, one number or k of them. 1 is uniform on the simplex, less prefers
+        its faces and corners.
+
+    Raises:
+      UserError: n or k below 1, or a concentration that is not positive.
+    """
+    alpha = np.asarray(concentration, dtype=np.float64)
+    if n < 1 or k < 1:
+        raise UserError(f"{n} mixtures of {k} domains, expected at least one of each")
+    if alpha.shape not in ((), (k,)) or not (np.isfinite(alpha).all() and (alpha > 0).all()):
+        raise UserError(f"Dirichlet concentration {alpha.tolist()}, expected one positive number or {k} of them")
+    # Sobol points are balanced in powers of two; a prefix of the next power keeps the points in their order.
+    uniform = qmc.Sobol(k, scramble=True, rng=np.random.default_rng(seed)).random_base2((n - 1).bit_length())[:n]
+    uniform = np.clip(uniform, 2.0**-31, 1 - 2.0**-31)
+    gamma = special.gammaincinv(alpha, uniform)
+    # Small concentrations push the inverse below what float64 holds; there P(G < g) = g^a / Gamma(a + 1).
+    lower_tail = (np.log(uniform) + special.gammaln(alpha + 1)) / alpha
+    log_gamma = np.where(gamma > 1e-290, np.log(np.maximum(gamma, 1e-290)), lower_tail)
+    return special.softmax(log_gamma, axis=1)
+
+
+def project(points: np.ndarray) -> np.ndarray:
+    """The nearest mixture, in Euclidean distance, to each row of [C, K].
+
+    Source: sort-and-threshold algorithm of Duchi et al., "Efficient Projections onto the l1-Ball" (ICML 2008), fig. 1.
+    """
+    descending = -np.sort(-points, axis=1)
+    excess = np.cumsum(descending, axis=1) - 1
+    kept = np.arange(1, points.shape[1] + 1)
+    last = np.sum(descending * kept > excess, axis=1) - 1
+    shift = np.take_along_axis(excess, last[:, None], axis=1) / (last[:, None] + 1)
+    shares = np.maximum(points - shift, 0)
+    return shares / shares.sum(axis=1, keepdims=True)

@@ -1,0 +1,1 @@
+"""From features of mixtures to their losses: regressors and honest judgement of them. Sees numbers only."""

@@ -1,0 +1,79 @@
+"""Features of mixtures, by name: what a regressor sees.
+
+A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts are
+
+  lambda, sqrt, log  functions of the mixture alone, in `FEATURES`;
+  an evaluated name  losses that an evaluator predicts for the mixture from the pool of experts, [R, J], computed
+                     elsewhere and handed in by name: `mde[0]` (the mixture of data experts, arXiv 2502.15950),
+                     `mde[0.03]` and `mde[1]` (its prefix-posterior forms), `merged` (the averaged experts). Each target
+                     domain is given its own column;
+  all:<evaluated>    the same losses, every column given to every target.
+
+With a few dozen rows or fewer the own column does better than J collinear ones.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from mde.errors import UserError, unknown
+
+FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "lambda": lambda mixtures: mixtures,
+    "sqrt": np.sqrt,
+    "log": lambda mixtures: np.log(mixtures + 0.01),
+}
+ALL = "all:"
+
+
+def evaluated_parts(features: str) -> list[str]:
+    """The evaluated features that a feature set needs, without `all:`; they must be computed before `assemble`."""
+    return list(dict.fromkeys(part.removeprefix(ALL) for part in _parts(features) if part not in FEATURES))
+
+
+def assemble(features: str, mixtures: np.ndarray, evaluated: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The design of a feature set, for the estimators of `mde.regression.estimators`.
+
+    Args:
+      features: names joined by "+".
+      mixtures: [R, K], points of the simplex.
+      evaluated: by name, losses of the same R mixtures on the J evaluation domains, [R, J], nats per token, columns in
+        the order of the observed losses.
+
+    Returns:
+      [R, F] where every target is given the same features; [R, J, F] as soon as one part gives each target its own
+      column. Own columns come first, then the shared features, both in the order in which they are named.
+
+    Raises:
+      UserError: an unknown feature, one named twice, or evaluated losses of another shape than [R, J].
+    """
+    mixtures = np.asarray(mixtures, dtype=np.float64)
+    own: list[np.ndarray] = []
+    shared: list[np.ndarray] = []
+    n_domains: set[int] = set()
+    for part in _parts(features):
+        if part in FEATURES:
+            shared.append(FEATURES[part](mixtures))
+            continue
+        name = part.removeprefix(ALL)
+        if name not in evaluated:
+            raise unknown("feature", part, [*FEATURES, *evaluated, *(ALL + name for name in evaluated)])
+        losses = np.asarray(evaluated[name], dtype=np.float64)
+        if losses.ndim != 2 or len(losses) != len(mixtures):
+            raise UserError(f"feature {name!r} of shape {losses.shape}, expected one row for each of {len(mixtures)}")
+        n_domains.add(losses.shape[1])
+        (own if part == name else shared).append(losses)
+    if len(n_domains) > 1:
+        raise UserError(f"feature set {features!r}: evaluated losses of {sorted(n_domains)} domains, expected one J")
+    common = np.hstack([np.empty((len(mixtures), 0)), *shared])
+    if not own:
+        return common
+    own_RJO = np.stack(own, axis=2)
+    return np.concatenate([own_RJO, np.repeat(common[:, None], own_RJO.shape[1], axis=1)], axis=2)
+
+
+def _parts(features: str) -> list[str]:
+    parts = [part.strip() for part in features.split("+")]
+    if "" in parts or len(set(parts)) != len(parts):
+        raise UserError(f"feature set {features!r}: expected distinct names joined by '+'")
+    return parts

@@ -1,0 +1,115 @@
+"""`mde optimize`: the mixture of least predicted loss, and how sure that is."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde.optimization import search, simplex
+from mde.regression import estimators, uncertainty
+from mde.regression import features as feature_sets
+from mde.stages.evaluate import evaluators
+from mde.stages.fit import Observations, observations
+from mde.study import Study
+
+
+def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int = 0) -> None:
+    """Searches the simplex with the chosen regressor, fitted on all observations.
+
+    Args:
+      study: a study with a chosen regressor.
+      candidates: mixtures that the search starts from.
+      refits: bootstrap resamples of the observations; the spread of their optima says how sure the mixture is.
+      seed: of the search and the resamples.
+    """
+    choice = study.read_json("fit/choice.json", "fit")
+    inputs = observations(study, choice["objective"])
+    predictor = Predictor(study, inputs, choice["regressor"], choice["features"])
+    known = reference_mixtures(study, inputs)
+    best = search.minimize(
+        lambda mixtures: predictor(mixtures) @ inputs.objective,
+        len(study.domains.training),
+        seed,
+        n_candidates=candidates,
+        start=known.to_numpy(),
+    )
+    table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
+    losses = predictor(table.to_numpy())
+    shares, objective = _intervals(predictor, inputs, table, candidates, refits, seed)
+    study.write_json(
+        "optimum.json",
+        {
+            "objective": choice["objective"],
+            "regressor": choice["regressor"],
+            "features": choice["features"],
+            "shares": dict(zip(table.columns, best.mixture, strict=True)),
+            "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
+            "interval_level": 0.9,
+            "predictions": {
+                name: {
+                    "mixture": dict(zip(table.columns, mixture, strict=True)),
+                    "objective": float(loss @ inputs.objective),
+                    "objective_interval": interval,
+                    "losses": dict(zip(inputs.domains, loss, strict=True)),
+                }
+                for name, mixture, loss, interval in zip(
+                    table.index, table.to_numpy(), losses, objective, strict=True
+                )
+            },
+        },
+    )
+
+
+class Predictor:
+    """A regressor fitted on the observations, as a function from mixtures to losses."""
+
+    def __init__(self, study: Study, inputs: Observations, regressor: str, features: str):
+        self._evaluators = evaluators(study, only=feature_sets.evaluated_parts(features))
+        self._features = features
+        self.observed_design = inputs.design(features)
+        self.regressor = estimators.make(regressor).fit(self.observed_design, inputs.losses.to_numpy())
+
+    def design(self, mixtures: np.ndarray) -> np.ndarray:
+        """Features of any mixtures [C, K]."""
+        evaluated = {name: evaluator(mixtures) for name, evaluator in self._evaluators.items()}
+        return feature_sets.assemble(self._features, mixtures, evaluated)
+
+    def __call__(self, mixtures: np.ndarray) -> np.ndarray:
+        """Predicted losses [C, J] in nats per token."""
+        return self.regressor.predict(self.design(mixtures))
+
+
+def reference_mixtures(study: Study, inputs: Observations) -> pd.DataFrame:
+    """What a recommendation is compared with: uniform, proportional to size, and the best one observed."""
+    names = list(study.domains.training)
+    sizes = np.array([study.about["stores"][f"{name}/train"]["tokens"] for name in names], float)
+    best = int(np.argmin(inputs.losses.to_numpy() @ inputs.objective))
+    rows: dict[str, Any] = {
+        "uniform": np.full(len(names), 1 / len(names)),
+        "proportional": sizes / sizes.sum(),
+        "best observed": inputs.mixtures.to_numpy()[best],
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+
+
+def _intervals(
+    predictor: Predictor, inputs: Observations, table: pd.DataFrame, candidates: int, refits: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
+
+    The refits choose among draws around the recommendation and all over the simplex.
+    """
+    drawn = simplex.space_filling(candidates, table.shape[1], seed + 1)
+    near = 0.75 * table.to_numpy()[:1] + 0.25 * drawn
+    pool = np.concatenate([table.to_numpy(), drawn, near])
+    bootstrap = uncertainty.bootstrap_optima(
+        predictor.observed_design,
+        inputs.losses.to_numpy(),
+        pool,
+        predictor.design(pool),
+        predictor.regressor,
+        inputs.objective,
+        refits,
+        seed,
+    )
+    return bootstrap.share_interval(), np.stack([bootstrap.objective_interval(i) for i in range(len(table))])

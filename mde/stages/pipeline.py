@@ -1,0 +1,73 @@
+"""The stages in their order, and running one: what it needs, whether it is done already, what it leaves on record."""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mde.errors import UserError, unknown
+from mde.stages.evaluate import evaluate
+from mde.stages.fit import fit
+from mde.stages.optimize import optimize
+from mde.stages.prepare import prepare
+from mde.stages.prove import prove
+from mde.stages.report import report
+from mde.stages.score import score
+from mde.stages.train import train
+from mde.study import Study, digest
+
+STAGES: dict[str, Callable[..., None]] = {
+    stage.__name__: stage for stage in (prepare, train, score, evaluate, fit, optimize, prove, report)
+}
+
+
+def arguments(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a stage: its defaults, overridden by those given."""
+    if stage not in STAGES:
+        raise unknown("stage", stage, STAGES)
+    parameters = list(inspect.signature(STAGES[stage]).parameters.values())[1:]
+    defaults = {p.name: p.default for p in parameters}
+    for name in given:
+        if name not in defaults:
+            raise unknown(f"argument of stage {stage!r}", name, defaults)
+    return {**defaults, **given}
+
+
+def run(study: Study, stage: str, given: Mapping[str, Any], force: bool = False) -> bool:
+    """Runs a stage unless it was done with the same arguments on the same inputs.
+
+    Args:
+      study: the study.
+      stage: its name.
+      given: arguments that differ from the defaults.
+      force: run it even so.
+
+    Returns:
+      Whether it ran.
+
+    Raises:
+      UserError: an unknown stage or argument, or an earlier stage that has not been run.
+    """
+    resolved = arguments(stage, given)
+    missing = [name for name, value in resolved.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"stage {stage!r} needs {missing[0]}: bind {stage}.{missing[0]} in a gin file")
+    before = _before(study, stage)
+    name = digest([resolved, before])
+    record = f"stages/{stage}.json"
+    if not force and (study.root / record).exists() and study.read_json(record, stage)["digest"] == name:
+        return False
+    started = time.time()
+    STAGES[stage](study, **resolved)
+    seconds = round(time.time() - started, 1)
+    study.write_json(record, {"digest": name, "arguments": resolved, "seconds": seconds})
+    return True
+
+
+def _before(study: Study, stage: str) -> list[str]:
+    """The record of the stage before, and through its name of all before that; `report` reads whatever there is."""
+    earlier = list(STAGES)[: list(STAGES).index(stage)]
+    if stage == "report":
+        done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
+        return [study.read_json(f"stages/{name}.json", name)["digest"] for name in done]
+    return [study.read_json(f"stages/{name}.json", name)["digest"] for name in earlier[-1:]]

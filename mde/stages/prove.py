@@ -1,0 +1,63 @@
+"""`mde prove`: train the recommended mixture and its rivals, and see who wins."""
+
+import numpy as np
+import pandas as pd
+
+from mde.stages.fit import observations
+from mde.stages.score import score_runs
+from mde.stages.train import train_runs
+from mde.study import Study
+
+
+def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: int = 500) -> None:
+    """Trains the recommended mixture, uniform, proportional and the best one observed, each with several data orders.
+
+    The seeds are others than the observations', so that the best observed mixture has no luck left from being chosen.
+
+    Args:
+      study: a study with an optimum.
+      seeds: runs of each mixture.
+      first_seed: seed of the first one.
+      checkpoint_every: steps between states to resume from.
+    """
+    optimum = study.read_json("optimum.json", "optimize")
+    names = list(study.domains.training)
+    rows, index = [], []
+    for label, predicted in optimum["predictions"].items():
+        for seed in range(first_seed, first_seed + seeds):
+            index.append(f"proof-{label.replace(' ', '-')}-{seed}")
+            rows.append({"role": label, "seed": seed, **predicted["mixture"]})
+    table = pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", *names]]
+    train_runs(study, table, checkpoint_every)
+    study.write_table("proof/mixtures.csv", table)
+    losses = score_runs(study, list(table.index))
+    study.write_table("proof/losses.csv", losses)
+    study.write_table("proof/summary.csv", summary(study, table, losses, optimum))
+
+
+def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, optimum: dict) -> pd.DataFrame:
+    """A row a mixture: predicted and measured objective, its spread over seeds, and its rank among all that was trained.
+
+    Columns: predicted, measured, noise (standard deviation over seeds), low and high (the predicted interval), rank
+    (1 is best, among these mixtures and the observations) and of (how many there are). Nats per token.
+    """
+    inputs = observations(study, optimum["objective"])
+    observed = inputs.losses.to_numpy() @ inputs.objective
+    measured = (losses @ inputs.objective).groupby(table["role"], sort=False).agg(["mean", "std"])
+    everything = np.concatenate([measured["mean"].to_numpy(), observed])
+    rows = {}
+    for label, predicted in optimum["predictions"].items():
+        mean = measured.loc[label, "mean"]
+        low, high = predicted["objective_interval"]
+        rows[label] = {
+            "predicted": predicted["objective"],
+            "low": low,
+            "high": high,
+            "measured": mean,
+            "noise": measured.loc[label, "std"],
+            "rank": int((everything < mean).sum()) + 1,
+            "of": len(everything),
+        }
+    result = pd.DataFrame.from_dict(rows, orient="index")
+    result.index.name = "mixture"
+    return result

@@ -1,0 +1,155 @@
+"""`mde train`: a seed model, an expert for each domain, and the observations."""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from mde.errors import UserError, unknown
+from mde.models import decoder
+from mde.models.config import DecoderConfig, preset
+from mde.optimization import simplex
+from mde.study import Study, digest
+from mde.training import checkpoints, pool
+from mde.training.step import TrainSettings
+
+SEED_RUN = "seed"
+
+
+def train(
+    study: Study,
+    preset: str,
+    steps: int,
+    batch_size: int,
+    seq_len: int,
+    learning_rate: float,
+    seed_steps: int = 0,
+    seed_learning_rate: float | None = None,
+    observations: int = 24,
+    mixtures: str | None = None,
+    concentration: float = 1.0,
+    seed: int = 0,
+    checkpoint_every: int = 500,
+) -> None:
+    """Trains the pool: one expert a domain (one-hot mixtures) and the observations a regressor is fitted on.
+
+    Args:
+      study: a prepared study.
+      preset: name of the model.
+      steps: optimizer steps of every expert and observation.
+      batch_size: sequences a step.
+      seq_len: predicted tokens a sequence.
+      learning_rate: peak of the schedule.
+      seed_steps: steps of the seed model on the uniform mixture, which all runs continue from; 0 for none.
+      seed_learning_rate: its peak; `learning_rate` if None.
+      observations: how many mixtures to draw, spread over the simplex.
+      mixtures: a CSV file of observations to train instead: an id column `run`, and one column a training domain.
+      concentration: of the Dirichlet distribution that they are drawn from.
+      seed: of data orders, fresh parameters and the draws.
+      checkpoint_every: steps between states to resume from.
+
+    Raises:
+      UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
+    """
+    table = _plan(study, observations, mixtures, concentration, seed)
+    settings = TrainSettings(steps, batch_size, seq_len, learning_rate)
+    seed_settings = dataclasses.replace(
+        settings, steps=max(seed_steps, 1), learning_rate=seed_learning_rate or learning_rate
+    )
+    study.write_json(
+        "training.json",
+        {
+            "preset": preset,
+            "model": dataclasses.asdict(_model(study, preset)),
+            "settings": dataclasses.asdict(settings),
+            "seed_settings": dataclasses.asdict(seed_settings) if seed_steps else None,
+            "seed": seed,
+        },
+    )
+    train_runs(study, table, checkpoint_every)
+    study.write_table("mixtures.csv", table)
+
+
+def train_runs(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
+    """Trains the runs of a table of mixtures as `training.json` says, the seed model first; what is done is kept."""
+    runs = [
+        pool.Run(str(name), tuple(map(float, row[list(study.domains.training)])), int(row["seed"]))
+        for name, row in table.iterrows()
+    ]
+    pool.train_pool(runs, recipe(study, checkpoint_every), study.root / "runs", checkpoint_every)
+
+
+def recipe(study: Study, checkpoint_every: int = 500) -> pool.Recipe:
+    """What all runs of the study have in common; trains the seed model if there is to be one and it is not there."""
+    about = study.read_json("training.json", "train")
+    model = DecoderConfig.from_dict(about["model"])
+    stores = {name: study.store(name, "train") for name in study.domains.training}
+    data = {"data": digest({name: store.digest for name, store in stores.items()})}
+    if about["seed_settings"] is None:
+        return pool.Recipe(model, TrainSettings(**about["settings"]), stores, None, data)
+    uniform = pool.Run(SEED_RUN, tuple([1 / len(stores)] * len(stores)), about["seed"])
+    fresh = pool.Recipe(model, TrainSettings(**about["seed_settings"]), stores, None, data)
+    pool.train_pool([uniform], fresh, study.root / "runs", checkpoint_every)
+    start = load_run(study, SEED_RUN)
+    origin = {**data, "seed_model": digest(fresh.record(uniform))}
+    return pool.Recipe(model, TrainSettings(**about["settings"]), stores, start, origin)
+
+
+def model_config(study: Study) -> DecoderConfig:
+    """The architecture of the study's runs."""
+    return DecoderConfig.from_dict(study.read_json("training.json", "train")["model"])
+
+
+def load_run(study: Study, name: str) -> decoder.Params:
+    """The parameters of a trained run."""
+    like = _shapes(model_config(study))
+    return checkpoints.load_params(study.root / "runs" / name / "params", like)
+
+
+def _shapes(config: DecoderConfig) -> decoder.Params:
+    import jax
+
+    return jax.eval_shape(lambda: decoder.init(config, 0))
+
+
+def _model(study: Study, name: str) -> DecoderConfig:
+    return preset(name, study.about["vocab_size"])
+
+
+def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
+    """The table of runs: experts, then observations."""
+    names = study.domains.training
+    if mixtures is None:
+        drawn = simplex.space_filling(observations, len(names), seed, concentration)
+        rows = [f"observation-{i:02d}" for i in range(observations)]
+    else:
+        rows, drawn = _read_mixtures(epath.Path(mixtures), names)
+    weights = np.concatenate([simplex.corners(len(names)), drawn])
+    table = pd.DataFrame(weights, [f"expert-{name}" for name in names] + rows, names)
+    table.index.name = "run"
+    table.insert(0, "role", ["expert"] * len(names) + ["observation"] * len(rows))
+    table.insert(1, "seed", seed)
+    return table
+
+
+def _read_mixtures(path: epath.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Run names and mixtures of a user's CSV file, its columns in the study's order."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file (train.mixtures)")
+    table: Any = pd.read_csv(io.BytesIO(path.read_bytes()))
+    if "run" not in table:
+        raise UserError(f"{path}: no column 'run'; found {', '.join(table.columns)}")
+    table = table.set_index(table["run"].astype(str)).drop(columns="run")
+    for column in table.columns:
+        if column not in names:
+            raise unknown(f"domain in {path}", column, names)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise UserError(f"{path}: no column for domain {missing[0]!r}")
+    if table.index.has_duplicates:
+        raise UserError(f"{path}: run {table.index[table.index.duplicated()][0]!r} stands twice")
+    rows = list(table.index)
+    return rows, simplex.check_mixtures(table[list(names)].to_numpy(), names, rows, where=str(path))

@@ -1,0 +1,155 @@
+"""A study: one directory that holds everything about one mixture problem.
+
+    study.json             domains, their sizes and sources, the tokenizer
+    corpus/                the data sets that the domains come from
+    tokenizer/             the SentencePiece model
+    tokens/DOMAIN/SPLIT/   token stores
+    mixtures.csv           the runs: run, role, seed, one share a training domain
+    training.json          what all runs have in common
+    runs/RUN/              params (Orbax), run.json, metrics.jsonl
+    scores/RUN.npz         log-probs of the evaluation tokens
+    losses.csv             run, observed nats per token of each evaluation domain
+    candidates.csv         mixtures that were evaluated beside the runs'
+    features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN
+    fit/                   how well each regressor predicts, out of fold; which was chosen
+    optimum.json           the recommended mixture
+    proof/                 what was trained to check it
+    stages/STAGE.json      arguments and time of each stage that is done
+    report.html
+
+Tables are joined by the names of runs and domains, never by their order. Files are written aside and renamed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from mde.data.tokens import TokenStore
+from mde.errors import UserError, unknown
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Domains:
+    """The domains of a study: K trained on, J evaluated on (those first, then the ones that are never trained on)."""
+
+    training: tuple[str, ...]
+    evaluation: tuple[str, ...]
+
+
+class Study:
+    """Paths of a study, and typed reads and writes of what it holds."""
+
+    def __init__(self, root: epath.PathLike):
+        self.root = epath.Path(root).expanduser()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def read_json(self, name: str, made_by: str) -> dict[str, Any]:
+        """The JSON file `name`; raises UserError that names the stage it comes from if it is not there or broken."""
+        try:
+            return json.loads(self._path(name, made_by).read_text())
+        except ValueError as e:
+            raise UserError(f"{self.root / name}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file."""
+        self._write(name, json.dumps(content, indent=1, default=_plain).encode())
+
+    def read_table(self, name: str, made_by: str) -> pd.DataFrame:
+        """The CSV table `name`, indexed by its first column."""
+        return pd.read_csv(io.BytesIO(self._path(name, made_by).read_bytes()), index_col=0, dtype={0: str})
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Writes a CSV table with its index; floats are kept to the last bit."""
+        self._write(name, table.to_csv().encode())
+
+    def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
+        """The arrays of the npz file `name`."""
+        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
+            return dict(arrays)
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        """Writes an npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        self._write(name, buffer.getvalue())
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What `mde prepare` wrote about the study."""
+        about = self.read_json("study.json", "prepare")
+        if about["format"] != FORMAT:
+            raise UserError(f"{self.root}: study format {about['format']}, this version of mde reads {FORMAT}")
+        return about
+
+    @property
+    def domains(self) -> Domains:
+        """The study's domains."""
+        return Domains(tuple(self.about["training_domains"]), tuple(self.about["evaluation_domains"]))
+
+    def store(self, domain: str, split: str) -> TokenStore:
+        """The token store of a domain, which must come from the study's own tokenizer."""
+        if domain not in self.domains.evaluation:
+            raise unknown("domain", domain, self.domains.evaluation)
+        store = TokenStore(self.root / "tokens" / domain / split)
+        wanted = self.about["stores"].get(f"{domain}/{split}", {}).get("digest")
+        if store.digest != wanted:
+            raise UserError(
+                f"{store.directory}: tokens of another tokenizer or text ({store.digest}, the study says {wanted}); "
+                f"run `mde prepare --study={self.root}` again"
+            )
+        return store
+
+    def mixtures(self, name: str = "mixtures.csv", made_by: str = "train") -> pd.DataFrame:
+        """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order."""
+        table = self.read_table(name, made_by)
+        return table[["role", "seed", *self.domains.training]]
+
+    def losses(self, name: str = "losses.csv", made_by: str = "score") -> pd.DataFrame:
+        """Observed losses in nats per token, one column an evaluation domain, in the study's order."""
+        return self.read_table(name, made_by)[list(self.domains.evaluation)]
+
+    def features(self) -> dict[str, pd.DataFrame]:
+        """By feature, the evaluators' losses of runs and candidates, one column an evaluation domain."""
+        table = self.read_table("features.csv", "evaluate")
+        names = dict.fromkeys(column.rsplit("/", 1)[0] for column in table.columns)
+        domains = self.domains.evaluation
+        return {n: table[[f"{n}/{d}" for d in domains]].set_axis(list(domains), axis=1) for n in names}
+
+    def _path(self, name: str, made_by: str) -> epath.Path:
+        path = self.root / name
+        if not path.exists():
+            raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
+        return path
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f"{path.name}.partial"
+        aside.write_bytes(content)
+        aside.replace(path)
+
+
+def digest(content: Any) -> str:
+    """A short name for JSON-able content; equal content has equal names."""
+    text = json.dumps(content, sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values, tuples and paths as JSON knows them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, epath.Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r} has no place in JSON")

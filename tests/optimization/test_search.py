@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mde.errors import UserError
+from mde.optimization import search, simplex
+
+
+def distance_to(target):
+    return lambda mixtures: np.sum((mixtures - target) ** 2, axis=1)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 17])
+def test_the_minimum_of_a_quadratic_inside_the_simplex_is_found(k):
+    target = np.random.default_rng(k).dirichlet(np.full(k, 3.0))
+    optimum = search.minimize(distance_to(target), k, seed=0)
+    np.testing.assert_allclose(optimum.mixture, target, atol=1e-3)
+
+
+def test_a_narrow_slanted_valley_is_followed():
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(7, 7))
+    curvature = root @ root.T + 0.05 * np.eye(7)
+    target = rng.dirichlet(np.full(7, 2.0))
+
+    def loss(mixtures):
+        return np.einsum("ck,kl,cl->c", mixtures - target, curvature, mixtures - target)
+
+    np.testing.assert_allclose(search.minimize(loss, 7, seed=0).mixture, target, atol=1e-3)
+
+
+@pytest.mark.parametrize("best", range(5))
+def test_a_corner_is_reached_exactly(best):
+    slope = np.ones(5)
+    slope[best] = 0.5
+    optimum = search.minimize(lambda mixtures: mixtures @ slope, 5, seed=0)
+    np.testing.assert_array_equal(optimum.mixture, simplex.corners(5)[best])
+
+
+def test_a_face_is_reached_with_shares_of_zero():
+    target = np.array([0.0, 0.6, 0.0, 0.3, 0.1, 0.0])
+    pull = np.where(target == 0, 0.2, 0.0)
+    loss = distance_to(target)
+    optimum = search.minimize(lambda mixtures: loss(mixtures) + mixtures @ pull, 6, seed=0)
+    np.testing.assert_allclose(optimum.mixture, target, atol=1e-3)
+    np.testing.assert_array_equal(optimum.mixture == 0, target == 0)
+
+
+def test_the_water_filling_optimum_of_log_features_is_found():
+    # min -c.log(λ + 0.01) over the simplex: λ = max(c m - 0.01, 0). By hand, with the third share empty:
+    # 0.995 m - 0.02 = 1, and indeed 0.005 m < 0.01.
+    c = np.array([0.6, 0.395, 0.005])
+    m = 1.02 / 0.995
+    optimum = search.minimize(lambda mixtures: -np.log(mixtures + 0.01) @ c, 3, seed=0)
+    np.testing.assert_allclose(optimum.mixture, [0.6 * m - 0.01, 0.395 * m - 0.01, 0], atol=1e-3)
+    assert optimum.mixture[2] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 6), rounds=st.integers(0, 5))
+def test_the_result_is_a_mixture_and_the_best_of_all_that_was_seen(seed, k, rounds):
+    seen = []
+    steps = np.random.default_rng(seed).normal(size=(4, k))
+
+    def rugged(mixtures):  # piecewise constant, as trees are
+        values = np.floor(5 * mixtures @ steps.T).sum(axis=1)
+        seen.append((mixtures, values))
+        return values
+
+    optimum = search.minimize(rugged, k, seed, n_candidates=64, rounds=rounds, top=8)
+    mixtures, values = (np.concatenate(part) for part in zip(*seen, strict=True))
+    assert optimum.loss == values.min()
+    assert optimum.evaluations == len(values)
+    assert (mixtures >= 0).all()
+    np.testing.assert_allclose(mixtures.sum(axis=1), 1, atol=1e-12)
+
+
+def test_the_same_seed_gives_the_same_mixture():
+    loss = distance_to(np.array([0.2, 0.3, 0.5]))
+    first, again, other = (search.minimize(loss, 3, seed, n_candidates=64, rounds=3) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.mixture, again.mixture)
+    assert (first.mixture != other.mixture).any()
+
+
+def test_a_starting_point_is_never_lost():
+    needle = np.array([[0.123, 0.456, 0.421]])
+
+    def loss(mixtures):
+        return np.where(np.abs(mixtures - needle).max(axis=1) < 1e-9, -1.0, mixtures[:, 0])
+
+    assert search.minimize(loss, 3, seed=0).loss == 0.0
+    optimum = search.minimize(loss, 3, seed=0, start=needle)
+    assert optimum.loss == -1.0
+    np.testing.assert_allclose(optimum.mixture, needle[0], atol=1e-9)
+
+
+def test_without_rounds_the_proposal_is_regmix():
+    target = np.array([0.2, 0.3, 0.5])
+    optimum = search.minimize(distance_to(target), 3, seed=0, rounds=0, top=128)
+    np.testing.assert_allclose(optimum.simulated, target, atol=0.02)
+    assert optimum.loss <= optimum.simulated_loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda mixtures: np.full(len(mixtures), np.nan), "is nan, expected finite"),
+        (lambda mixtures: mixtures, "expected one number each"),
+    ],
+)
+def test_a_broken_loss_is_refused(loss, says):
+    with pytest.raises(UserError, match=says):
+        search.minimize(loss, 3, seed=0)
+
+
+def test_bad_settings_are_refused():
+    loss = distance_to(np.array([1.0, 0.0]))
+    with pytest.raises(UserError, match="n_candidates=0"):
+        search.minimize(loss, 2, seed=0, n_candidates=0)
+    with pytest.raises(UserError, match="start of the search: row 0"):
+        search.minimize(loss, 2, seed=0, start=np.array([[0.5, 0.6]]))

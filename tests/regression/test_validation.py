@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from mde.errors import UserError
+from mde.regression import estimators, validation
+from mde.regression.features import assemble
+
+DOMAINS = ["web", "code", "news"]
+OBJECTIVE = np.array([0.5, 0.25, 0.25])
+
+
+@pytest.fixture
+def swarm():
+    rng = np.random.default_rng(0)
+    mixtures = rng.dirichlet(np.ones(5), 24)
+    losses = 3 - np.log(0.1 + mixtures @ rng.dirichlet(np.ones(5), 3).T)
+    return mixtures, losses, losses + 0.02 * rng.normal(size=losses.shape)
+
+
+def judge(observed, designs, methods, **settings):
+    settings = {"n_train": 16, "repeats": 10, "seed": 0} | settings
+    return validation.judge(observed, DOMAINS, designs, methods, OBJECTIVE, **settings)
+
+
+def test_scores_are_those_of_a_plain_loop(swarm):
+    mixtures, _, observed = swarm
+    found = judge(observed, {"log": np.log(mixtures + 0.01)}, [("ridge", "log")])
+    errors, ranks, by_domain = [], [], []
+    for train, test in validation.splits(24, 16, 10, seed=0):
+        design = np.log(mixtures + 0.01)
+        predicted = estimators.Ridge().fit(design[train], observed[train]).predict(design[test])
+        errors.append(np.mean(((predicted - observed[test]) @ OBJECTIVE) ** 2))
+        ranks.append(spearmanr(predicted @ OBJECTIVE, observed[test] @ OBJECTIVE).statistic)
+        by_domain.append(np.mean((predicted - observed[test]) ** 2, axis=0))
+    row = found.objective.iloc[0]
+    assert (row.regressor, row.features, row.n) == ("ridge", "log", 10)
+    expected = [np.mean(errors), np.std(errors, ddof=1) / np.sqrt(10), np.mean(ranks)]
+    np.testing.assert_allclose([row.mse, row.mse_se, row.spearman], expected, rtol=1e-12)
+    assert found.domains.domain.tolist() == DOMAINS
+    np.testing.assert_allclose(found.domains.mse, np.mean(by_domain, axis=0), rtol=1e-12)
+
+
+class Recorder(estimators.Ridge):
+    """Ridge that writes down which rows (their number is the first feature) it is fitted and asked on."""
+
+    log: list = []  # noqa: RUF012 -- shared by the clones on purpose
+
+    def fit(self, X, y):
+        self.log.append(("fit", X[:, 0].tolist()))
+        return super().fit(X, y)
+
+    def predict(self, X):
+        self.log.append(("predict", X[:, 0].tolist()))
+        return super().predict(X)
+
+
+def test_methods_are_paired_and_train_on_exactly_n_rows(swarm):
+    mixtures, _, observed = swarm
+    Recorder.log.clear()
+    numbered = np.hstack([np.arange(24.0)[:, None], mixtures])
+    methods = [("a", "lambda"), ("b", "lambda")]
+    judge(observed, {"lambda": numbered}, methods, make={"a": Recorder(), "b": Recorder()}.__getitem__)
+    half = len(Recorder.log) // 2
+    assert Recorder.log[:half] == Recorder.log[half:]
+    for (_, train), (_, test) in zip(Recorder.log[::2], Recorder.log[1::2], strict=True):
+        assert len(train) == 16
+        assert sorted(train + test) == list(range(24))
+
+
+@pytest.mark.parametrize("regressor", ["ridge", "ridge-residual", "gbm", "mean"])
+def test_a_held_out_loss_never_reaches_its_own_prediction(swarm, regressor):
+    mixtures, losses, observed = swarm
+    designs = {"mde+log": assemble("mde+log", mixtures, {"mde": losses})}
+    # One split: the held-out rows are known, and a row's prediction comes from that split alone.
+    held_out = validation.splits(24, 16, 1, seed=0)[0][1]
+    changed = observed.copy()
+    changed[held_out] += 100
+    before, after = (
+        judge(table, designs, [(regressor, "mde+log")], repeats=1).predictions[regressor, "mde+log"]
+        for table in (observed, changed)
+    )
+    np.testing.assert_array_equal(before[held_out], after[held_out])
+    assert np.isnan(np.delete(before, held_out, axis=0)).all()
+
+
+def test_changing_one_loss_leaves_all_its_own_predictions_unchanged(swarm):
+    mixtures, _, observed = swarm
+    changed = observed.copy()
+    changed[7] += 100
+    before, after = (
+        judge(table, {"lambda": mixtures}, [("ridge", "lambda")], repeats=30).predictions["ridge", "lambda"]
+        for table in (observed, changed)
+    )
+    np.testing.assert_array_equal(before[7], after[7])
+    assert (np.delete(before, 7, axis=0) != np.delete(after, 7, axis=0)).any()
+
+
+def test_splits_depend_on_their_seed_alone_and_extend():
+    fewer, more, other = (validation.splits(20, 12, n, seed) for n, seed in ((5, 0), (9, 0), (5, 1)))
+    for (train, test), (train_too, test_too) in zip(fewer, more, strict=False):
+        np.testing.assert_array_equal(train, train_too)
+        np.testing.assert_array_equal(test, test_too)
+    assert any((a[0] != b[0]).any() for a, b in zip(fewer, other, strict=True))
+
+
+def test_a_perfect_evaluator_is_judged_perfect(swarm):
+    mixtures, _, observed = swarm
+    found = judge(observed, {"mde": assemble("mde", mixtures, {"mde": observed})}, [("alone", "mde")])
+    assert found.objective.mse[0] == 0
+    assert found.objective.spearman[0] == pytest.approx(1)
+    np.testing.assert_allclose(found.predictions["alone", "mde"], observed, atol=1e-12)
+
+
+def test_a_constant_does_not_rank(swarm):
+    mixtures, _, observed = swarm
+    found = judge(observed, {"lambda": mixtures}, [("mean", "lambda")])
+    assert np.isnan(found.objective.spearman[0])
+    assert found.objective.mse[0] > 0
+
+
+@pytest.mark.parametrize("n_train", [22, 23, 24, 100, 1])
+def test_too_few_observations_are_refused_with_their_number(swarm, n_train):
+    mixtures, _, observed = swarm
+    with pytest.raises(UserError, match=f"{n_train} training mixtures of 24 observations"):
+        judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], n_train=n_train)
+
+
+def test_unknown_names_and_wrong_shapes_are_refused(swarm):
+    mixtures, _, observed = swarm
+    with pytest.raises(UserError, match="unknown regressor 'rige'"):
+        judge(observed, {"lambda": mixtures}, [("rige", "lambda")])
+    with pytest.raises(UserError, match="unknown feature set 'lamda': did you mean 'lambda'"):
+        judge(observed, {"lambda": mixtures}, [("ridge", "lamda")])
+    with pytest.raises(UserError, match="23 rows, expected 24"):
+        judge(observed, {"lambda": mixtures[:23]}, [("ridge", "lambda")])
+    with pytest.raises(UserError, match="3 evaluation domains"):
+        judge(observed[:, :2], {"lambda": mixtures}, [("ridge", "lambda")])
+    with pytest.raises(UserError, match="0 repeats"):
+        judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], repeats=0)
