@@ -6,9 +6,11 @@ gin is parsed here and nowhere else: `stage.argument = value` in a gin file or a
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mde.errors import UserError, unknown
@@ -23,6 +25,7 @@ STAGE_HELP = {
     "prove": "train the recommended mixture and its rivals",
     "report": "print the tables and write report.html",
 }
+REPOSITORY = Path(__file__).parent.parent
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
 
@@ -48,13 +51,22 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         demo = name == "demo"
         command.add_argument(
-            "--study", required=not demo, default=None, help=f"the study's directory{f' ({DEMO_STUDY})' if demo else ''}"
+            "--study",
+            required=not demo,
+            default=None,
+            help=f"the study's directory{f' ({DEMO_STUDY})' if demo else ''}",
         )
         command.add_argument(
-            "--gin_file", action="append", default=[], help="gin file; may be repeated, later ones override earlier ones"
+            "--gin_file",
+            action="append",
+            default=[],
+            help="gin file; may be repeated, later ones override earlier ones",
         )
         command.add_argument(
-            "--gin_bindings", action="append", default=[], help="one binding, such as 'train.steps = 300'; may be repeated"
+            "--gin_bindings",
+            action="append",
+            default=[],
+            help="one binding, such as 'train.steps = 300'; may be repeated",
         )
         command.add_argument("--force", action="store_true", help="run the stage even if it is done")
     return parser
@@ -77,7 +89,7 @@ def _set_environment() -> None:
     if "host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cores}".strip()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -86,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
     from mde.study import Study
 
     demo = args.command == "demo"
-    given = _bindings(args.gin_file or ([DEMO_CONFIG] if demo else []), args.gin_bindings)
+    given = bindings(args.gin_file or ([DEMO_CONFIG] if demo else []), args.gin_bindings)
     study = Study(args.study or DEMO_STUDY)
     started = time.time()
     for stage in pipeline.STAGES if demo else [args.command]:
@@ -98,7 +110,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f"mde demo: {time.time() - started:.0f} s; see {study.root / 'report.html'}")
 
 
-def _bindings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[str, Any]]:
+def bindings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What gin binds, by stage and argument.
 
     Raises:
@@ -108,24 +120,26 @@ def _bindings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[s
 
     from mde.stages import pipeline
 
-    for name in files:
-        if not os.path.exists(name):
-            raise UserError(f"no gin file {name!r}")
-    gin.clear_config()
-    stages = {
-        name: gin.external_configurable(stage, name) for name, stage in pipeline.STAGES.items() if name not in _CONFIGURED
-    }
-    _CONFIGURED.update(stages)
+    for name, stage in pipeline.STAGES.items():
+        gin.external_configurable(stage, name)
+    gin.add_config_file_search_path(str(REPOSITORY))
     try:
-        parsed = gin.config.ParsedConfig if False else None
-        del parsed
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+        return {name: gin.get_bindings(name) for name in pipeline.STAGES}
     except (ValueError, SyntaxError, OSError) as error:
-        raise UserError(f"gin: {' '.join(str(error).split())}") from error
-    return {name: gin.get_bindings(name) for name in pipeline.STAGES}
+        raise _gin_error(" ".join(str(error).split())) from error
 
 
-_CONFIGURED: dict[str, Any] = {}
+def _gin_error(message: str) -> UserError:
+    """gin's message in one line, with the nearest right name where one is misspelt."""
+    from mde.stages import pipeline
+
+    if stage := re.search(r"No configurable matching '(\w+)'", message):
+        return unknown("stage in a gin binding", stage[1], pipeline.STAGES)
+    if argument := re.search(r"'(\w+)' doesn't have a parameter named '(\w+)'", message):
+        return unknown(f"argument of stage {argument[1]!r}", argument[2], pipeline.arguments(argument[1], {}))
+    return UserError(f"gin: {message}")
+
 
 if __name__ == "__main__":
     main()

@@ -43,7 +43,7 @@ class TokenStore:
         self.directory = epath.Path(directory)
         try:
             about = json.loads((self.directory / "store.json").read_text())
-            self._tokens = _open(self.directory / "tokens")
+            self._tokens: ts.TensorStore | np.ndarray = _open(self.directory / "tokens")
             self.bounds = _open(self.directory / "bounds").read().result()
             self.bytes = _open(self.directory / "bytes").read().result()
         except (OSError, ValueError) as e:
@@ -53,7 +53,7 @@ class TokenStore:
         self.n_bytes: int = about["bytes"]
         self.digest: str = about["digest"]
         if self.n_tokens <= _IN_MEMORY:
-            self._tokens = self._tokens.read().result()
+            self._tokens = _open(self.directory / "tokens").read().result()
 
     def read(self, start: int, stop: int) -> Window:
         """Tokens [start, stop) with document numbers that begin at 1; past the end comes padding."""

@@ -1,7 +1,9 @@
 """The TFDS data set `installed_text`: real text of seven domains out of packages that pip installs, no download."""
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -98,9 +100,10 @@ def build(domain: str, data_dir: str | os.PathLike, max_bytes: int = MAX_BYTES) 
     wanted = config(domain, max_bytes)
     known = InstalledText.builder_configs.get(wanted.name)
     builder = InstalledText(config=known or wanted, data_dir=os.fspath(data_dir))
-    tfds.disable_progress_bar()  # the harvest shows one bar of its own; TFDS would add six
+    tfds.disable_progress_bar()  # the harvest shows one bar of its own; TFDS would add six, and lines on stdout
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
     finally:
         tfds.enable_progress_bar()
     return builder

@@ -205,9 +205,7 @@ def _program(group: int, n_domains: int, devices: int) -> Callable[..., jax.Arra
     return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P(), split), out_specs=split, check_vma=False))
 
 
-def _candidates(
-    group: int, n_domains: int, values: jax.Array, domains: jax.Array, weights_CxK: jax.Array
-) -> jax.Array:
+def _candidates(group: int, n_domains: int, values: jax.Array, domains: jax.Array, weights_CxK: jax.Array) -> jax.Array:
     """[C, J] sums of one block of candidates over all blocks of tokens, with compensation for rounding."""
 
     def add(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:

@@ -38,7 +38,7 @@ class EvaluationSet:
     @property
     def mask(self) -> np.ndarray:
         """[N, L] which targets are scored; log-probs of T scored tokens are `x[mask]`, window by window."""
-        return np.asarray(decoder.target_mask(self.segments))
+        return decoder.target_mask(self.segments)
 
     @property
     def segment_ids(self) -> np.ndarray:
@@ -64,7 +64,9 @@ class EvaluationSet:
 
     def subset(self, windows_per_domain: int) -> "EvaluationSet":
         """The first windows of each domain; `bytes` are scaled by the share of tokens that is left."""
-        keep = np.concatenate([np.flatnonzero(self.window_domains == j)[:windows_per_domain] for j in range(len(self.domains))])
+        keep = np.concatenate(
+            [np.flatnonzero(self.window_domains == j)[:windows_per_domain] for j in range(len(self.domains))]
+        )
         part = dataclasses.replace(
             self, tokens=self.tokens[keep], segments=self.segments[keep], window_domains=self.window_domains[keep]
         )
@@ -122,4 +124,3 @@ class Scorer:
         mask = self._data.mask
         flat = [x.reshape(-1, x.shape[-1])[: len(mask)][mask] for x in scored]
         return flat[: len(models)]
-

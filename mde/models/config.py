@@ -54,7 +54,7 @@ class DecoderConfig:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that a token is multiplied with; 6 FLOPs each and token in training (embedding look-ups are free)."""
+        """Parameters that a token is multiplied with: 6 FLOPs each in training; embedding look-ups are free."""
         attention = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.d_model * self.vocab_size
 

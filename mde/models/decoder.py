@@ -5,13 +5,17 @@ Parameters of the blocks are stacked on a leading layer axis. Several documents 
 numbers them, attention stays inside a document and positions restart with it.
 """
 
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mde.models.config import DecoderConfig
 
 Params = dict
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 
 def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, theta: float) -> jax.Array:
@@ -103,7 +107,9 @@ class Decoder(nn.Module):
             c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(c.d_model**-0.5), dtype=c.dtype, name="embed"
         )
         positions = document_positions(segments_BxL)
-        mask = nn.make_causal_mask(tokens_BxL, dtype=bool) & (segments_BxL[:, None, :, None] == segments_BxL[:, None, None])
+        mask = nn.make_causal_mask(tokens_BxL, dtype=bool) & (
+            segments_BxL[:, None, :, None] == segments_BxL[:, None, None]
+        )
         # Small stacks are unrolled, which XLA fuses better; tall ones would only take longer to compile.
         layers = nn.scan(
             Block,
@@ -141,11 +147,11 @@ def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, se
     Returns:
       [B, L]; entries whose target starts another document (see `target_mask`) have no meaning.
     """
-    logits_BxLxV = Decoder(config).apply({"params": params}, tokens[:, :-1], segments[:, :-1])
+    logits_BxLxV: Any = Decoder(config).apply({"params": params}, tokens[:, :-1], segments[:, :-1])
     target_logits = jnp.take_along_axis(logits_BxLxV, tokens[:, 1:, None], axis=-1)[..., 0]
     return target_logits - jax.nn.logsumexp(logits_BxLxV, axis=-1)
 
 
-def target_mask(segments: jax.Array) -> jax.Array:
+def target_mask(segments: ArrayT) -> ArrayT:
     """Which of the L targets of [B, L + 1] segments follow a token of their own document, [B, L] bool; 0 is padding."""
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)

@@ -1,6 +1,7 @@
 """`mde evaluate`: what the pool of experts says of any mixture, without training it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def evaluate(
       merged_windows: windows of each domain that merged models are run on; 0 for no merged losses.
       seed: of the candidates.
     """
-    study.write_json("evaluators.json", {"taus": list(taus), "merged_windows": merged_windows})
+    about = {"taus": list(taus), "merged_windows": merged_windows}
     domains = study.domains
     runs = study.mixtures()[list(domains.training)]
     drawn = simplex.space_filling(candidates, len(domains.training), seed + 1)
@@ -41,17 +42,23 @@ def evaluate(
     table = pd.DataFrame(drawn, names, domains.training)
     mixtures = pd.concat([runs, table])
     columns = {}
-    for name, evaluator in tqdm(evaluators(study).items(), "evaluate", unit="evaluator"):
+    for name, evaluator in tqdm(evaluators(study, about).items(), "evaluate", unit="evaluator"):
         losses = evaluator(mixtures.to_numpy())
         columns.update({f"{name}/{domain}": losses[:, j] for j, domain in enumerate(domains.evaluation)})
+    study.write_json("evaluators.json", about)
     study.write_table("candidates.csv", table)
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
 
 
-def evaluators(study: Study, only: Sequence[str] | None = None) -> Mapping[str, Evaluator]:
-    """The evaluators by the name of their feature: `mde[τ]` for each τ, and `merged`; `only` those of these names."""
-    about = study.read_json("evaluators.json", "evaluate")
-    data = evaluation_data(study)
+def evaluators(study: Study, about: Mapping[str, Any], only: Sequence[str] | None = None) -> Mapping[str, Evaluator]:
+    """The evaluators by the name of their feature: `mde[τ]` for each τ, and `merged`.
+
+    Args:
+      study: a study with scored experts.
+      about: which there are: the content of `evaluators.json`.
+      only: names of those that are needed.
+    """
+    data = evaluation_data(study, study.read_json("scoring.json", "score"))
     experts = [f"expert-{name}" for name in study.domains.training]
     log_probs = np.stack([log_probs_of(study, run) for run in experts], axis=1)
     made: dict[str, Evaluator] = {}
@@ -65,6 +72,6 @@ def evaluators(study: Study, only: Sequence[str] | None = None) -> Mapping[str, 
 
 
 def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Evaluator:
-    params = [load_run(study, run) for run in experts]
     config = model_config(study)
+    params = [load_run(study, run, config) for run in experts]
     return lambda weights: merged_nll(config, params, data, weights)

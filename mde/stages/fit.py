@@ -55,7 +55,7 @@ def fit(
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/predictions.csv", _predictions(inputs, judged))
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
-    best = learnt.loc[learnt["mse"].idxmin()]
+    best = learnt.iloc[int(learnt["mse"].argmin())]
     study.write_json(
         "fit/choice.json",
         {

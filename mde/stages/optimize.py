@@ -52,9 +52,7 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
                     "objective_interval": interval,
                     "losses": dict(zip(inputs.domains, loss, strict=True)),
                 }
-                for name, mixture, loss, interval in zip(
-                    table.index, table.to_numpy(), losses, objective, strict=True
-                )
+                for name, mixture, loss, interval in zip(table.index, table.to_numpy(), losses, objective, strict=True)
             },
         },
     )
@@ -64,7 +62,8 @@ class Predictor:
     """A regressor fitted on the observations, as a function from mixtures to losses."""
 
     def __init__(self, study: Study, inputs: Observations, regressor: str, features: str):
-        self._evaluators = evaluators(study, only=feature_sets.evaluated_parts(features))
+        about = study.read_json("evaluators.json", "evaluate")
+        self._evaluators = evaluators(study, about, feature_sets.evaluated_parts(features))
         self._features = features
         self.observed_design = inputs.design(features)
         self.regressor = estimators.make(regressor).fit(self.observed_design, inputs.losses.to_numpy())

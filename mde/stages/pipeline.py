@@ -2,7 +2,9 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mde.errors import UserError, unknown
@@ -27,9 +29,13 @@ def arguments(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise unknown("stage", stage, STAGES)
     parameters = list(inspect.signature(STAGES[stage]).parameters.values())[1:]
     defaults = {p.name: p.default for p in parameters}
-    for name in given:
+    hints = typing.get_type_hints(STAGES[stage])
+    for name, value in given.items():
         if name not in defaults:
             raise unknown(f"argument of stage {stage!r}", name, defaults)
+        if not _fits(value, hints[name]):
+            expected = next(str(p).split(": ")[1].split(" = ")[0] for p in parameters if p.name == name)
+            raise UserError(f"{stage}.{name} = {value!r}: expected {expected}")
     return {**defaults, **given}
 
 
@@ -62,6 +68,17 @@ def run(study: Study, stage: str, given: Mapping[str, Any], force: bool = False)
     seconds = round(time.time() - started, 1)
     study.write_json(record, {"digest": name, "arguments": resolved, "seconds": seconds})
     return True
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, as far as stage arguments go: numbers, text, None, sequences of them."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _before(study: Study, stage: str) -> list[str]:

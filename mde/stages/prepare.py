@@ -24,13 +24,16 @@ def prepare(
       seed: of the sample that the tokenizer is trained on.
 
     Raises:
-      UserError: an unknown domain, one named twice, or no training domain.
+      UserError: an unknown domain, one named twice, or fewer than two to train on; a study that holds runs already,
+        trained with another tokenizer or on other text.
     """
     from mde.domains import registry, vocabulary  # TensorFlow comes with them
 
     everything = [*training_domains, *evaluation_domains]
     if len(training_domains) < 2 or len(set(everything)) < len(everything):
-        raise UserError(f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}")
+        raise UserError(
+            f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
+        )
     for name in everything:
         registry.get(name)
     corpus = study.root / "corpus"
@@ -38,6 +41,10 @@ def prepare(
 
     model = study.root / "tokenizer" / "sentencepiece.model"
     recipe = digest([training_domains, vocab_size, seed, [sources[name] for name in training_domains]])
+    if (study.root / "runs").exists() and study.about["tokenizer"] != recipe:
+        raise UserError(
+            f"{study}: holds runs that were trained with another tokenizer or on other text; use another --study"
+        )
     if not _is(model.parent / "recipe", recipe):
         texts = {name: registry.texts(name, "train", corpus) for name in training_domains}
         vocabulary.train_sentencepiece(texts, model, vocab_size, seed=seed)

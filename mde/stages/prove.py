@@ -28,15 +28,15 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
             index.append(f"proof-{label.replace(' ', '-')}-{seed}")
             rows.append({"role": label, "seed": seed, **predicted["mixture"]})
     table = pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", *names]]
-    train_runs(study, table, checkpoint_every)
+    train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
+    losses = score_runs(study, study.read_json("scoring.json", "score"), list(table.index))
     study.write_table("proof/mixtures.csv", table)
-    losses = score_runs(study, list(table.index))
     study.write_table("proof/losses.csv", losses)
     study.write_table("proof/summary.csv", summary(study, table, losses, optimum))
 
 
 def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, optimum: dict) -> pd.DataFrame:
-    """A row a mixture: predicted and measured objective, its spread over seeds, and its rank among all that was trained.
+    """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
 
     Columns: predicted, measured, noise (standard deviation over seeds), low and high (the predicted interval), rank
     (1 is best, among these mixtures and the observations) and of (how many there are). Nats per token.

@@ -2,15 +2,18 @@
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from etils import epath
 
 from mde.errors import UserError, unknown
+from mde.models import config as model_configs
 from mde.models import decoder
-from mde.models.config import DecoderConfig, preset
+from mde.models.config import DecoderConfig
 from mde.optimization import simplex
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
@@ -59,43 +62,47 @@ def train(
     seed_settings = dataclasses.replace(
         settings, steps=max(seed_steps, 1), learning_rate=seed_learning_rate or learning_rate
     )
-    study.write_json(
-        "training.json",
-        {
-            "preset": preset,
-            "model": dataclasses.asdict(_model(study, preset)),
-            "settings": dataclasses.asdict(settings),
-            "seed_settings": dataclasses.asdict(seed_settings) if seed_steps else None,
-            "seed": seed,
-        },
-    )
-    train_runs(study, table, checkpoint_every)
+    about = {
+        "preset": preset,
+        "model": dataclasses.asdict(model_configs.preset(preset, study.about["vocab_size"])),
+        "settings": dataclasses.asdict(settings),
+        "seed_settings": dataclasses.asdict(seed_settings) if seed_steps else None,
+        "seed": seed,
+    }
+    train_runs(study, about, table, checkpoint_every)
+    study.write_json("training.json", about)
     study.write_table("mixtures.csv", table)
 
 
-def train_runs(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
-    """Trains the runs of a table of mixtures as `training.json` says, the seed model first; what is done is kept."""
-    runs = [
-        pool.Run(str(name), tuple(map(float, row[list(study.domains.training)])), int(row["seed"]))
-        for name, row in table.iterrows()
-    ]
-    pool.train_pool(runs, recipe(study, checkpoint_every), study.root / "runs", checkpoint_every)
+def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, checkpoint_every: int) -> None:
+    """Trains the runs of a table of mixtures, the seed model first; what is done is kept.
 
+    Args:
+      study: a prepared study.
+      about: what all runs have in common: the content of `training.json`.
+      table: [runs] with columns `seed` and one a training domain.
+      checkpoint_every: steps between states to resume from.
 
-def recipe(study: Study, checkpoint_every: int = 500) -> pool.Recipe:
-    """What all runs of the study have in common; trains the seed model if there is to be one and it is not there."""
-    about = study.read_json("training.json", "train")
+    Raises:
+      UserError: a run was trained another way; then nothing is trained.
+    """
+    names = list(study.domains.training)
+    directory = study.root / "runs"
     model = DecoderConfig.from_dict(about["model"])
-    stores = {name: study.store(name, "train") for name in study.domains.training}
+    settings = TrainSettings(**about["settings"])
+    stores = {name: study.store(name, "train") for name in names}
     data = {"data": digest({name: store.digest for name, store in stores.items()})}
+    runs = [pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"])) for name, row in table.iterrows()]
     if about["seed_settings"] is None:
-        return pool.Recipe(model, TrainSettings(**about["settings"]), stores, None, data)
-    uniform = pool.Run(SEED_RUN, tuple([1 / len(stores)] * len(stores)), about["seed"])
+        pool.train_pool(runs, pool.Recipe(model, settings, stores, None, data), directory, checkpoint_every)
+        return
+    uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
     fresh = pool.Recipe(model, TrainSettings(**about["seed_settings"]), stores, None, data)
-    pool.train_pool([uniform], fresh, study.root / "runs", checkpoint_every)
-    start = load_run(study, SEED_RUN)
     origin = {**data, "seed_model": digest(fresh.record(uniform))}
-    return pool.Recipe(model, TrainSettings(**about["settings"]), stores, start, origin)
+    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin)
+    pool.pending(runs, recipe, directory)  # refuse before the seed model is paid for
+    pool.train_pool([uniform], fresh, directory, checkpoint_every)
+    pool.train_pool(runs, recipe, directory, checkpoint_every)
 
 
 def model_config(study: Study) -> DecoderConfig:
@@ -103,20 +110,10 @@ def model_config(study: Study) -> DecoderConfig:
     return DecoderConfig.from_dict(study.read_json("training.json", "train")["model"])
 
 
-def load_run(study: Study, name: str) -> decoder.Params:
+def load_run(study: Study, name: str, config: DecoderConfig) -> decoder.Params:
     """The parameters of a trained run."""
-    like = _shapes(model_config(study))
+    like = jax.eval_shape(lambda: decoder.init(config, 0))
     return checkpoints.load_params(study.root / "runs" / name / "params", like)
-
-
-def _shapes(config: DecoderConfig) -> decoder.Params:
-    import jax
-
-    return jax.eval_shape(lambda: decoder.init(config, 0))
-
-
-def _model(study: Study, name: str) -> DecoderConfig:
-    return preset(name, study.about["vocab_size"])
 
 
 def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
@@ -139,7 +136,10 @@ def _read_mixtures(path: epath.Path, names: tuple[str, ...]) -> tuple[list[str],
     """Run names and mixtures of a user's CSV file, its columns in the study's order."""
     if not path.exists():
         raise UserError(f"{path}: no such file (train.mixtures)")
-    table: Any = pd.read_csv(io.BytesIO(path.read_bytes()))
+    try:
+        table: Any = pd.read_csv(io.BytesIO(path.read_bytes()), skipinitialspace=True)
+    except ValueError as e:
+        raise UserError(f"{path}: not a CSV table ({' '.join(str(e).split())})") from e
     if "run" not in table:
         raise UserError(f"{path}: no column 'run'; found {', '.join(table.columns)}")
     table = table.set_index(table["run"].astype(str)).drop(columns="run")

@@ -1,0 +1,1 @@
+"""The optimizer, the train step, the pool of runs and their checkpoints."""

@@ -45,14 +45,14 @@ class Recipe:
       model: the architecture.
       settings: the training.
       stores: token store of each training domain, in the order of every run's weights.
-      start: parameters that every run continues from; None for fresh ones.
+      start: loads the parameters that every run continues from; None for fresh ones.
       origin: names what `start` and the stores are, for the record beside each checkpoint.
     """
 
     model: DecoderConfig
     settings: TrainSettings
     stores: Mapping[str, TokenStore]
-    start: decoder.Params | None
+    start: Callable[[], decoder.Params] | None
     origin: Mapping[str, Any]
 
     def record(self, run: Run) -> dict[str, Any]:
@@ -114,15 +114,20 @@ def train_pool(runs: Sequence[Run], recipe: Recipe, directory: epath.Path, check
     Raises:
       UserError: a run of this name was trained another way, or a loss is not finite.
     """
-    pending = [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
-    if not pending:
+    waiting = pending(runs, recipe, directory)
+    if not waiting:
         return
     mesh = pool_mesh(len(runs))
     advance = on_pool(mesh, functools.partial(_advance, recipe.model, recipe.settings))
-    total = len(pending) * recipe.settings.tokens
+    total = len(waiting) * recipe.settings.tokens
     with tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar:
-        for wave, real in waves(pending, mesh.size):
+        for wave, real in waves(waiting, mesh.size):
             _train_wave(wave, real, recipe, directory, checkpoint_every, mesh, advance, bar)
+
+
+def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[Run]:
+    """The runs that are not done; raises UserError if one of them was trained another way."""
+    return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
 
 
 def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
@@ -198,7 +203,7 @@ def _resume(
 
 
 def _initial(run: Run, recipe: Recipe) -> TrainState:
-    params = recipe.start if recipe.start is not None else decoder.init(recipe.model, run.seed)
+    params = recipe.start() if recipe.start else decoder.init(recipe.model, run.seed)
     return jax.tree.map(np.asarray, TrainState(params, optimizer(recipe.settings).init(params)))
 
 
@@ -234,4 +239,3 @@ def _difference(found: Any, wanted: Any) -> str:
             if found.get(name) != wanted.get(name):
                 return f"{name}={found.get(name)!r}, not {wanted.get(name)!r}"
     return f"{found!r}, not {wanted!r}"
-

@@ -1,0 +1,251 @@
+"""What a study found, as numbers and sentences: everything the tables, the figures and the page show comes from here."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mde.optimization import objectives
+from mde.regression.features import evaluated_parts
+from mde.study import Study
+
+MEAN, ALONE, WEIGHTS, EXPERTS, MERGED = "mean", "alone", "λ only", "with MDE", "with merged"
+GROUPS = (MEAN, ALONE, WEIGHTS, EXPERTS, MERGED)
+RECOMMENDED = "recommended"
+STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
+
+
+def has(study: Study, name: str) -> bool:
+    """Whether the study holds the file `name`."""
+    return (study.root / name).exists()
+
+
+def stages(study: Study) -> pd.DataFrame:
+    """A row a stage that is on record, in their order: `seconds` and `arguments` (a dict)."""
+    found = {path.stem for path in (study.root / "stages").glob("*.json")} - {"report"}
+    names = [name for name in STAGES if name in found] + sorted(found - set(STAGES))
+    records = [study.read_json(f"stages/{name}.json", name) for name in names]
+    columns = {key: [record[key] for record in records] for key in ("seconds", "arguments")}
+    return pd.DataFrame(columns, pd.Index(names, name="stage"))
+
+
+def objective_name(study: Study, objective: str) -> str:
+    """The objective in words."""
+    weights = _weights(study, objective)
+    counted = weights[weights > 0]
+    average = "average" if np.ptp(counted) < 1e-12 else "weighted average"
+    names = study.domains.evaluation
+    which = "" if len(counted) == len(names) else f" of {len(names)}"
+    return f"{average} loss over {len(counted)}{which} evaluation domains"
+
+
+def regressors(study: Study) -> pd.DataFrame:
+    """A row a method, grouped in the order of `GROUPS`, least error first within a group.
+
+    Columns: group, regressor, features, mse and spearman of the objective out of fold, their standard errors over the
+    splits (mse_se, spearman_se), n (splits) and chosen. Squared nats per token.
+    """
+    table = study.read_table("fit/objective.csv", "fit")
+    choice = study.read_json("fit/choice.json", "fit")
+    groups = [_group(row.regressor, row.features) for row in table.itertuples()]
+    table.insert(0, "group", pd.Categorical(groups, GROUPS, ordered=True))
+    table["chosen"] = (table["regressor"] == choice["regressor"]) & (table["features"] == choice["features"])
+    return table.sort_values(["group", "mse"], kind="stable").reset_index(drop=True)
+
+
+def fit_conditions(study: Study) -> str:
+    """What the regressors were judged on, in words."""
+    choice = study.read_json("fit/choice.json", "fit")
+    observations = int((study.mixtures()["role"] == "observation").sum())
+    parts = [objective_name(study, choice["objective"]), f"{observations} observations"]
+    if has(study, "stages/fit.json"):
+        parts.append(f"{study.read_json('stages/fit.json', 'fit')['arguments']['train_mixtures']} training mixtures")
+    return ", ".join([*parts, f"{int(regressors(study)['n'].max())} splits"])
+
+
+def worth_of_experts(methods: pd.DataFrame) -> str:
+    """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio.
+
+    Args:
+      methods: the table of `regressors`.
+    """
+    rivals = {group: methods[methods["group"] == group] for group in (EXPERTS, WEIGHTS)}
+    if any(table.empty for table in rivals.values()):
+        return "MDE features and λ-only features were not both tried, so there is no ratio between them."
+    best = {group: table.loc[table["mse"].idxmin()] for group, table in rivals.items()}
+    with_mde, without = best[EXPERTS], best[WEIGHTS]
+    ratio = with_mde["mse"] / without["mse"]
+    gap = abs(with_mde["mse"] - without["mse"])
+    if gap <= np.hypot(with_mde["mse_se"], without["mse_se"]):
+        verdict = "no clear difference (within one standard error): MDE features do not visibly help here"
+    elif ratio < 1:
+        verdict = "MDE features help"
+    else:
+        verdict = "MDE features do NOT help here"
+    return (
+        f"Best with MDE ({with_mde['regressor']} on {with_mde['features']}) ÷ best λ-only "
+        f"({without['regressor']} on {without['features']}): MSE ratio {ratio:.2f}; {verdict}. "
+        f"(Best of {len(rivals[EXPERTS])} methods with MDE and of {len(rivals[WEIGHTS])} without.)"
+    )
+
+
+def evaluators_by_domain(study: Study) -> pd.DataFrame:
+    """Spearman between what an evaluator says on its own and what was observed: a row an evaluator, a column a domain."""
+    table = study.read_table("fit/domains.csv", "fit")
+    alone = table[table["regressor"] == ALONE]
+    wide = alone.pivot(index="features", columns="domain", values="spearman")
+    return wide.loc[alone["features"].unique(), list(study.domains.evaluation)]
+
+
+def recommendation(study: Study) -> pd.DataFrame:
+    """A row a training domain: tokens, share of every predicted mixture, and low and high of the recommended share."""
+    optimum = study.read_json("optimum.json", "optimize")
+    names = list(study.domains.training)
+    table = pd.DataFrame({"tokens": [study.about["stores"][f"{name}/train"]["tokens"] for name in names]}, names)
+    for label, predicted in optimum["predictions"].items():
+        table[label] = pd.Series(predicted["mixture"])
+    intervals = pd.DataFrame(optimum["share_intervals"], ["low", "high"]).T
+    return table.join(intervals).rename_axis("domain")
+
+
+def predictions(study: Study) -> pd.DataFrame:
+    """A row a mixture: predicted objective, and low and high of its interval; nats per token."""
+    optimum = study.read_json("optimum.json", "optimize")
+    rows = {
+        label: [predicted["objective"], *predicted["objective_interval"]]
+        for label, predicted in optimum["predictions"].items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["predicted", "low", "high"]).rename_axis("mixture")
+
+
+def predicted_losses(study: Study) -> pd.DataFrame:
+    """Predicted losses of the recommended mixture and its rivals: a row a mixture, a column an evaluation domain."""
+    optimum = study.read_json("optimum.json", "optimize")
+    rows = {label: predicted["losses"] for label, predicted in optimum["predictions"].items()}
+    return pd.DataFrame.from_dict(rows, orient="index")[list(study.domains.evaluation)].rename_axis("mixture")
+
+
+def proof_runs(study: Study) -> pd.DataFrame:
+    """A row a run of the proof: mixture, seed and measured objective in nats per token."""
+    planned = study.mixtures("proof/mixtures.csv", "prove")
+    losses = study.losses("proof/losses.csv", "prove").loc[planned.index]
+    objective = study.read_json("optimum.json", "optimize")["objective"]
+    table = planned[["role", "seed"]].rename(columns={"role": "mixture"})
+    return table.assign(objective=losses.to_numpy() @ _weights(study, objective))
+
+
+def proof_losses(study: Study) -> pd.DataFrame:
+    """Measured losses, mean over seeds: a row a mixture, a column an evaluation domain; nats per token."""
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    losses = study.losses("proof/losses.csv", "prove").loc[runs.index]
+    return losses.groupby(runs["role"], sort=False).mean().rename_axis("mixture")
+
+
+def proof(study: Study) -> pd.DataFrame:
+    """A row a mixture: what `mde prove` found, and how far it is from the recommended one.
+
+    Columns beside those of proof/summary.csv: seeds; difference, measured minus the recommended mixture's measured
+    loss; in_noise, the same in units of `seed_noise`; clear, whether it is beyond what seeds explain (two-sided t-test
+    at 5% with the pooled variance). A single seed says nothing of noise: in_noise is NaN and clear false.
+    """
+    table = study.read_table("proof/summary.csv", "prove")
+    table["seeds"] = study.mixtures("proof/mixtures.csv", "prove")["role"].value_counts()
+    table["difference"] = table["measured"] - table.loc[RECOMMENDED, "measured"]
+    noise = seed_noise(table)
+    table["in_noise"] = table["difference"] / noise
+    freedom = (table["seeds"] - 1).sum()
+    error = noise * np.sqrt(1 / table["seeds"] + 1 / table.loc[RECOMMENDED, "seeds"])
+    table["clear"] = table["difference"].abs() > error * stats.t.ppf(0.975, freedom)
+    return table
+
+
+def seed_noise(table: pd.DataFrame) -> float:
+    """Standard deviation of the objective of one run over seeds, pooled over the mixtures of the table of `proof`."""
+    freedom = table["seeds"] - 1
+    return float(np.sqrt((freedom * table["noise"] ** 2).sum(min_count=1) / freedom.sum())) if freedom.any() else np.nan
+
+
+def proof_verdict(table: pd.DataFrame) -> str:
+    """Whether the recommended mixture won, in one or two sentences; `table` is that of `proof`."""
+    rivals = table.drop(index=RECOMMENDED)
+    best = rivals["measured"].idxmin()
+    gap, clear = rivals.loc[best, "difference"], rivals.loc[best, "clear"]
+    size = f"{abs(gap):.4f} nats per token"
+    times = f"{abs(rivals.loc[best, 'in_noise']):.1f} × seed noise"
+    if np.isnan(seed_noise(table)):
+        outcome = "has the lowest measured loss" if gap > 0 else "did not win"
+        return f"The recommended mixture {outcome}: {_than(best, gap, size)}. One seed each: it may be noise."
+    if gap > 0 and clear:
+        return f"The recommended mixture won: {_than(best, gap, size)} ({times}, more than seeds explain)."
+    beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
+    also = f" It beats {' and '.join(beaten)} by more than seeds explain." if beaten else ""
+    if gap <= 0 and clear:
+        return (
+            f"The recommended mixture did NOT win: {_than(best, gap, size)} ({times}, more than seeds explain).{also}"
+        )
+    outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
+    return f"The recommended mixture {outcome} within seed noise: {_than(best, gap, size)} ({times}).{also}"
+
+
+def calibration(table: pd.DataFrame, level: float) -> str:
+    """In how many mixtures of the table of `proof` the measured loss lies in the predicted interval."""
+    inside = int(table["measured"].between(table["low"], table["high"]).sum())
+    return (
+        f"The measured loss lies in the predicted {level:.0%} interval in {inside} of {len(table)} mixtures "
+        "(the interval covers the regressor's uncertainty, not the noise of a training run)."
+    )
+
+
+def proof_is_current(study: Study) -> bool:
+    """Whether the proof trained the mixture that is recommended now."""
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    names = list(study.domains.training)
+    trained = runs.loc[runs["role"] == RECOMMENDED, names].to_numpy()
+    shares = study.read_json("optimum.json", "optimize")["shares"]
+    return bool(np.allclose(trained, [shares[name] for name in names], atol=1e-9))
+
+
+def expert_losses(study: Study) -> pd.DataFrame:
+    """Losses of the experts in nats per token: a row an expert, named by its domain, a column an evaluation domain."""
+    runs = study.mixtures()
+    experts = runs.loc[runs["role"] == "expert", list(study.domains.training)]
+    return study.losses().loc[experts.index].set_axis(experts.idxmax(axis=1)).rename_axis("expert")
+
+
+def training_curves(study: Study, points: int = 150) -> pd.DataFrame:
+    """Training losses of the seed model and the experts: columns run, step and loss (mean of about `points` bins a run).
+
+    Experts continue from the seed model, so their steps count on from its last one.
+    """
+    runs = study.mixtures()
+    experts = [str(run) for run in runs.index[runs["role"] == "expert"]]
+    curves, start = [], 0
+    for run in ["seed", *experts]:
+        path = study.root / "runs" / run / "metrics.jsonl"
+        if not path.exists():
+            continue
+        curve = pd.DataFrame(map(json.loads, path.read_text().splitlines())).drop_duplicates("step", keep="last")
+        width = -(-int(curve["step"].max()) // points)
+        binned = curve.groupby((curve["step"] - 1) // width, sort=True)[["step", "loss"]].mean()
+        curves.append(binned.assign(run=run, step=binned["step"] + start))
+        if run == "seed":
+            start = int(curve["step"].max())
+    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", "step", "loss"])
+
+
+def _weights(study: Study, objective: str) -> np.ndarray:
+    return objectives.weights(objective, study.domains.evaluation, study.domains.training)
+
+
+def _group(regressor: str, features: str) -> str:
+    if regressor in (MEAN, ALONE):
+        return regressor
+    parts = evaluated_parts(features)
+    if "merged" in parts:
+        return MERGED
+    return EXPERTS if parts else WEIGHTS
+
+
+def _than(rival: str, gap: float, size: str) -> str:
+    return f"{size} below {rival}, the next best" if gap > 0 else f"{rival} is {size} below it"

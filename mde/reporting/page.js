@@ -1,0 +1,40 @@
+"use strict";
+// Draws every chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
+const config = {
+  responsive: true,
+  displaylogo: false,
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"],
+};
+
+function template() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const size = innerWidth < 480 ? 11 : 13;
+  const axis = {
+    title: { font: { size }, standoff: 12 },
+    gridcolor: colour("--grid"),
+    linecolor: colour("--line"),
+    tickcolor: colour("--line"),
+  };
+  return {
+    layout: {
+      font: { color: colour("--ink"), family: "system-ui, sans-serif", size },
+      hoverlabel: { bgcolor: colour("--shade"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
+      modebar: { color: colour("--faint"), activecolor: colour("--accent"), bgcolor: "rgba(0,0,0,0)" },
+      xaxis: axis,
+      yaxis: axis,
+    },
+  };
+}
+
+function draw() {
+  const look = template();
+  for (const chart of document.querySelectorAll(".chart")) {
+    const { data, layout } = JSON.parse(chart.nextElementSibling.textContent);
+    Plotly.react(chart, data, { ...layout, template: look }, config);
+  }
+}
+
+draw();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -1,0 +1,156 @@
+"""Bad input: one line that names the culprit and the nearest right name, exit status 2, and nothing changed on disk."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mde import cli
+from mde.data import tokens
+
+
+def contents(study: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(study)): p.read_bytes() for p in sorted(study.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused; returns the line that it printed."""
+
+    def run(*arguments: str, study: Path | None = None) -> str:
+        before = contents(study) if study else {}
+        with pytest.raises(SystemExit) as status:
+            cli.main([*arguments, *([f"--study={study}"] if study else [])])
+        assert status.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert len(lines) == 1, lines
+        assert not study or contents(study) == before
+        return lines[0]
+
+    return run
+
+
+TINY = "--gin_file=configs/demo_tiny.gin"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_repository(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("trian.steps = 3", ["stage", "'trian'", "did you mean 'train'"]),
+        ("train.step = 3", ["argument of stage 'train'", "'step'", "did you mean 'steps'"]),
+        ("train.steps = 'many'", ["train.steps = 'many'", "expected int"]),
+        ("train.steps = 0", ["steps=0", "positive"]),
+        ("train.preset = 'tny'", ["preset 'tny'", "did you mean 'tiny'"]),
+        ("train.preset = ", ["gin"]),
+        ("train.mixtures = 'nowhere.csv'", ["nowhere.csv", "no such file"]),
+    ],
+)
+def test_bindings(refused, prepared, binding, expected):
+    line = refused("train", TINY, f"--gin_bindings={binding}", study=prepared)
+    for text in expected:
+        assert text in line
+
+
+def test_unknown_command_and_missing_files(refused, tmp_path):
+    assert "did you mean 'fit'" in refused("fti", "--study=x")
+    assert "no gin file 'nowhere.gin'" in refused("train", "--gin_file=nowhere.gin", study=tmp_path)
+    assert "run `mde prepare" in refused("train", TINY, study=tmp_path)
+
+
+def test_a_stage_before_its_input(refused, prepared):
+    assert "run `mde train" in refused("score", study=prepared)
+
+
+def test_an_argument_that_is_required(refused, prepared):
+    assert "'train' needs preset" in refused("train", study=prepared)
+
+
+def test_unknown_domain(refused, tmp_path):
+    line = refused("prepare", TINY, "--gin_bindings=prepare.training_domains = ['pyhton', 'bible']", study=tmp_path)
+    assert "domain 'pyhton': did you mean 'python'" in line
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("a,-.1,1.1,0,0,0,0", ["'a'", "'python'", "-0.1"]),
+        ("a,nan,1,0,0,0,0", ["'a'", "'python'", "nan"]),
+        ("a,.5,.4,0,0,0,0", ["'a'", "0.9", "expected 1"]),
+        ("a,.5,.5", ["'a'", "nan"]),
+        ("a,1,0,0,0,0,0,0", ["line 2"]),
+        ("a,1,0,0,0,0,0\na,0,1,0,0,0,0", ["'a'", "twice"]),
+    ],
+)
+def test_mixtures_off_the_simplex(refused, prepared, row, expected):
+    table = prepared / "own.csv"
+    table.write_text(f"run,python,cpp,licenses,docs,wiki,bible\n{row}\n")
+    line = refused("train", TINY, f"--gin_bindings=train.mixtures = '{table}'", study=prepared)
+    for text in ["own.csv", *expected]:
+        assert text in line
+
+
+def test_mixtures_with_a_wrong_column(refused, prepared):
+    table = prepared / "own.csv"
+    table.write_text("run,python,cpp,licences,docs,wiki,bible\na,1,0,0,0,0,0\n")
+    line = refused("train", TINY, f"--gin_bindings=train.mixtures = '{table}'", study=prepared)
+    assert "'licences': did you mean 'licenses'" in line
+
+
+def test_an_empty_domain(refused, prepared):
+    """A store with less than one sequence, whose digest is what the study expects."""
+    about = json.loads((prepared / "study.json").read_text())
+    wanted = about["stores"]["bible/train"]["digest"]
+    tokens.write(prepared / "tokens" / "bible" / "train", [(np.arange(2, 8), 6)], wanted)
+    line = refused("train", TINY, "--gin_bindings=train.seed_steps = 0", study=prepared)
+    assert "'bible' is empty" in line
+
+
+def test_tokens_of_another_tokenizer(refused, prepared):
+    tokens.write(prepared / "tokens" / "wiki" / "train", [(np.arange(2, 999), 6)], "another")
+    line = refused("train", TINY, study=prepared)
+    assert "wiki" in line
+    assert "another tokenizer" in line
+
+
+def test_a_study_with_runs_is_not_prepared_anew(refused, finished, study):
+    shutil.copytree(finished[0] / "corpus", study / "corpus")
+    line = refused("prepare", TINY, "--gin_bindings=prepare.vocab_size = 1024", study=study)
+    assert "use another --study" in line
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("train.preset = 'demo'", "d_model=32, not 96"),
+        ("train.steps = 30", "steps=20, not 30"),
+        ("train.seed_steps = 7", "steps=100, not 7"),
+        ("train.seed = 5", "seed"),
+    ],
+)
+def test_runs_that_were_trained_another_way(refused, study, binding, expected):
+    line = refused("train", TINY, f"--gin_bindings={binding}", study=study)
+    assert expected in line
+    assert "--study" in line
+
+
+def test_a_damaged_checkpoint(refused, study):
+    (study / "scores" / "expert-wiki.npz").unlink()
+    for path in (study / "runs" / "expert-wiki" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    line = refused("score", "--force", TINY, study=study)
+    assert "expert-wiki/params: damaged checkpoint" in line
+
+
+def test_unknown_objective_regressor_and_feature(refused, study):
+    assert "did you mean 'avg-all'" in refused("fit", "--gin_bindings=fit.objective = 'avg-al'", study=study)
+    assert "did you mean 'ridge'" in refused("fit", "--gin_bindings=fit.regressors = ['rigde']", study=study)
+    assert "feature 'mde[5]'" in refused("fit", "--gin_bindings=fit.features = ['mde[5]']", study=study)
+    assert "24 observations" in refused("fit", "--gin_bindings=fit.train_mixtures = 23", study=study)

@@ -1,0 +1,120 @@
+"""The whole path, as a user walks it."""
+
+import itertools
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import ROOT, command, demo, mde
+
+from mde.study import Study
+
+RESULTS = ("mixtures.csv", "losses.csv", "features.csv", "fit/objective.csv", "optimum.json", "proof/summary.csv")
+
+
+def results(study: Path) -> dict[str, bytes]:
+    return {name: (study / name).read_bytes() for name in RESULTS}
+
+
+def test_it_recommends_a_mixture_with_intervals_and_proves_it(finished):
+    study = Study(finished[0])
+    optimum = study.read_json("optimum.json", "optimize")
+    shares = np.array(list(optimum["shares"].values()))
+    assert set(optimum["shares"]) == set(study.domains.training)
+    assert shares.min() >= 0
+    assert shares.sum() == pytest.approx(1, abs=1e-9)
+    proof = study.read_table("proof/summary.csv", "prove")
+    assert list(proof.index) == ["recommended", "uniform", "proportional", "best observed"]
+    assert ((proof["low"] <= proof["predicted"]) & (proof["predicted"] <= proof["high"])).sum() >= 3
+    assert (proof["noise"] > 0).all()
+
+
+def test_news_is_evaluated_and_never_trained_on(finished):
+    study = Study(finished[0])
+    assert "news" not in study.mixtures().columns
+    assert "news" in study.losses().columns
+    assert not (finished[0] / "tokens" / "news" / "train").exists()
+
+
+def test_an_experts_mde_loss_is_its_own_loss(finished):
+    """At a corner of the simplex the mixture of experts is one expert, whatever τ is."""
+    study = Study(finished[0])
+    losses, features = study.losses(), study.features()
+    experts = [run for run in losses.index if run.startswith("expert-")]
+    assert len(experts) == 6
+    for name in ("mde[0]", "mde[0.03]", "mde[0.3]", "mde[1]"):
+        # 4e-6: float32 sums of a prefix of up to 64 tokens, in nats per token
+        np.testing.assert_allclose(features[name].loc[experts], losses.loc[experts], atol=4e-6)
+
+
+def test_the_tables_are_printed_and_the_page_is_written(finished):
+    study, printed = finished
+    assert "ridge" in printed
+    assert "recommended" in printed
+    assert (study / "report.html").stat().st_size > 100_000
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    before = results(finished[0])
+    again = mde(*demo(finished[0]))
+    assert again.count("done before") == 8
+    assert results(finished[0]) == before
+
+
+def test_a_killed_demo_goes_on_and_ends_with_the_same_tables(finished, prepared):
+    """Killed twice: amid training, and amid proving, at whatever it was doing then."""
+    line = command(*demo(prepared))
+    for milestone in ("runs/observation-05/run.json", "optimum.json"):
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(prepared / milestone)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (prepared / "proof/summary.csv").exists()
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    assert results(prepared) == results(finished[0])
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_the_stages_one_by_one_give_what_the_demo_gives(finished, prepared):
+    """And rows of a user's own mixture table are joined by name, not by order."""
+    table = pd.read_csv(finished[0] / "mixtures.csv")
+    own = table[table["role"] == "observation"].drop(columns=["role", "seed"])
+    own[["run", *reversed(own.columns[1:])]].to_csv(prepared / "own.csv", index=False)
+    for stage in ("train", "score"):
+        mde(
+            stage,
+            f"--study={prepared}",
+            "--gin_file=configs/demo_tiny.gin",
+            f"--gin_bindings=train.mixtures = '{prepared / 'own.csv'}'",
+        )
+    pd.testing.assert_frame_equal(
+        pd.read_csv(prepared / "losses.csv"), pd.read_csv(finished[0] / "losses.csv"), check_exact=True
+    )
+
+
+def test_shipped_configurations_bind_only_what_exists():
+    from mde import cli
+
+    for path in sorted((ROOT / "configs").glob("*.gin")):
+        assert cli.bindings([str(path)], [])["train"]["observations"] >= 24
+
+
+def test_proportions_of_the_readme_configuration_are_documented():
+    """Every value that `demo.gin` names as commonly overridden is bound in it."""
+    text = (ROOT / "configs" / "demo.gin").read_text()
+    named = re.search(r"Commonly overridden: (.*)\.\n", text)
+    assert named
+    for name in itertools.chain(named[1].split(", ")):
+        assert f"\n{name} = " in text

@@ -1,0 +1,320 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from helpers import random_documents, write_store
+from numpy.testing import assert_allclose, assert_array_equal
+
+from mde.errors import UserError
+from mde.models import decoder
+from mde.models.config import preset
+from mde.training import checkpoints, pool
+from mde.training.pool import Recipe, Run, train_pool
+from mde.training.step import TrainSettings
+
+STEPS = 30  # three calls of ten steps, with a state to resume from after each of the first two
+SETTINGS = TrainSettings(steps=STEPS, batch_size=4, seq_len=16, learning_rate=1e-2)
+A, B, C = Run("a", (1.0, 0.0), 0), Run("b", (0.0, 1.0), 0), Run("c", (0.3, 0.7), 1)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Two domains: a loop of eight tokens, and noise over the other half of the vocabulary."""
+    root = tmp_path_factory.mktemp("stores")
+    noise = [d % 32 + 32 for d in random_documents(200, seed=0)]
+    stores = {
+        "loop": write_store(root / "loop", [np.tile(np.arange(1, 9), 60)] * 4),
+        "noise": write_store(root / "noise", noise),
+    }
+    return Recipe(preset("tiny", 64), SETTINGS, stores, None, {"data": "of the test"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Every pool compiles its step anew; here the same step on as many devices is compiled once."""
+    patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
+
+    def shared(mesh, function, donate=True):
+        key = (mesh, function.func, function.args, donate)
+        return programs.setdefault(key, on_pool(mesh, function, donate))
+
+    patch.setattr(pool, "on_pool", shared)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def together(recipe, tmp_path_factory):
+    """Three runs trained in one pool of two devices, without interruption."""
+    directory = epath.Path(tmp_path_factory.mktemp("together"))
+    train_pool([A, B, C], recipe, directory, checkpoint_every=10)
+    return directory
+
+
+def parameters(directory, run, recipe):
+    return checkpoints.load_params(directory / run.name / "params", decoder.init(recipe.model, 0))
+
+
+def losses(directory, run):
+    lines = (directory / run.name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def assert_same_run(one, other, run, recipe):
+    """To the last bit."""
+    jax.tree.map(assert_array_equal, parameters(one, run, recipe), parameters(other, run, recipe))
+    assert losses(one, run) == losses(other, run)
+
+
+def test_a_run_leaves_parameters_a_record_and_its_losses(together, recipe):
+    for run in (A, B, C):
+        assert sorted(p.name for p in (together / run.name).iterdir()) == ["metrics.jsonl", "params", "run.json"]
+        assert json.loads((together / run.name / "run.json").read_text()) == json.loads(json.dumps(recipe.record(run)))
+        assert len(losses(together, run)) == STEPS
+
+
+def test_a_repetitive_corpus_is_learnt(together):
+    a, b = losses(together, A), losses(together, B)
+    assert a[0] > 3.5  # about log 64
+    assert a[-1] < 1.0  # the loop has no surprise left
+    assert np.log(16) < b[-1] < b[0]  # noise over 32 tokens: no better than log 32, give or take what 30 steps forget
+
+
+def test_the_mixture_decides_what_is_learnt(together, recipe):
+    assert losses(together, A)[-1] < losses(together, C)[-1] < losses(together, B)[-1]
+
+
+def test_an_expert_reads_its_own_domain_only(recipe, tmp_path, monkeypatch, together):
+    def forbidden(self, start, stop):
+        raise AssertionError("read another domain")
+
+    class Closed(type(recipe.stores["noise"])):
+        read = forbidden
+
+    closed = Closed(recipe.stores["noise"].directory)
+    alone = dataclasses.replace(recipe, stores={**recipe.stores, "noise": closed})
+    train_pool([A], alone, epath.Path(tmp_path), checkpoint_every=10)
+    assert_same_run(epath.Path(tmp_path), together, A, recipe)
+
+
+@pytest.mark.parametrize("runs", [[C], [C, B], [B, C]], ids=lambda runs: "".join(run.name for run in runs))
+def test_a_run_is_the_same_to_the_bit_whichever_runs_share_its_pool(runs, recipe, tmp_path, together):
+    train_pool(runs, recipe, epath.Path(tmp_path), checkpoint_every=1000)
+    for run in runs:
+        assert_same_run(epath.Path(tmp_path), together, run, recipe)
+
+
+def interrupt(monkeypatch, recipe, directory, runs, after):
+    """Trains, and stops as if killed once states after `after` steps were saved by every run."""
+    save, saved = checkpoints.Progress.save, []
+
+    def save_and_stop(self, step, state):
+        save(self, step, state)
+        saved.append(step)
+        if saved.count(after) == len(runs):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.Progress, "save", save_and_stop)
+        train_pool(runs, recipe, directory, checkpoint_every=10)
+    assert not any((directory / run.name / "run.json").exists() for run in runs)
+
+
+@pytest.fixture
+def first_steps(monkeypatch):
+    """The steps that pools start reading at, one a run."""
+    read, starts = pool._batches, []
+
+    def spy(run, recipe, start):
+        starts.append(start)
+        return read(run, recipe, start)
+
+    monkeypatch.setattr(pool, "_batches", spy)
+    return starts
+
+
+@pytest.mark.parametrize("after", [10, 20])
+def test_an_interrupted_run_goes_on_to_the_same_parameters(after, recipe, tmp_path, monkeypatch, together, first_steps):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, C], after)
+    first_steps.clear()
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == [after, after]
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+        assert not (directory / run.name / "progress").exists()
+
+
+def test_runs_stopped_at_different_states_go_on_from_one_both_have(recipe, tmp_path, monkeypatch, together):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A], 10)
+    interrupt(monkeypatch, recipe, directory, [C], 20)
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
+def damage(checkpoint, how):
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        if how == "emptied":
+            path.write_bytes(b"")
+        elif how == "cut":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif "_METADATA" not in path.name and "manifest" not in path.name:
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "lost"])
+def test_a_damaged_newest_state_is_passed_over_for_the_one_before(
+    how, recipe, tmp_path, monkeypatch, together, first_steps
+):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, C], 20)
+    damage(tmp_path / "c" / "progress" / "20", how)
+    first_steps.clear()
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == [10, 10]
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
+def test_if_every_state_is_damaged_the_run_starts_anew(recipe, tmp_path, monkeypatch, together, first_steps):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, C], 20)
+    for step in ("10", "20"):
+        damage(tmp_path / "a" / "progress" / step, "emptied")
+    first_steps.clear()
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == [0, 0]
+    assert_same_run(directory, together, A, recipe)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe, run: (dataclasses.replace(recipe, settings=dataclasses.replace(SETTINGS, clip_norm=0.5)), run),
+        lambda recipe, run: (recipe, dataclasses.replace(run, weights=(0.5, 0.5))),
+        lambda recipe, run: (recipe, dataclasses.replace(run, seed=7)),
+    ],
+    ids=["settings", "mixture", "seed"],
+)
+def test_states_of_another_recipe_are_not_resumed_from(change, recipe, tmp_path, monkeypatch, first_steps):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [C], 20)
+    first_steps.clear()
+    changed, run = change(recipe, C)
+    try:
+        train_pool([run], changed, directory, checkpoint_every=10)
+    except UserError as error:
+        assert "c" in str(error)  # noqa: PT017  to refuse is as good as to start anew
+    else:
+        assert first_steps == [0]
+
+
+def test_what_is_done_is_not_trained_again(recipe, together, monkeypatch):
+    monkeypatch.setattr(pool, "_train_wave", lambda *_: pytest.fail("trained again"))
+    train_pool([A, B, C], recipe, together, checkpoint_every=10)
+
+
+@pytest.mark.parametrize(
+    ("run", "settings", "message"),
+    [
+        (A, {"learning_rate": 0.02}, r"/a: trained with training learning_rate=0\.01, not 0\.02"),
+        (A, {"steps": 40}, r"/a: trained with training steps=30, not 40"),
+        (dataclasses.replace(A, weights=(0.5, 0.5)), {}, r"/a: trained with mixture loop=1\.0, not 0\.5"),
+        (dataclasses.replace(A, seed=3), {}, r"/a: trained with seed 0, not 3"),
+    ],
+)
+def test_a_run_of_another_recipe_is_refused_and_the_difference_named(run, settings, message, recipe, together):
+    changed = dataclasses.replace(recipe, settings=dataclasses.replace(SETTINGS, **settings))
+    with pytest.raises(UserError, match=message):
+        train_pool([run], changed, together, checkpoint_every=10)
+
+
+def test_another_architecture_or_origin_is_refused_as_well(recipe, together):
+    wide = dataclasses.replace(recipe, model=preset("tiny", 64, d_ff=64))
+    with pytest.raises(UserError, match="trained with model d_ff=96, not 64"):
+        train_pool([A], wide, together, checkpoint_every=10)
+    other = dataclasses.replace(recipe, origin={"data": "other"})
+    with pytest.raises(UserError, match="trained with data 'of the test', not 'other'"):
+        train_pool([A], other, together, checkpoint_every=10)
+
+
+def test_run_json_comes_last(recipe, tmp_path, monkeypatch, together):
+    directory = epath.Path(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_params", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train_pool([A], recipe, directory, checkpoint_every=10)
+    assert not (directory / "a" / "run.json").exists()
+    train_pool([A], recipe, directory, checkpoint_every=10)
+    assert_same_run(directory, together, A, recipe)
+
+
+def poisoned(recipe):
+    start = decoder.init(recipe.model, 0)
+    start["final_norm"]["scale"] = start["final_norm"]["scale"].at[0].set(np.inf)
+    return dataclasses.replace(recipe, start=start)
+
+
+def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
+    with pytest.raises(UserError, match="run 'b': loss is .* at step 0; try a lower learning rate"):
+        train_pool([B], poisoned(recipe), epath.Path(tmp_path), checkpoint_every=10)
+    assert not (tmp_path / "b" / "run.json").exists()
+
+
+def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_states(recipe, tmp_path, together):
+    directory = epath.Path(tmp_path)
+    with pytest.raises(UserError, match="loss is"):
+        train_pool([B], poisoned(recipe), directory, checkpoint_every=10)
+    train_pool([B], recipe, directory, checkpoint_every=10)
+    assert_same_run(directory, together, B, recipe)
+
+
+def test_runs_continue_from_the_start_they_are_given(recipe, tmp_path, together):
+    start = parameters(together, A, recipe)
+    train_pool([A], dataclasses.replace(recipe, start=start), epath.Path(tmp_path), checkpoint_every=10)
+    assert losses(epath.Path(tmp_path), A)[0] < 1.0 < losses(together, A)[0]
+    jax.tree.map(assert_array_equal, start, parameters(together, A, recipe))  # the pool did not change it
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "lost"])
+def test_a_damaged_checkpoint_is_a_user_error_that_names_it(how, recipe, tmp_path, together):
+    params = parameters(together, A, recipe)
+    path = epath.Path(tmp_path) / "params"
+    checkpoints.save_params(path, params)
+    damage(tmp_path / "params", how)
+    with pytest.raises(UserError, match=r"/params: damaged checkpoint"):
+        checkpoints.load_params(path, params)
+
+
+def test_a_checkpoint_that_is_missing_or_of_another_model_is_a_user_error(recipe, together, tmp_path):
+    other = decoder.init(preset("tiny", 64, d_ff=64), 0)
+    with pytest.raises(UserError, match="/a/params: damaged checkpoint"):
+        checkpoints.load_params(together / "a" / "params", other)
+    with pytest.raises(UserError, match="/nowhere: no checkpoint here"):
+        checkpoints.load_params(epath.Path(tmp_path) / "nowhere", other)
+
+
+def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, tmp_path):
+    path = epath.Path(tmp_path) / "params"
+    one, other = (decoder.init(recipe.model, seed) for seed in (0, 1))
+    checkpoints.save_params(path, one)
+    checkpoints.save_params(path, other)
+    jax.tree.map(assert_array_equal, checkpoints.load_params(path, one), other)
+
+
+def test_an_average_of_losses_of_the_same_seed_starts_at_the_same_point(together):
+    """A and B begin with the same fresh parameters; their first losses are both about log 64."""
+    assert_allclose([losses(together, A)[0], losses(together, B)[0]], np.log(64), rtol=0.1)
+
+
+def test_waves_are_full_and_keep_every_item_once():
+    waves = list(pool.waves([1, 2, 3, 4, 5], 2))
+    assert waves == [([1, 2], 2), ([3, 4], 2), ([5, 5], 1)]
+    assert list(pool.waves([], 2)) == []

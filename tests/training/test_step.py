@@ -1,0 +1,104 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from mde.errors import UserError
+from mde.models import decoder
+from mde.models.config import preset
+from mde.training.step import TrainSettings, TrainState, loss, optimizer, train_step
+
+MODEL = preset("tiny", 64)
+SETTINGS = TrainSettings(steps=20, batch_size=4, seq_len=16, learning_rate=1e-2, warmup_steps=4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(MODEL, 0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    segments = np.ones((4, 17), np.int32)
+    segments[0, 5:] = 2
+    segments[1, 3:] = 0
+    return rng.integers(1, 64, (4, 17)), segments
+
+
+def test_the_loss_is_the_mean_over_scored_targets_of_all_sequences_together(params, batch):
+    tokens, segments = batch
+    log_probs = np.asarray(decoder.token_log_probs(MODEL, params, tokens, segments), np.float64)
+    scored = [(b, t) for b in range(4) for t in range(16) if segments[b, t] == segments[b, t + 1] > 0]
+    assert len(scored) == 15 + 2 + 16 + 16
+    expected = -np.mean([log_probs[b, t] for b, t in scored])
+    # A float32 mean of 49 terms of about 4: a few times 6e-8 * 4.
+    assert_allclose(loss(MODEL, params, tokens, segments), expected, rtol=1e-6)
+
+
+def test_a_batch_of_padding_has_loss_zero_and_no_gradient(params):
+    value, grads = jax.value_and_grad(lambda p: loss(MODEL, p, np.zeros((4, 17), int), np.zeros((4, 17), int)))(params)
+    assert value == 0
+    jax.tree.map(lambda g: assert_array_equal(g, 0), grads)
+
+
+@pytest.fixture(scope="module")
+def step():
+    return jax.jit(functools.partial(train_step, MODEL, SETTINGS))
+
+
+def test_a_step_reports_the_loss_before_it_and_repeated_steps_learn_the_batch(params, batch, step):
+    state = TrainState(params, optimizer(SETTINGS).init(params))
+    losses = []
+    for _ in range(SETTINGS.steps):
+        state, value = step(state, *batch)
+        losses.append(float(value))
+    # The jitted loss and the one taken op by op differ by rounding only.
+    assert_allclose(losses[0], loss(MODEL, params, *batch), rtol=1e-6)
+    assert losses[0] == losses[1]  # the first step of the warm-up has learning rate 0
+    assert losses[-1] < losses[0] - 1
+
+
+def test_decay_spares_norms_and_gradients_are_clipped():
+    params = {"final_norm": {"scale": jnp.full(3, 2.0)}, "out": {"kernel": jnp.full((3, 3), 2.0)}}
+    update = _second_update(params, jax.tree.map(jnp.zeros_like, params))  # nothing but decay is left
+    assert_array_equal(update["final_norm"]["scale"], 0)
+    rate = SETTINGS.learning_rate / SETTINGS.warmup_steps
+    assert_allclose(update["out"]["kernel"], -rate * SETTINGS.weight_decay * 2.0, rtol=1e-6)
+
+    large = jax.tree.map(lambda x: jnp.full_like(x, 1e3), params)
+    state = optimizer(SETTINGS).init(params)
+    _, state = optimizer(SETTINGS).update(large, state, params)
+    (mean,) = (s.mu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    norm = np.sqrt(sum(np.sum(np.square(m)) for m in jax.tree.leaves(mean)))
+    assert_allclose(norm, (1 - 0.9) * SETTINGS.clip_norm, rtol=1e-5)
+
+
+def _second_update(params, grads):
+    """The schedule gives the first update nothing; the second has a quarter of the peak."""
+    state = optimizer(SETTINGS).init(params)
+    _, state = optimizer(SETTINGS).update(grads, state, params)
+    return optimizer(SETTINGS).update(grads, state, params)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_runs_shorter_than_the_warm_up_have_a_schedule(steps):
+    settings = dataclasses.replace(SETTINGS, steps=steps, warmup_steps=10)
+    params = {"kernel": jnp.ones(2)}
+    updates, _ = optimizer(settings).update(params, optimizer(settings).init(params), params)
+    assert np.isfinite(updates["kernel"]).all()
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "seq_len", "learning_rate", "clip_norm"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_settings_that_make_no_sense_are_refused_by_name(field, value):
+    with pytest.raises(UserError, match=f"{field}={value}"):
+        dataclasses.replace(SETTINGS, **{field: value})
+
+
+def test_tokens_are_counted_over_all_steps():
+    assert SETTINGS.tokens == 20 * 4 * 16
