@@ -1,6 +1,8 @@
 """The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU (LLaMA's shape), in Flax Linen.
 
-Shapes: B sequences, L positions, D model width, N query heads, H head width, V vocabulary.
+Shapes: B sequences, L positions, T = B·L tokens, D model width, N query heads, H head width, V vocabulary. Between
+attentions tokens stand in one row each, [T, D]: XLA's CPU backend runs the backward pass of a gated layer 2.5 times as
+fast on matrices as on [B, L, D].
 Parameters of the blocks are stacked on a leading layer axis. Several documents may share a sequence: `segments_BxL`
 numbers them, attention stays inside a document and positions restart with it.
 """
@@ -57,17 +59,17 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_Bx1xLxL: jax.Array) -> jax.Array:
+    def __call__(self, x_TxD: jax.Array, positions_BxL: jax.Array, mask_Bx1xLxL: jax.Array) -> jax.Array:
         c = self.config
-        B, L, D = x_BxLxD.shape
+        T, D = x_TxD.shape
 
         def project(heads: int, name: str) -> jax.Array:
-            return _dense(c, heads * c.head_dim, name)(x_BxLxD).reshape(B, L, heads, c.head_dim)
+            return _dense(c, heads * c.head_dim, name)(x_TxD).reshape(*positions_BxL.shape, heads, c.head_dim)
 
         q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
         q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
         out = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xLxL)
-        return _dense(c, D, "out")(out.reshape(B, L, c.n_heads * c.head_dim))
+        return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
 
 
 class SwiGLU(nn.Module):
@@ -119,10 +121,10 @@ class Decoder(nn.Module):
             length=c.n_layers,
             unroll=c.n_layers if c.n_layers <= 4 else 1,
         )
-        x, _ = layers(c, name="layers")(embed(tokens_BxL), positions, mask)
+        x, _ = layers(c, name="layers")(embed(tokens_BxL.reshape(-1)), positions, mask)
         x = RMSNorm(c, name="final_norm")(x)
         logits = embed.attend(x) if c.tie_embeddings else _dense(c, c.vocab_size, "unembed")(x)
-        return logits.astype(jnp.float32)
+        return logits.astype(jnp.float32).reshape(*tokens_BxL.shape, c.vocab_size)
 
 
 def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:

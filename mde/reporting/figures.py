@@ -1,8 +1,7 @@
 """Plotly figures of a study: data in, `go.Figure` out.
 
 Colours are those of Okabe and Ito, told apart by the colour-blind; series differ in their symbols as well. Backgrounds
-are transparent and no text has a colour of its own, so a figure suits a light and a dark page, and its width is the
-page's.
+are transparent and text has no colour of its own, so a figure suits a light and a dark page; its width is the page's.
 """
 
 import html
@@ -83,7 +82,8 @@ def errors(methods: pd.DataFrame) -> go.Figure:
             name="mean",
             hovertemplate="always the mean<br>MSE %{x:.3g} ×10⁻³",
         )
-    figure.update_xaxes(title_text="MSE ×10⁻³, out of fold", type="log", dtick=1)
+    decades = np.log10(methods["mse"].max() / methods["mse"].min())
+    figure.update_xaxes(title_text="MSE ×10⁻³, out of fold", type="log", dtick=1 if decades > 2 else "D2")
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order[::-1])
     return figure
 
@@ -106,6 +106,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
         hovertemplate=f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {LOSS}<br>%{{z:.3f}} more than the best",
         name="",
         showscale=losses.size > MAX_WRITTEN,
+        colorbar={"thickness": 10},
         xgap=1,
         ygap=1,
     )
@@ -197,11 +198,11 @@ def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
             y=[_text(domain) for domain in others.columns],
             mode="markers",
             name=_text(name),
-            marker=_mark(losses.index.get_loc(name)),
+            marker=_mark(list(losses.index).index(name)),
             hovertemplate="%{y}: %{x:+.4f}",
         )
     figure.add_vline(0, line={"color": GRAY, "width": 1})
-    figure.update_xaxes(title_text=f"loss less that of {_text(reference)}, {LOSS} (left is better)", nticks=6)
+    figure.update_xaxes(title_text=f"loss minus that of {_text(reference)}, {LOSS}", nticks=6)
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
@@ -257,12 +258,7 @@ def _figure(height: int) -> go.Figure:
 
 
 def _mark(i: int) -> dict:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "symbol": SYMBOLS[i % len(SYMBOLS)],
-        "size": 10,
-        "line": {"color": "#ffffff", "width": 1},
-    }
+    return {"color": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 10}
 
 
 def _add_interval(figure: go.Figure, table: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""What a study found, as numbers and sentences: everything the tables, the figures and the page show comes from here."""
+"""What a study found, as numbers and sentences: all that the tables, the figures and the page show."""
 
 import json
 
@@ -48,8 +48,8 @@ def regressors(study: Study) -> pd.DataFrame:
     """
     table = study.read_table("fit/objective.csv", "fit")
     choice = study.read_json("fit/choice.json", "fit")
-    groups = [_group(row.regressor, row.features) for row in table.itertuples()]
-    table.insert(0, "group", pd.Categorical(groups, GROUPS, ordered=True))
+    groups = list(map(_group, table["regressor"], table["features"]))
+    table.insert(0, "group", pd.Series(pd.Categorical(groups, GROUPS, ordered=True), table.index))
     table["chosen"] = (table["regressor"] == choice["regressor"]) & (table["features"] == choice["features"])
     return table.sort_values(["group", "mse"], kind="stable").reset_index(drop=True)
 
@@ -73,8 +73,7 @@ def worth_of_experts(methods: pd.DataFrame) -> str:
     rivals = {group: methods[methods["group"] == group] for group in (EXPERTS, WEIGHTS)}
     if any(table.empty for table in rivals.values()):
         return "MDE features and λ-only features were not both tried, so there is no ratio between them."
-    best = {group: table.loc[table["mse"].idxmin()] for group, table in rivals.items()}
-    with_mde, without = best[EXPERTS], best[WEIGHTS]
+    with_mde, without = (table.sort_values("mse").iloc[0] for table in rivals.values())
     ratio = with_mde["mse"] / without["mse"]
     gap = abs(with_mde["mse"] - without["mse"])
     if gap <= np.hypot(with_mde["mse_se"], without["mse_se"]):
@@ -91,7 +90,7 @@ def worth_of_experts(methods: pd.DataFrame) -> str:
 
 
 def evaluators_by_domain(study: Study) -> pd.DataFrame:
-    """Spearman between what an evaluator says on its own and what was observed: a row an evaluator, a column a domain."""
+    """Spearman of the evaluators alone with the observed losses: a row an evaluator, a column a domain."""
     table = study.read_table("fit/domains.csv", "fit")
     alone = table[table["regressor"] == ALONE]
     wide = alone.pivot(index="features", columns="domain", values="spearman")
@@ -119,13 +118,6 @@ def predictions(study: Study) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["predicted", "low", "high"]).rename_axis("mixture")
 
 
-def predicted_losses(study: Study) -> pd.DataFrame:
-    """Predicted losses of the recommended mixture and its rivals: a row a mixture, a column an evaluation domain."""
-    optimum = study.read_json("optimum.json", "optimize")
-    rows = {label: predicted["losses"] for label, predicted in optimum["predictions"].items()}
-    return pd.DataFrame.from_dict(rows, orient="index")[list(study.domains.evaluation)].rename_axis("mixture")
-
-
 def proof_runs(study: Study) -> pd.DataFrame:
     """A row a run of the proof: mixture, seed and measured objective in nats per token."""
     planned = study.mixtures("proof/mixtures.csv", "prove")
@@ -151,11 +143,12 @@ def proof(study: Study) -> pd.DataFrame:
     """
     table = study.read_table("proof/summary.csv", "prove")
     table["seeds"] = study.mixtures("proof/mixtures.csv", "prove")["role"].value_counts()
-    table["difference"] = table["measured"] - table.loc[RECOMMENDED, "measured"]
+    recommended = table.loc[RECOMMENDED]
+    table["difference"] = table["measured"] - recommended["measured"]
     noise = seed_noise(table)
     table["in_noise"] = table["difference"] / noise
     freedom = (table["seeds"] - 1).sum()
-    error = noise * np.sqrt(1 / table["seeds"] + 1 / table.loc[RECOMMENDED, "seeds"])
+    error = noise * np.sqrt(1 / table["seeds"] + 1 / recommended["seeds"])
     table["clear"] = table["difference"].abs() > error * stats.t.ppf(0.975, freedom)
     return table
 
@@ -169,23 +162,22 @@ def seed_noise(table: pd.DataFrame) -> float:
 def proof_verdict(table: pd.DataFrame) -> str:
     """Whether the recommended mixture won, in one or two sentences; `table` is that of `proof`."""
     rivals = table.drop(index=RECOMMENDED)
-    best = rivals["measured"].idxmin()
-    gap, clear = rivals.loc[best, "difference"], rivals.loc[best, "clear"]
+    best = rivals.sort_values("measured").iloc[0]
+    gap, clear = best["difference"], best["clear"]
     size = f"{abs(gap):.4f} nats per token"
-    times = f"{abs(rivals.loc[best, 'in_noise']):.1f} × seed noise"
+    than = f"{size} below {best.name}, the next best" if gap > 0 else f"{best.name} is {size} below it"
+    times = f"{abs(best['in_noise']):.1f} × seed noise"
     if np.isnan(seed_noise(table)):
         outcome = "has the lowest measured loss" if gap > 0 else "did not win"
-        return f"The recommended mixture {outcome}: {_than(best, gap, size)}. One seed each: it may be noise."
+        return f"The recommended mixture {outcome}: {than}. One seed each: it may be noise."
     if gap > 0 and clear:
-        return f"The recommended mixture won: {_than(best, gap, size)} ({times}, more than seeds explain)."
+        return f"The recommended mixture won: {than} ({times}, more than seeds explain)."
     beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
     also = f" It beats {' and '.join(beaten)} by more than seeds explain." if beaten else ""
     if gap <= 0 and clear:
-        return (
-            f"The recommended mixture did NOT win: {_than(best, gap, size)} ({times}, more than seeds explain).{also}"
-        )
+        return f"The recommended mixture did NOT win: {than} ({times}, more than seeds explain).{also}"
     outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
-    return f"The recommended mixture {outcome} within seed noise: {_than(best, gap, size)} ({times}).{also}"
+    return f"The recommended mixture {outcome} within seed noise: {than} ({times}).{also}"
 
 
 def calibration(table: pd.DataFrame, level: float) -> str:
@@ -210,28 +202,30 @@ def expert_losses(study: Study) -> pd.DataFrame:
     """Losses of the experts in nats per token: a row an expert, named by its domain, a column an evaluation domain."""
     runs = study.mixtures()
     experts = runs.loc[runs["role"] == "expert", list(study.domains.training)]
-    return study.losses().loc[experts.index].set_axis(experts.idxmax(axis=1)).rename_axis("expert")
+    names = [experts.columns[i] for i in experts.to_numpy().argmax(axis=1)] if len(experts) else []
+    return study.losses().loc[experts.index].set_axis(names).rename_axis("expert")
 
 
 def training_curves(study: Study, points: int = 150) -> pd.DataFrame:
-    """Training losses of the seed model and the experts: columns run, step and loss (mean of about `points` bins a run).
+    """Training losses of the seed model and the experts: columns run, step and loss, the longest run in `points` means.
 
     Experts continue from the seed model, so their steps count on from its last one.
     """
     runs = study.mixtures()
-    experts = [str(run) for run in runs.index[runs["role"] == "expert"]]
-    curves, start = [], 0
-    for run in ["seed", *experts]:
-        path = study.root / "runs" / run / "metrics.jsonl"
-        if not path.exists():
-            continue
-        curve = pd.DataFrame(map(json.loads, path.read_text().splitlines())).drop_duplicates("step", keep="last")
-        width = -(-int(curve["step"].max()) // points)
-        binned = curve.groupby((curve["step"] - 1) // width, sort=True)[["step", "loss"]].mean()
-        curves.append(binned.assign(run=run, step=binned["step"] + start))
-        if run == "seed":
-            start = int(curve["step"].max())
-    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", "step", "loss"])
+    names = ["seed", *runs.index[runs["role"] == "expert"]]
+    paths = {name: study.root / "runs" / name / "metrics.jsonl" for name in names}
+    curves = {
+        name: pd.DataFrame(map(json.loads, path.read_text().splitlines())).drop_duplicates("step", keep="last")
+        for name, path in paths.items()
+        if path.exists()
+    }
+    width = -(-max((len(curve) for curve in curves.values()), default=1) // points)
+    start = curves["seed"]["step"].max() if "seed" in curves else 0
+    binned = [pd.DataFrame(columns=["run", "step", "loss"])]
+    for name, curve in curves.items():
+        means = curve.groupby((curve["step"] - 1) // width)[["step", "loss"]].mean()
+        binned.append(means.assign(run=name, step=means["step"] + (start if name != "seed" else 0)))
+    return pd.concat(binned[1:] or binned, ignore_index=True)
 
 
 def _weights(study: Study, objective: str) -> np.ndarray:
@@ -245,7 +239,3 @@ def _group(regressor: str, features: str) -> str:
     if "merged" in parts:
         return MERGED
     return EXPERTS if parts else WEIGHTS
-
-
-def _than(rival: str, gap: float, size: str) -> str:
-    return f"{size} below {rival}, the next best" if gap > 0 else f"{rival} is {size} below it"

@@ -17,7 +17,9 @@ function template() {
     linecolor: colour("--line"),
     tickcolor: colour("--line"),
   };
+  const outline = { marker: { line: { color: colour("--paper"), width: 1 } } };
   return {
+    data: { scatter: [outline] },
     layout: {
       font: { color: colour("--ink"), family: "system-ui, sans-serif", size },
       hoverlabel: { bgcolor: colour("--shade"), bordercolor: colour("--line"), font: { color: colour("--ink") } },

@@ -17,8 +17,10 @@ from mde.reporting import figures, findings, tables
 from mde.reporting.tables import Table
 from mde.study import Study
 
-PACKAGES = ("mde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "pandas")
-PACKAGES += ("scipy", "scikit-learn", "lightgbm", "plotly", "seqio", "tensorflow", "tensorflow-datasets")
+PACKAGES = (
+    *("mde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "pandas", "scipy"),
+    *("scikit-learn", "lightgbm", "plotly", "seqio", "tensorflow", "tensorflow-datasets"),
+)
 
 
 class Section(NamedTuple):
@@ -61,8 +63,7 @@ def _summary(study: Study) -> list[str]:
     else:
         verdict = "Not checked yet: no run was trained on the recommended mixture. To train it, run "
         verdict += f"mde prove --study={study.root.name}."
-    choice = findings.regressors(study).query("chosen").iloc[0]
-    numbers.append(("Regressor", choice["regressor"], f"on {choice['features']}"))
+    numbers.append(("Regressor", optimum["regressor"], f"on {optimum['features']}"))
     shares = findings.recommendation(study)
     rivals = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
     goal = findings.objective_name(study, optimum["objective"])
@@ -119,7 +120,7 @@ def _experts(study: Study) -> list[str]:
             "Nats per token above the best expert of the column. Rows: experts, each trained on one domain. "
             "A column without contrast is a domain that the choice of the mixture hardly moves.",
         )
-        parts += [chart, _details(_table(tables.expert_losses(study)))]
+        parts += [chart, _details(tables.expert_losses(study))]
     if findings.has(study, "fit/domains.csv"):
         parts.append(_table(tables.evaluators(study)))
     return parts
@@ -150,8 +151,11 @@ def _proof(study: Study) -> list[str]:
 
 def _curves(study: Study) -> list[str]:
     """Training losses of the seed model and the experts."""
+    curves = findings.training_curves(study)
+    if curves.empty:
+        return ['<p class="missing">The study holds no metrics of its seed model and experts.</p>']
     chart = _figure(
-        figures.training_curves(findings.training_curves(study)),
+        figures.training_curves(curves),
         "Training loss of the seed model and the experts by step",
         "Each on its own training data, so the levels are not comparable between experts. The experts go on from the "
         "seed model, where there is one.",
@@ -167,13 +171,17 @@ def _provenance(study: Study) -> list[str]:
         for stage, given in stages["arguments"].items()
         for name, value in given.items()
     }
-    sources = {name: _source(source) for name, source in study.about.get("sources", {}).items()}
-    sources["tokenizer"] = f"{study.about['vocab_size']:,} pieces, {study.about['tokenizer']}"
+    about = study.about.get("sources", {})
+    sources = {name: f"{source['description']} ({source['source']})" for name, source in about.items()}
+    sources["tokenizer"] = f"{study.about['vocab_size']:,} pieces ({study.about['tokenizer']})"
+    origins = {name: source.get("metadata", {}).get("versions", {}) for name, source in about.items()}
+    packages = {name: _join(versions) for name, versions in origins.items() if versions}
     return [
-        _table(Table("Sources", _listing(sources, "domain", "source"))),
+        _table(_listing("Sources", "domain", "source", sources)),
+        _details(_listing("Versions that the text was taken from", "domain", "packages", packages)),
         _table(tables.times(study)),
-        _details(_table(Table("Arguments of the stages", _listing(arguments, "argument", "value")))),
-        _details(_table(Table("Versions this page was written with", _listing(_versions(), "package", "version")))),
+        _details(_listing("Arguments of the stages", "argument", "value", arguments)),
+        _details(_listing("Versions this page was written with", "package", "version", _versions())),
     ]
 
 
@@ -207,11 +215,8 @@ def _main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
 
 
-def _source(source: dict) -> str:
-    """Where a domain's text comes from, with versions."""
-    versions = source.get("metadata", {}).get("versions", {})
-    text = "; ".join(str(source[key]) for key in ("description", "source") if key in source)
-    return text + (f" ({', '.join(f'{name} {version}' for name, version in versions.items())})" if versions else "")
+def _join(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _versions() -> dict[str, str]:
@@ -219,16 +224,17 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {n: installed[n] for n in PACKAGES if n in installed}
 
 
-def _listing(rows: dict[str, str], label: str, value: str) -> pd.DataFrame:
-    """A table of one column."""
-    return pd.DataFrame({value: list(rows.values())}, pd.Index(list(rows), name=label))
+def _listing(title: str, label: str, value: str, rows: dict[str, str]) -> Table:
+    """A table of one column of prose."""
+    frame = pd.DataFrame({value: list(rows.values())}, pd.Index(list(rows), name=label))
+    return Table(title, frame, prose=True)
 
 
 def _numbers(numbers: list[tuple[str, str, str]]) -> str:
     """Key numbers: what, value, remark."""
     cells = (
-        f"<div><dt>{markup.escape(what)}</dt><dd>{markup.escape(value)} <small>{markup.escape(remark)}</small></dd></div>"
-        for what, value, remark in numbers
+        f"<div><dt>{what}</dt><dd>{value} <small>{remark}</small></dd></div>"
+        for what, value, remark in (map(markup.escape, number) for number in numbers)
     )
     return f'<dl class="numbers">{"".join(cells)}</dl>'
 
@@ -243,28 +249,32 @@ def _figure(figure: go.Figure, label: str, caption: str) -> str:
     )
 
 
-def _details(table: str) -> str:
-    """A table behind its title."""
-    caption = table[table.index("<caption>") + len("<caption>") : table.index("</caption>")]
-    return f"<details><summary>{caption}</summary>{table}</details>"
-
-
 def _table(table: Table) -> str:
-    """A table as HTML."""
-    kind = ' class="text"' if len(table.frame.columns) == 1 else ""
-    head = "".join(f'<th scope="col">{markup.escape(str(name))}</th>' for name in table.frame.columns)
+    """A table under its title."""
+    return f"<h3>{markup.escape(table.title)}</h3>{_cells(table)}"
+
+
+def _details(table: Table) -> str:
+    """A table behind its title."""
+    return f"<details><summary>{markup.escape(table.title)}</summary>{_cells(table)}</details>"
+
+
+def _cells(table: Table) -> str:
+    """The table itself, and its notes."""
+    kind = ' class="text"' if table.prose else ""
+    head = "".join(f'<th scope="col"{kind}>{markup.escape(str(name))}</th>' for name in table.frame.columns)
     rows = []
     for i, (label, cells) in enumerate(zip(table.frame.index, table.frame.to_numpy(), strict=True)):
         if table.groups and (i == 0 or table.groups[i] != table.groups[i - 1]):
             heading = markup.escape(table.groups[i])
             rows.append(f'<tr><th scope="rowgroup" colspan="{len(cells) + 1}">{heading}</th></tr>')
         body = "".join(f"<td{kind}>{markup.escape(str(cell))}</td>" for cell in cells)
+        name = markup.escape(str(label)).replace("+", "+<wbr>")
         marked = ' class="marked"' if label in table.marked else ""
-        rows.append(f'<tr{marked}><th scope="row">{markup.escape(str(label))}</th>{body}</tr>')
+        rows.append(f'<tr{marked}><th scope="row">{name}</th>{body}</tr>')
     notes = "".join(f'<p class="note">{markup.escape(note)}</p>' for note in table.notes)
-    title = markup.escape(table.title)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><caption>{title}</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{markup.escape(table.title)}"><table>'
         f'<thead><tr><th scope="col">{markup.escape(str(table.frame.index.name))}</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{notes}"
     )

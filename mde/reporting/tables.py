@@ -29,6 +29,7 @@ class Table:
       notes: sentences that belong to it.
       groups: a heading for each row; it is shown where it changes.
       marked: labels of rows that stand out.
+      prose: whether cells hold words rather than numbers.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Table:
     notes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     marked: tuple[str, ...] = ()
+    prose: bool = False
 
 
 def text(study: Study) -> str:
@@ -55,21 +57,22 @@ def text(study: Study) -> str:
 def regressors(study: Study) -> Table:
     """How well each method predicts the objective of mixtures it has not seen."""
     methods = findings.regressors(study)
-    rows = {}
-    for row in methods.itertuples():
-        name = row.features if row.group == findings.ALONE else f"{row.regressor}  {row.features}"
-        label = "mean" if row.group == findings.MEAN else name
-        rows[f"{label} *" if row.chosen else label] = (
-            _with_error(row.mse * 1e3, row.mse_se * 1e3),
-            NOTHING if np.isnan(row.spearman) else f"{row.spearman:.2f}",
-        )
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["MSE ×10⁻³", "Spearman"]).rename_axis("method")
+    labels = list(
+        map(_method, methods["group"], methods["regressor"], methods["features"], methods["chosen"]),
+    )
+    frame = pd.DataFrame(
+        {
+            "MSE ×10⁻³": list(map(_with_error, methods["mse"] * 1e3, methods["mse_se"] * 1e3)),
+            "Spearman": list(map(_ratio, methods["spearman"])),
+        },
+        pd.Index(labels, name="method"),
+    )
     return Table(
         f"Regressors, out of fold: {findings.fit_conditions(study)}",
         frame,
         (findings.worth_of_experts(methods), "* chosen; ± is the standard error over the splits."),
         tuple(GROUP_TITLES[group] for group in methods["group"]),
-        tuple(label for label in frame.index if label.endswith(" *")),
+        tuple(label for label in labels if label.endswith(" *")),
     )
 
 
@@ -102,7 +105,7 @@ def proof(study: Study) -> Table:
             ],
             "measured": found["measured"].map("{:.4f}".format),
             "difference": found["difference"].map("{:+.4f}".format),
-            "÷ noise": found["in_noise"].map(lambda value: NOTHING if np.isnan(value) else f"{value:+.1f}"),
+            "÷ noise": [NOTHING if np.isnan(value) else f"{value:+.1f}" for value in found["in_noise"]],
             "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
         }
     )
@@ -129,7 +132,7 @@ def expert_losses(study: Study) -> Table:
 def evaluators(study: Study) -> Table:
     """How well each evaluator ranks the observations of each domain without any training mixture."""
     ranks = findings.evaluators_by_domain(study)
-    frame = ranks.T.map(lambda value: NOTHING if np.isnan(value) else f"{value:.2f}").rename_axis("domain")
+    frame = ranks.T.map(_ratio).rename_axis("domain")
     return Table("Evaluators alone: Spearman with the observed losses, by domain", frame)
 
 
@@ -155,10 +158,10 @@ def _noise(found: pd.DataFrame) -> str:
     noise = findings.seed_noise(found)
     if np.isnan(noise):
         return "Seed noise is unknown: one run each."
-    seeds = found["seeds"].unique()
+    seeds = " or ".join(map(str, sorted(found["seeds"].unique())))
     return (
         f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run "
-        f"(pooled; {' or '.join(map(str, sorted(seeds)))} seeds each). Rank 1 is the least loss of all trained mixtures."
+        f"(pooled; {seeds} seeds each). Rank 1 is the least loss of all trained mixtures."
     )
 
 
@@ -166,25 +169,36 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def _method(group: str, regressor: str, features: str, chosen: bool) -> str:
+    """What a row of the regressors is called; the chosen one has a star."""
+    label = {findings.MEAN: "mean", findings.ALONE: features}.get(group, f"{regressor}  {features}")
+    return f"{label} *" if chosen else label
+
+
+def _ratio(value: float) -> str:
+    return NOTHING if np.isnan(value) else f"{value:.2f}"
+
+
 def _with_error(value: float, error: float) -> str:
-    """Three significant digits, and the error to as many decimals."""
-    decimals = int(np.clip(2 - np.floor(np.log10(value)), 0, 6)) if value > 0 else 3
+    """Three significant digits, or as many more as the error needs for one."""
+    digits = [0.0]
+    digits += [2 - np.floor(np.log10(value))] if value > 0 else [3]
+    digits += [-np.floor(np.log10(error))] if error > 0 else []
+    decimals = int(min(max(digits), 6))
     return f"{value:.{decimals}f}" + ("" if np.isnan(error) else f" ± {error:.{decimals}f}")
 
 
 def _plain(table: Table, columns: int = 100) -> str:
     """The table in plain text."""
     frame = table.frame
-    rows = list(zip(map(str, frame.index), frame.to_numpy(), strict=True))
-    indent = "  " if table.groups else ""
-    first = max(len(indent + label) for label, _ in [*rows, (str(frame.index.name), None)])
-    widths = [max(map(len, [name, *frame[name]])) + 2 for name in frame.columns]
-    lines = [str(frame.index.name).ljust(first) + "".join(n.rjust(w) for n, w in zip(frame, widths, strict=True))]
-    heading = None
-    for i, (label, cells) in enumerate(rows):
-        if table.groups and table.groups[i] != heading:
-            heading = table.groups[i]
-            lines.append(heading)
-        lines.append((indent + label).ljust(first) + "".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
+    labels = [str(frame.index.name), *(f"{'  ' if table.groups else ''}{label}" for label in frame.index)]
+    columns_of_text = [labels, *([str(name), *frame[name]] for name in frame)]
+    widths = [max(map(len, cells)) for cells in columns_of_text]
+    lines: list[str] = []
+    for i, (label, *cells) in enumerate(zip(*columns_of_text, strict=True)):
+        if i and table.groups and (i == 1 or table.groups[i - 1] != table.groups[i - 2]):
+            lines.append(table.groups[i - 1])
+        numbers = (cell.rjust(width + 2) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append(label.ljust(widths[0]) + "".join(numbers))
     notes = [line for note in table.notes for line in textwrap.wrap(note, columns)]
     return "\n".join([*textwrap.wrap(table.title, columns), "", *lines, *([""] if notes else []), *notes])

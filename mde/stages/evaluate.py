@@ -20,7 +20,7 @@ Evaluator = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, 
 
 def evaluate(
     study: Study,
-    taus: Sequence[float] = (0.0, 0.03, 0.3, 1.0),
+    taus: Sequence[float] = (0.0, 0.01, 0.1, 1.0),
     candidates: int = 1024,
     merged_windows: int = 2,
     seed: int = 0,

@@ -1,6 +1,5 @@
 """`mde fit`: which regressor predicts the losses of mixtures it has not seen, judged out of fold."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ def fit(
     study: Study,
     objective: str = "avg-all",
     train_mixtures: int = 16,
-    repeats: int = 100,
+    repeats: int = 50,
     regressors: Sequence[str] = ("ridge", "gbm"),
     features: Sequence[str] = (),
     seed: int = 0,
@@ -30,16 +29,15 @@ def fit(
       study: a study with scored observations and evaluated features.
       objective: weighting of the evaluation domains: avg-sp, avg-et or avg-all.
       train_mixtures: observations that each repeat is fitted on; the rest are held out.
-      repeats: random splits.
+      repeats: random splits, the same for all.
       regressors: names of regressors.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`.
       seed: of the splits.
     """
     inputs = observations(study, objective)
     evaluated = list(inputs.evaluated)
-    sets = list(features) or default_features(evaluated)
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
-    methods += list(itertools.product(regressors, sets))
+    methods += [(r, s) for r in regressors for s in features or default_features(r, evaluated)]
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     judged = validation.judge(
         inputs.losses.to_numpy(),
@@ -98,13 +96,15 @@ def observations(study: Study, objective: str) -> Observations:
     return Observations(mixtures, losses, evaluated, weights)
 
 
-def default_features(evaluated: Sequence[str]) -> list[str]:
-    """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ."""
-    experts = [name for name in evaluated if name.startswith("mde")]
-    together = "+".join(experts)
-    sets = [*BASELINES, *evaluated, together]
-    sets += [f"{name}+log" for name in (*evaluated, together)]
-    return list(dict.fromkeys(sets))
+def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
+    """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ.
+
+    Trees see λ, √λ and log λ alike, so they are given λ.
+    """
+    together = "+".join(name for name in evaluated if name.startswith("mde"))
+    sets = dict.fromkeys([*evaluated, together])
+    alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
+    return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
 
 
 def _predictions(inputs: Observations, judged: validation.Judgement) -> pd.DataFrame:

@@ -136,5 +136,5 @@ def _lose_a_chunk(directory):
 def test_a_broken_store_is_a_user_error_that_names_the_directory(tmp_path, damage):
     write_store(tmp_path / "broken-store", DOCUMENTS)
     damage(tmp_path / "broken-store")
-    with pytest.raises(UserError, match="broken-store.*mde prepare"):
+    with pytest.raises(UserError, match=r"broken-store.*mde prepare"):
         TokenStore(tmp_path / "broken-store")

@@ -95,7 +95,7 @@ points = st.lists(st.one_of(st.sampled_from([0.0, 1e-30, 1e-9, 1e-3]), st.floats
 @given(rows, st.lists(points.filter(lambda p: sum(p) > 1e-3), min_size=1, max_size=3))
 @example([(0.0, -np.inf, -np.inf, -np.inf)], [[0.0, 1.0, 0.0, 0.0]])
 @example([(-1.0, -np.inf, -50.0, -2.0), (-1.0, -2.0, -3.0, -4.0)], [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_point_and_any_log_probs(rows, points):
     """Impossible tokens included: a mixture of experts that all rule a token out has loss infinity."""
     log_probs = np.array(rows, np.float32)
@@ -129,9 +129,8 @@ def test_with_tau_one_a_sequence_is_one_log_sum_exp(widest):
     assert_allclose(found, naive, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("tau", "tolerance"), [(1e-6, 1e-6), (0.03, 1e-6), (0.5, 3e-6), (0.97, 1e-5)])
+@pytest.mark.parametrize(("tau", "tolerance"), [(1e-6, 1e-6), (0.03, 1e-6), (0.5, 1e-6), (0.97, 1e-6)])
 def test_with_tau_between_the_weights_follow_the_prefix(tau, tolerance):
-    """The loss is a difference of two sums that grow with τ and the length of sequences; so does the error."""
     log_probs, segment_ids, sequence_ids = sequences(1)
     weights = candidates(K)
     found = mixture_nll(log_probs, segment_ids, weights, tau=tau, sequence_ids=sequence_ids)
@@ -155,7 +154,7 @@ def test_a_corner_is_the_experts_own_loss(tau):
     log_probs, segment_ids, sequence_ids = sequences(2)
     found = mixture_nll(log_probs, segment_ids, np.eye(K), tau=tau, sequence_ids=sequence_ids)
     own = [[-np.float64(log_probs)[segment_ids == j, k].mean() for j in (0, 1)] for k in range(K)]
-    assert_allclose(found, own, rtol=0, atol=TOLERANCE if tau in (0, 1) else 5e-6)  # see the test above
+    assert_allclose(found, own, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
@@ -177,22 +176,25 @@ def test_sequences_do_not_see_each_other(tau):
     changed = log_probs.copy()
     changed[segment_ids == 0] *= 2
     weights = candidates(K)
-    one, other = (mixture_nll(x, segment_ids, weights, tau=tau, sequence_ids=sequence_ids) for x in (log_probs, changed))
+    one, other = (
+        mixture_nll(x, segment_ids, weights, tau=tau, sequence_ids=sequence_ids) for x in (log_probs, changed)
+    )
     assert_array_equal(one[:, 1], other[:, 1])
     assert (one[:, 0] != other[:, 0]).any()
 
 
 def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
+    monkeypatch.setattr(mixture, "_CANDIDATE_BLOCK", 16)
     rng = np.random.default_rng(4)
-    log_probs, segment_ids = tokens_of(rng, 1500, 50.0), np.sort(rng.integers(0, 3, 1500))
-    weights = rng.dirichlet(np.ones(K), 1030)  # more than a block a device, and no multiple of anything
+    log_probs, segment_ids = tokens_of(rng, 600, 50.0), np.sort(rng.integers(0, 3, 600))
+    weights = rng.dirichlet(np.ones(K), 70)  # more than a block a device, and no multiple of anything
     losses = MixtureLosses(log_probs, segment_ids)
     together = losses(weights)
-    for some in ([0], [5, 600, 1029], slice(0, 33)):
+    for some in ([0], [5, 33, 69]):
         assert_allclose(losses(weights[some]), together[some], rtol=0, atol=TOLERANCE / 10)  # blocks only: rounding
 
 
-@pytest.mark.parametrize("block", [8, 64, 2048])
+@pytest.mark.parametrize("block", [8, 2048])
 def test_losses_do_not_depend_on_blocks_and_tiers(block, monkeypatch):
     rng = np.random.default_rng(5)
     log_probs, segment_ids = tokens_of(rng, 1000, 80.0), np.sort(rng.integers(0, 3, 1000))
@@ -245,10 +247,10 @@ def test_a_token_impossible_under_every_expert_is_named():
 @pytest.mark.parametrize("tau", [0.5, 1.0])
 def test_a_sequence_impossible_under_every_expert_is_an_error_or_a_loss_of_infinity(tau):
     """Each expert rules out another token, so each token is possible but nothing is left of the posterior."""
-    log_probs = GOOD.copy()
+    log_probs, ids = GOOD.copy(), np.array([0, 0, 0, 1, 1])
     log_probs[0, 0] = log_probs[1, 1] = -np.inf
     try:
-        found = mixture_nll(log_probs, DOMAIN, np.array([[0.5, 0.5]]), tau=tau, sequence_ids=DOMAIN)
+        found = mixture_nll(log_probs, ids, np.array([[0.5, 0.5]]), tau=tau, sequence_ids=ids)
     except UserError as error:
         assert "impossible under every expert" in str(error)  # noqa: PT017
     else:

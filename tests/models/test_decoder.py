@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_documents
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mde.models import decoder

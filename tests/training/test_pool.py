@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers import random_documents, write_store
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
 from mde.errors import UserError
 from mde.models import decoder
@@ -14,6 +14,9 @@ from mde.models.config import preset
 from mde.training import checkpoints, pool
 from mde.training.pool import Recipe, Run, train_pool
 from mde.training.step import TrainSettings
+
+# Orbax's own threads complain when a restore fails; that it fails is what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = 30  # three calls of ten steps, with a state to resume from after each of the first two
 SETTINGS = TrainSettings(steps=STEPS, batch_size=4, seq_len=16, learning_rate=1e-2)
@@ -117,9 +120,10 @@ def interrupt(monkeypatch, recipe, directory, runs, after):
         if saved.count(after) == len(runs):
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints.Progress, "save", save_and_stop)
+    monkeypatch.setattr(checkpoints.Progress, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
         train_pool(runs, recipe, directory, checkpoint_every=10)
+    monkeypatch.setattr(checkpoints.Progress, "save", save)
     assert not any((directory / run.name / "run.json").exists() for run in runs)
 
 
@@ -225,7 +229,7 @@ def test_what_is_done_is_not_trained_again(recipe, together, monkeypatch):
     ("run", "settings", "message"),
     [
         (A, {"learning_rate": 0.02}, r"/a: trained with training learning_rate=0\.01, not 0\.02"),
-        (A, {"steps": 40}, r"/a: trained with training steps=30, not 40"),
+        (A, {"steps": 40, "learning_rate": 0.02}, r"/a: trained with training steps=30, not 40"),
         (dataclasses.replace(A, weights=(0.5, 0.5)), {}, r"/a: trained with mixture loop=1\.0, not 0\.5"),
         (dataclasses.replace(A, seed=3), {}, r"/a: trained with seed 0, not 3"),
     ],
@@ -259,11 +263,11 @@ def test_run_json_comes_last(recipe, tmp_path, monkeypatch, together):
 def poisoned(recipe):
     start = decoder.init(recipe.model, 0)
     start["final_norm"]["scale"] = start["final_norm"]["scale"].at[0].set(np.inf)
-    return dataclasses.replace(recipe, start=start)
+    return dataclasses.replace(recipe, start=lambda: start, origin={"data": "of the test", "seed_model": "poisoned"})
 
 
 def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
-    with pytest.raises(UserError, match="run 'b': loss is .* at step 0; try a lower learning rate"):
+    with pytest.raises(UserError, match=r"run 'b': loss is .* at step 0; try a lower learning rate"):
         train_pool([B], poisoned(recipe), epath.Path(tmp_path), checkpoint_every=10)
     assert not (tmp_path / "b" / "run.json").exists()
 
@@ -278,7 +282,7 @@ def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_s
 
 def test_runs_continue_from_the_start_they_are_given(recipe, tmp_path, together):
     start = parameters(together, A, recipe)
-    train_pool([A], dataclasses.replace(recipe, start=start), epath.Path(tmp_path), checkpoint_every=10)
+    train_pool([A], dataclasses.replace(recipe, start=lambda: start), epath.Path(tmp_path), checkpoint_every=10)
     assert losses(epath.Path(tmp_path), A)[0] < 1.0 < losses(together, A)[0]
     jax.tree.map(assert_array_equal, start, parameters(together, A, recipe))  # the pool did not change it
 
@@ -307,11 +311,6 @@ def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, t
     checkpoints.save_params(path, one)
     checkpoints.save_params(path, other)
     jax.tree.map(assert_array_equal, checkpoints.load_params(path, one), other)
-
-
-def test_an_average_of_losses_of_the_same_seed_starts_at_the_same_point(together):
-    """A and B begin with the same fresh parameters; their first losses are both about log 64."""
-    assert_allclose([losses(together, A)[0], losses(together, B)[0]], np.log(64), rtol=0.1)
 
 
 def test_waves_are_full_and_keep_every_item_once():

@@ -1,0 +1,160 @@
+"""A finished study of two training domains and one that is only evaluated on, written by hand."""
+
+import json
+
+import pandas as pd
+
+from mde.study import Study
+
+TRAINING = ["code", "web"]
+EVALUATION = ["code", "web", "news"]
+INTERVAL = [2.0, 2.2]
+# Losses of the four proof mixtures, two seeds each: (code, web, news), so the objective is their mean.
+PROOF = {
+    "recommended": [(1.0, 2.0, 3.0), (1.0, 2.0, 3.06)],
+    "uniform": [(1.3, 2.3, 3.3), (1.3, 2.3, 3.36)],
+    "proportional": [(1.6, 2.6, 3.6), (1.6, 2.6, 3.66)],
+    "best observed": [(1.9, 2.9, 3.9), (1.9, 2.9, 3.96)],
+}
+METHODS = [
+    # regressor, features, mse, mse_se, spearman
+    ("mean", "lambda", 0.004, 0.0004, None),
+    ("alone", "mde[0]", 0.003, 0.0001, 0.9),
+    ("ridge", "lambda", 0.002, 0.0002, 0.5),
+    ("ridge", "sqrt", 0.001, 0.0001, 0.6),
+    ("ridge", "merged+log", 0.0008, 0.0001, 0.7),
+    ("ridge", "mde[0]+log", 0.0005, 0.0001, 0.8),
+    ("ridge", "mde[0]+mde[1]", 0.00025, 0.00001, 0.95),
+]
+
+
+def finish(root):
+    """A study with all stages done."""
+    study = Study(root)
+    prepare(study)
+    train(study)
+    fit(study)
+    optimize(study)
+    prove(study, PROOF)
+    return study
+
+
+def prepare(study, code="code"):
+    names = {"code": code, "web": "web", "news": "news"}
+    study.write_json(
+        "study.json",
+        {
+            "format": 1,
+            "training_domains": [names[name] for name in TRAINING],
+            "evaluation_domains": [names[name] for name in EVALUATION],
+            "vocab_size": 2048,
+            "tokenizer": "abc",
+            "stores": {f"{code}/train": {"tokens": 3000}, "web/train": {"tokens": 1000}},
+            "sources": {
+                code: {
+                    "description": f"the text of {code}",
+                    "source": "installed_text/code/1.0",
+                    "metadata": {"versions": {"gensim": "4.4.0"}},
+                },
+                "web": {"description": "pages", "source": "FunctionDataSource"},
+            },
+        },
+    )
+    record(study, "prepare", 40.0, vocab_size=2048)
+
+
+def train(study, code="code"):
+    shares = {"expert-code": (1, 0), "expert-web": (0, 1)} | {
+        f"observation-{i}": (i / 20, 1 - i / 20) for i in range(20)
+    }
+    table = pd.DataFrame.from_dict(shares, orient="index", columns=[code, "web"]).rename_axis("run")
+    table.insert(0, "role", [run.split("-")[0] for run in table.index])
+    table.insert(1, "seed", 0)
+    study.write_table("mixtures.csv", table)
+    losses = pd.DataFrame({code: 2 - table[code], "web": 2 - table["web"], "news": 3.0}, table.index)
+    study.write_table("losses.csv", losses)
+    for run, steps in [("seed", 400), ("expert-code", 10), ("expert-web", 10)]:
+        lines = [json.dumps({"step": i + 1, "loss": 5 - i / 1000}) for i in range(steps)]
+        path = study.root / "runs" / run / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(lines) + "\n")
+    record(study, "train", 20.5, steps=10, mixtures=None)
+
+
+def fit(study, methods=METHODS):
+    table = pd.DataFrame(methods, columns=["regressor", "features", "mse", "mse_se", "spearman"]).assign(n=100)
+    study.write_table("fit/objective.csv", table.rename_axis("method"))
+    domains = study.domains.evaluation
+    alone = table[table["regressor"] == "alone"].drop(columns="n")
+    study.write_table(
+        "fit/domains.csv", pd.concat([alone.assign(domain=d) for d in domains[::-1]]).rename_axis("method")
+    )
+    runs = [f"observation-{i}" for i in range(20)]
+    predicted = [
+        pd.DataFrame(
+            {"regressor": r, "features": f, "observed": range(20), "predicted": range(20)}, pd.Index(runs, name="run")
+        )
+        for r, f in zip(table["regressor"], table["features"], strict=True)
+    ]
+    study.write_table("fit/predictions.csv", pd.concat(predicted))
+    learnt = table[table["regressor"] == "ridge"]
+    best = learnt.loc[learnt["mse"].idxmin()]
+    choice = {key: best[key] for key in ("regressor", "features", "mse", "spearman")}
+    study.write_json("fit/choice.json", {"objective": "avg-all", **choice})
+    record(study, "fit", 7.0, train_mixtures=16, repeats=100)
+
+
+def optimize(study, code="code"):
+    mixtures = {"recommended": 0.6, "uniform": 0.5, "proportional": 0.75, "best observed": 0.9}
+    predictions = {
+        name: {
+            "mixture": {"web": 1 - share, code: share},
+            "objective": 2.1 + i / 10,
+            "objective_interval": [INTERVAL[0] + i / 10, INTERVAL[1] + i / 10],
+            "losses": {code: 1.0, "web": 2.0, "news": 3.0},
+        }
+        for i, (name, share) in enumerate(mixtures.items())
+    }
+    study.write_json(
+        "optimum.json",
+        {
+            "objective": "avg-all",
+            "regressor": "ridge",
+            "features": "mde[0]+mde[1]",
+            "shares": {"web": 0.4, code: 0.6},
+            "share_intervals": {"web": [0.3, 0.45], code: [0.55, 0.7]},
+            "interval_level": 0.9,
+            "predictions": predictions,
+        },
+    )
+    record(study, "optimize", 2.0, refits=200)
+
+
+def prove(study, losses, code="code"):
+    """The proof as `mde prove` leaves it, from (code, web, news) of each seed of each mixture."""
+    optimum = study.read_json("optimum.json", "optimize")
+    rows = [(name, seed, *loss) for name, seeds in losses.items() for seed, loss in enumerate(seeds, start=1)]
+    table = pd.DataFrame(rows, columns=["role", "seed", code, "web", "news"])
+    table.index = pd.Index(
+        [f"proof-{role}-{seed}" for role, seed in zip(table["role"], table["seed"], strict=True)], name="run"
+    )
+    measured = table[[code, "web", "news"]]
+    study.write_table("proof/losses.csv", measured[["news", "web", code]].iloc[::-1])
+    for name in (code, "web"):
+        shares = {label: mixture["mixture"][name] for label, mixture in optimum["predictions"].items()}
+        table[name] = table["role"].map(shares)
+    study.write_table("proof/mixtures.csv", table[["role", "seed", code, "web"]])
+    objective = measured.mean(axis=1).groupby(table["role"], sort=False).agg(["mean", "std"])
+    summary = pd.DataFrame(
+        {name: [p["objective"], *p["objective_interval"]] for name, p in optimum["predictions"].items()}
+    ).T
+    summary.columns = pd.Index(["predicted", "low", "high"])
+    summary = summary.assign(
+        measured=objective["mean"], noise=objective["std"], rank=objective["mean"].rank().astype(int), of=24
+    )
+    study.write_table("proof/summary.csv", summary.rename_axis("mixture"))
+    record(study, "prove", 10.0, seeds=len(losses["recommended"]))
+
+
+def record(study, stage, seconds, **arguments):
+    study.write_json(f"stages/{stage}.json", {"digest": "0", "arguments": arguments, "seconds": seconds})

@@ -1,0 +1,178 @@
+import numpy as np
+import pandas as pd
+import pytest
+from finished_study import METHODS, PROOF, fit, optimize, prove
+from scipy.stats import ttest_ind
+
+from mde.reporting import findings
+
+
+def shifted(by):
+    """The proof's losses with the recommended mixture's raised."""
+    return PROOF | {"recommended": [tuple(loss + by for loss in seed) for seed in PROOF["recommended"]]}
+
+
+def test_regressors_are_grouped_and_ordered_by_error(study):
+    table = findings.regressors(study)
+    assert table["group"].tolist() == ["mean", "alone", "λ only", "λ only", "with MDE", "with MDE", "with merged"]
+    assert table["features"].tolist()[2:] == ["sqrt", "lambda", "mde[0]+mde[1]", "mde[0]+log", "merged+log"]
+    assert table.loc[table["chosen"], "features"].tolist() == ["mde[0]+mde[1]"]
+
+
+def test_fit_conditions_say_what_the_errors_are_of(study):
+    expected = "average loss over 3 evaluation domains, 20 observations, 16 training mixtures, 100 splits"
+    assert findings.fit_conditions(study) == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        ("avg-sp", "average loss over 2 of 3 evaluation domains"),
+        ({"web": 2, "news": 1}, "weighted average loss over 2 of 3"),
+    ],
+)
+def test_objective_in_words(study, objective, words):
+    assert findings.objective_name(study, objective).startswith(words)
+
+
+def test_ratio_of_best_with_mde_to_best_without(study):
+    sentence = findings.worth_of_experts(findings.regressors(study))
+    assert "MSE ratio 0.25; MDE features help" in sentence  # 0.00025 / 0.001
+    assert "ridge on mde[0]+mde[1]" in sentence
+    assert "Best of 2 methods with MDE and of 2 without" in sentence
+
+
+@pytest.mark.parametrize(
+    ("mse", "error", "verdict"),
+    [(0.0004, 0.0001, "ratio 2.50; MDE features do NOT help"), (0.00101, 0.001, "ratio 0.99; no clear difference")],
+)
+def test_experts_that_do_not_help_are_said_not_to(study, mse, error, verdict):
+    methods = [row for row in METHODS if "mde" not in row[1] or row[0] == "alone"]
+    methods[3] = ("ridge", "sqrt", mse, error, 0.6)
+    fit(study, [*methods, ("ridge", "mde[0]", 0.001, 0.0001, 0.7)])
+    assert verdict in findings.worth_of_experts(findings.regressors(study))
+
+
+def test_no_ratio_without_both_kinds_of_features(study):
+    fit(study, [row for row in METHODS if "mde" not in row[1]])
+    assert "no ratio" in findings.worth_of_experts(findings.regressors(study))
+
+
+def test_recommendation_is_joined_by_domain(study):
+    table = findings.recommendation(study)  # the files name web first, the study code
+    assert table.loc["code", ["tokens", "recommended", "low", "high", "proportional"]].tolist() == [
+        3000,
+        0.6,
+        0.55,
+        0.7,
+        0.75,
+    ]
+    assert table.index.tolist() == ["code", "web"]
+
+
+def test_proof_is_in_units_of_pooled_seed_noise(study):
+    table = findings.proof(study)
+    noise = 0.02 / np.sqrt(2)  # each mixture's two seeds are 0.06 / 3 apart
+    assert findings.seed_noise(table) == pytest.approx(noise)
+    np.testing.assert_allclose(table["difference"], [0, 0.3, 0.6, 0.9], atol=1e-12)
+    np.testing.assert_allclose(table["in_noise"], np.array([0, 0.3, 0.6, 0.9]) / noise, atol=1e-9)
+    assert table["clear"].tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("by", [0.24, 0.25, 0.26, 0.27, 0.28, 0.29, 0.33, 0.35, 0.4])
+def test_with_two_mixtures_clear_is_the_t_test_at_five_percent(study, by):
+    losses = {name: shifted(by)[name] for name in ("recommended", "uniform")}
+    optimum = study.read_json("optimum.json", "optimize")
+    predictions = {name: optimum["predictions"][name] for name in losses}
+    study.write_json("optimum.json", optimum | {"predictions": predictions})
+    prove(study, losses)
+    runs = [np.mean(losses[name], axis=1) for name in losses]
+    assert findings.proof(study).loc["uniform", "clear"] == (ttest_ind(*runs).pvalue < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("by", "verdict"),
+    [
+        (0.0, "won: 0.3000 nats per token below uniform, the next best (21.2 × seed noise"),
+        (0.29, "has the lowest measured loss, but the lead is within seed noise: 0.0100 nats per token below uniform"),
+        (0.31, "did not win, but the difference is within seed noise: uniform is 0.0100 nats per token below it"),
+        (0.5, "did NOT win: uniform is 0.2000 nats per token below it (14.1 × seed noise, more than seeds explain)"),
+    ],
+)
+def test_verdict(study, by, verdict):
+    prove(study, shifted(by))
+    assert verdict in findings.proof_verdict(findings.proof(study))
+
+
+def test_verdict_names_the_rivals_that_are_beaten_clearly(study):
+    prove(study, shifted(0.31))
+    sentence = findings.proof_verdict(findings.proof(study))
+    assert sentence.endswith("It beats proportional and best observed by more than seeds explain.")
+
+
+@pytest.mark.parametrize(("by", "outcome"), [(0.0, "has the lowest measured loss"), (0.5, "did not win")])
+def test_a_single_seed_tells_nothing_of_noise(study, by, outcome):
+    prove(study, {name: seeds[:1] for name, seeds in shifted(by).items()})
+    table = findings.proof(study)
+    assert not table["clear"].any()
+    sentence = findings.proof_verdict(table)
+    assert outcome in sentence
+    assert "One seed each" in sentence
+
+
+def test_calibration_counts_measured_losses_in_their_intervals(study):
+    # measured 2.01, 2.31, 2.61, 2.91; intervals 2.0 to 2.2, 2.1 to 2.3, 2.2 to 2.4, 2.3 to 2.5
+    assert "90% interval in 1 of 4 mixtures" in findings.calibration(findings.proof(study), 0.9)
+
+
+def test_proof_objective_and_losses_are_joined_by_run_and_domain(study):
+    runs = findings.proof_runs(study)  # losses.csv has its rows and columns in reverse
+    assert runs.loc["proof-uniform-2", "objective"] == pytest.approx((1.3 + 2.3 + 3.36) / 3)
+    losses = findings.proof_losses(study)
+    assert losses.columns.tolist() == ["code", "web", "news"]
+    np.testing.assert_allclose(losses.loc["recommended"], [1.0, 2.0, 3.03])
+
+
+def test_a_proof_of_an_earlier_recommendation_is_noticed(study):
+    assert findings.proof_is_current(study)
+    optimum = study.read_json("optimum.json", "optimize")
+    study.write_json("optimum.json", optimum | {"shares": {"web": 0.5, "code": 0.5}})
+    assert not findings.proof_is_current(study)
+    optimize(study)
+    assert findings.proof_is_current(study)
+
+
+def test_experts_are_named_by_their_domain(study):
+    losses = findings.expert_losses(study)
+    expected = pd.DataFrame({"code": [1.0, 2.0], "web": [2.0, 1.0], "news": 3.0}, ["code", "web"])
+    pd.testing.assert_frame_equal(losses, expected, check_names=False)
+
+
+def test_training_curves_are_binned_and_go_on_from_the_seed_model(study):
+    curves = findings.training_curves(study, points=100)
+    seed = curves[curves["run"] == "seed"]
+    assert len(seed) == 100
+    assert seed.iloc[0][["step", "loss"]].tolist() == [2.5, pytest.approx(5 - 0.0015)]  # steps 1 to 4
+    assert curves.loc[curves["run"] == "expert-code", "step"].tolist() == [402.5, 406.5, 409.5]  # 10 steps by fours
+
+
+def test_a_step_that_was_resumed_counts_once(study):
+    path = study.root / "runs" / "seed" / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 9.0}\n{"step": 1, "loss": 5.0}\n')
+    curves = findings.training_curves(study)
+    assert curves.loc[curves["run"] == "seed", "loss"].tolist() == [5.0]
+
+
+def test_a_study_of_observations_only_has_no_experts_and_no_curves(study):
+    mixtures, losses = study.mixtures(), study.losses()
+    observed = mixtures["role"] == "observation"
+    study.write_table("mixtures.csv", mixtures[observed])
+    study.write_table("losses.csv", losses[observed])
+    (study.root / "runs" / "seed" / "metrics.jsonl").unlink()
+    assert findings.expert_losses(study).empty
+    assert findings.training_curves(study).empty
+
+
+def test_stages_come_in_their_order(study):
+    assert findings.stages(study).index.tolist() == ["prepare", "train", "fit", "optimize", "prove"]
+    assert findings.stages(study).loc["train", "seconds"] == 20.5

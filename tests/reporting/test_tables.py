@@ -1,0 +1,86 @@
+import pytest
+from finished_study import PROOF, prepare, prove, train
+
+from mde.reporting import tables
+from mde.study import Study
+
+
+def row(table, label):
+    return table.frame.loc[label].tolist()
+
+
+def test_regressors(study):
+    table = tables.regressors(study)
+    assert row(table, "mean") == ["4.00 ± 0.40", "–"]
+    assert row(table, "mde[0]") == ["3.00 ± 0.10", "0.90"]
+    assert row(table, "ridge  mde[0]+mde[1] *") == ["0.250 ± 0.010", "0.95"]
+    assert table.marked == ("ridge  mde[0]+mde[1] *",)
+    assert table.groups[2:4] == ("mixture weights only (λ)",) * 2
+
+
+def test_recommendation(study):
+    table = tables.recommendation(study)
+    assert row(table, "code") == ["3,000", "75.0%", "60.0%", "55.0% to 70.0%"]
+    assert "2.1000 nats per token (2.0000 to 2.2000), 0.1000 below uniform" in table.notes[0]
+
+
+def test_proof(study):
+    table = tables.proof(study)
+    assert row(table, "recommended") == ["2.1000", "2.0000 to 2.2000", "2.0100", "–", "–", "1 of 24"]
+    assert row(table, "uniform") == ["2.2000", "2.1000 to 2.3000", "2.3100", "+0.3000", "+21.2", "2 of 24"]
+    assert "0.0141 nats per token" in table.notes[-1]
+    assert row(tables.proof_losses(study), "news") == ["3.030", "3.330", "3.630", "3.930"]
+
+
+def test_proof_of_one_seed_has_no_units_of_noise(study):
+    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
+    table = tables.proof(study)
+    assert table.frame["÷ noise"].tolist() == ["–"] * 4
+    assert "unknown" in table.notes[-1]
+
+
+def test_an_earlier_proof_is_said_to_be_one(study):
+    optimum = study.read_json("optimum.json", "optimize")
+    study.write_json("optimum.json", optimum | {"shares": {"web": 0.5, "code": 0.5}})
+    assert "earlier recommendation" in tables.proof(study).notes[0]
+
+
+def test_times(study):
+    assert row(tables.times(study), "train") == ["20.5"]
+    assert row(tables.times(study), "total") == ["79.5"]
+
+
+def test_text_holds_every_table_in_100_columns(study):
+    text = tables.text(study)
+    assert max(map(len, text.splitlines())) <= 100
+    for title in ("Regressors", "Recommended mixture", "Proof", "Measured losses", "Time of each stage"):
+        assert f"\n\n{title}" in f"\n\n{text}"
+    lines = text.splitlines()
+    heading = lines.index("with mixtures of data experts (MDE)")
+    assert lines[heading + 1].startswith("  ridge  mde[0]+mde[1] *  ")
+
+
+def test_text_leaves_out_what_is_not_done(tmp_path):
+    study = Study(tmp_path / "started")
+    assert tables.text(study) == ""
+    prepare(study)
+    train(study)
+    assert tables.text(study).splitlines()[0] == "Time of each stage"
+    assert "Proof" not in tables.text(study)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (48.67, 0.64, "48.7 ± 0.6"),
+        (0.01924, 0.0016, "0.0192 ± 0.0016"),
+        (251.0, 47.0, "251 ± 47"),
+        (126.0, 0.43, "126.0 ± 0.4"),
+        (0.0, 0.0, "0.000 ± 0.000"),
+    ],
+)
+def test_errors_are_shown_to_three_digits(study, value, error, shown):
+    table = study.read_table("fit/objective.csv", "fit")
+    table.loc[table["regressor"] == "mean", ["mse", "mse_se"]] = value / 1e3, error / 1e3
+    study.write_table("fit/objective.csv", table)
+    assert row(tables.regressors(study), "mean") == [shown, "–"]
