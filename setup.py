@@ -52,6 +52,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mde", "mde.*"]),
+    package_data={"mde.reporting": ["*.html", "*.css", "*.js"]},
     install_requires=REQUIRED,
     extras_require={
         "text": TEXT,

@@ -138,25 +138,21 @@ def proof(study: Study) -> pd.DataFrame:
     """A row a mixture: what `mde prove` found, and how far it is from the recommended one.
 
     Columns beside those of proof/summary.csv: seeds; difference, measured minus the recommended mixture's measured
-    loss; in_noise, the same in units of `seed_noise`; clear, whether it is beyond what seeds explain (two-sided t-test
-    at 5% with the pooled variance). A single seed says nothing of noise: in_noise is NaN and clear false.
+    loss; error, the standard error of a difference; clear, whether it is beyond what seeds explain (two-sided t-test at
+    5%). Runs of one seed share their data order and with it much of their noise, so seeds are blocks: the error is that
+    of what is left of the losses when each mixture's and each seed's mean is taken away. A single seed says nothing of
+    noise: error is NaN and clear false.
     """
     table = study.read_table("proof/summary.csv", "prove")
-    table["seeds"] = study.mixtures("proof/mixtures.csv", "prove")["role"].value_counts()
-    recommended = table.loc[RECOMMENDED]
-    table["difference"] = table["measured"] - recommended["measured"]
-    noise = seed_noise(table)
-    table["in_noise"] = table["difference"] / noise
-    freedom = (table["seeds"] - 1).sum()
-    error = noise * np.sqrt(1 / table["seeds"] + 1 / recommended["seeds"])
-    table["clear"] = table["difference"].abs() > error * stats.t.ppf(0.975, freedom)
+    runs = proof_runs(study).pivot(index="seed", columns="mixture", values="objective")
+    table["seeds"] = len(runs)
+    table["difference"] = table["measured"] - table.loc[RECOMMENDED, "measured"]
+    left = runs.sub(runs.mean(axis=1), axis=0) - (runs.mean() - runs.mean().mean())
+    freedom = (len(runs) - 1) * (runs.shape[1] - 1)
+    variance = float((left**2).to_numpy().sum()) / freedom if freedom else np.nan
+    table["error"] = np.sqrt(2 * variance / len(runs))
+    table["clear"] = table["difference"].abs() > table["error"] * stats.t.ppf(0.975, max(freedom, 1))
     return table
-
-
-def seed_noise(table: pd.DataFrame) -> float:
-    """Standard deviation of the objective of one run over seeds, pooled over the mixtures of the table of `proof`."""
-    freedom = table["seeds"] - 1
-    return float(np.sqrt((freedom * table["noise"] ** 2).sum(min_count=1) / freedom.sum())) if freedom.any() else np.nan
 
 
 def proof_verdict(table: pd.DataFrame) -> str:
@@ -166,8 +162,8 @@ def proof_verdict(table: pd.DataFrame) -> str:
     gap, clear = best["difference"], best["clear"]
     size = f"{abs(gap):.4f} nats per token"
     than = f"{size} below {best.name}, the next best" if gap > 0 else f"{best.name} is {size} below it"
-    times = f"{abs(best['in_noise']):.1f} × seed noise"
-    if np.isnan(seed_noise(table)):
+    times = f"{abs(gap) / best['error']:.1f} standard errors"
+    if np.isnan(best["error"]):
         outcome = "has the lowest measured loss" if gap > 0 else "did not win"
         return f"The recommended mixture {outcome}: {than}. One seed each: it may be noise."
     if gap > 0 and clear:

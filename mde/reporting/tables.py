@@ -104,12 +104,14 @@ def proof(study: Study) -> Table:
                 f"{low:.4f} to {high:.4f}" for low, high in zip(found["low"], found["high"], strict=True)
             ],
             "measured": found["measured"].map("{:.4f}".format),
-            "difference": found["difference"].map("{:+.4f}".format),
-            "÷ noise": [NOTHING if np.isnan(value) else f"{value:+.1f}" for value in found["in_noise"]],
+            "difference": [
+                f"{difference:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+                for difference, error in zip(found["difference"], found["error"], strict=True)
+            ],
             "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
         }
     )
-    frame.loc[findings.RECOMMENDED, ["difference", "÷ noise"]] = NOTHING
+    frame.loc[findings.RECOMMENDED, "difference"] = NOTHING
     notes = [findings.proof_verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
     if not findings.proof_is_current(study):
         notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
@@ -155,13 +157,14 @@ def _predicted(study: Study) -> str:
 
 
 def _noise(found: pd.DataFrame) -> str:
-    noise = findings.seed_noise(found)
-    if np.isnan(noise):
+    seeds = int(found["seeds"].iloc[0])
+    if seeds == 1:
         return "Seed noise is unknown: one run each."
-    seeds = " or ".join(map(str, sorted(found["seeds"].unique())))
+    noise = np.sqrt((found["noise"] ** 2).mean())
     return (
-        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run "
-        f"(pooled; {seeds} seeds each). Rank 1 is the least loss of all trained mixtures."
+        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
+        "Mixtures share their seeds, so differences (± standard error) are surer than that. "
+        "Rank 1 is the least loss of all trained mixtures."
     )
 
 

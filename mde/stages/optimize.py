@@ -96,11 +96,11 @@ def _intervals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bootstrap intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
 
-    The refits choose among draws around the recommendation and all over the simplex.
+    The refits choose among draws all over the simplex and ever closer to the recommendation.
     """
     drawn = simplex.space_filling(candidates, table.shape[1], seed + 1)
-    near = 0.75 * table.to_numpy()[:1] + 0.25 * drawn
-    pool = np.concatenate([table.to_numpy(), drawn, near])
+    near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
+    pool = np.concatenate([table.to_numpy(), drawn, *near])
     bootstrap = uncertainty.bootstrap_optima(
         predictor.observed_design,
         inputs.losses.to_numpy(),

@@ -38,28 +38,23 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
 def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, optimum: dict) -> pd.DataFrame:
     """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
 
-    Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), difference to the
-    recommended mixture and its standard error (both over pairs of runs of the same seed, which share their data order
-    and with it most of the noise), rank (1 is best, among these mixtures and the observations) and of (how many there
-    are). Nats per token.
+    Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), rank (1 is best,
+    among these mixtures and the observations) and of (how many there are). Nats per token.
     """
     inputs = observations(study, optimum["objective"])
     observed = inputs.losses.to_numpy() @ inputs.objective
-    by_seed = (losses @ inputs.objective).groupby([table["role"], table["seed"]], sort=False).mean().unstack("role")
-    everything = np.concatenate([by_seed.mean().to_numpy(), observed])
+    measured = (losses @ inputs.objective).groupby(table["role"], sort=False).agg(["mean", "std"])
+    everything = np.concatenate([measured["mean"].to_numpy(), observed])
     rows = {}
     for label, predicted in optimum["predictions"].items():
-        mean = by_seed[label].mean()
-        difference = by_seed[label] - by_seed["recommended"]
+        mean, noise = measured.loc[label, ["mean", "std"]]
         low, high = predicted["objective_interval"]
         rows[label] = {
             "predicted": predicted["objective"],
             "low": low,
             "high": high,
             "measured": mean,
-            "noise": by_seed[label].std(),
-            "difference": difference.mean(),
-            "difference_se": difference.sem(),
+            "noise": noise,
             "rank": int((everything < mean).sum()) + 1,
             "of": len(everything),
         }

@@ -41,6 +41,15 @@ def test_masks_and_numbers_by_hand(two_documents):
     assert len(np.unique(ids)) == 4
 
 
+def test_sequences_of_different_windows_have_different_numbers_that_stand_together(data):
+    window = np.nonzero(data.mask)[0]
+    parts = list(zip(window, data.segments[:, 1:][data.mask], strict=True))
+    ids = data.sequence_ids
+    assert len(np.unique(ids)) == len(set(parts)) > len(data.tokens)
+    for t in range(1, len(parts)):
+        assert (ids[t] == ids[t - 1]) == (parts[t] == parts[t - 1])
+
+
 def test_losses_by_hand(two_documents):
     log_probs = -np.arange(10, dtype=np.float32)
     assert_allclose(two_documents.losses(log_probs), [2, 7], rtol=1e-15)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished_study import METHODS, PROOF, fit, optimize, prove
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_rel
 
 from mde.reporting import findings
 
@@ -70,33 +70,40 @@ def test_recommendation_is_joined_by_domain(study):
     assert table.index.tolist() == ["code", "web"]
 
 
-def test_proof_is_in_units_of_pooled_seed_noise(study):
+def test_the_error_of_a_difference_is_what_mixtures_and_seeds_leave(study):
+    """Seeds are 0.02 apart, up in two mixtures and down in two: eight residuals of 0.01, three degrees of freedom."""
     table = findings.proof(study)
-    noise = 0.02 / np.sqrt(2)  # each mixture's two seeds are 0.06 / 3 apart
-    assert findings.seed_noise(table) == pytest.approx(noise)
     np.testing.assert_allclose(table["difference"], [0, 0.3, 0.6, 0.9], atol=1e-12)
-    np.testing.assert_allclose(table["in_noise"], np.array([0, 0.3, 0.6, 0.9]) / noise, atol=1e-9)
+    np.testing.assert_allclose(table["error"], np.sqrt(8 * 0.01**2 / 3))
     assert table["clear"].tolist() == [False, True, True, True]
 
 
-@pytest.mark.parametrize("by", [0.24, 0.25, 0.26, 0.27, 0.28, 0.29, 0.33, 0.35, 0.4])
-def test_with_two_mixtures_clear_is_the_t_test_at_five_percent(study, by):
+def test_noise_that_all_mixtures_share_is_none(study):
+    """A seed that is worse by the same for every mixture says nothing of their differences."""
+    before = findings.proof(study)["error"]
+    losses = {name: [tuple(x + 0.5 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in PROOF.items()}
+    prove(study, losses)
+    np.testing.assert_allclose(findings.proof(study)["error"], before)
+
+
+@pytest.mark.parametrize("by", [0, 0.02, 0.04, 0.05, 0.06, 0.1, 0.5, 0.6])
+def test_with_two_mixtures_clear_is_the_paired_t_test_at_five_percent(study, by):
     losses = {name: shifted(by)[name] for name in ("recommended", "uniform")}
     optimum = study.read_json("optimum.json", "optimize")
     predictions = {name: optimum["predictions"][name] for name in losses}
     study.write_json("optimum.json", optimum | {"predictions": predictions})
     prove(study, losses)
     runs = [np.mean(losses[name], axis=1) for name in losses]
-    assert findings.proof(study).loc["uniform", "clear"] == (ttest_ind(*runs).pvalue < 0.05)
+    assert findings.proof(study).loc["uniform", "clear"] == (ttest_rel(*runs).pvalue < 0.05)
 
 
 @pytest.mark.parametrize(
     ("by", "verdict"),
     [
-        (0.0, "won: 0.3000 nats per token below uniform, the next best (21.2 × seed noise"),
+        (0.0, "won: 0.3000 nats per token below uniform, the next best (18.4 standard errors"),
         (0.29, "has the lowest measured loss, but the lead is within seed noise: 0.0100 nats per token below uniform"),
         (0.31, "did not win, but the difference is within seed noise: uniform is 0.0100 nats per token below it"),
-        (0.5, "did NOT win: uniform is 0.2000 nats per token below it (14.1 × seed noise, more than seeds explain)"),
+        (0.5, "did NOT win: uniform is 0.2000 nats per token below it (12.2 standard errors, more than seeds explain)"),
     ],
 )
 def test_verdict(study, by, verdict):
