@@ -145,13 +145,16 @@ def proof(study: Study) -> pd.DataFrame:
     """
     table = study.read_table("proof/summary.csv", "prove")
     runs = proof_runs(study).pivot(index="seed", columns="mixture", values="objective")
-    table["seeds"] = len(runs)
-    table["difference"] = table["measured"] - table.loc[RECOMMENDED, "measured"]
-    left = runs.sub(runs.mean(axis=1), axis=0) - (runs.mean() - runs.mean().mean())
-    freedom = (len(runs) - 1) * (runs.shape[1] - 1)
-    variance = float((left**2).to_numpy().sum()) / freedom if freedom else np.nan
-    table["error"] = np.sqrt(2 * variance / len(runs))
-    table["clear"] = table["difference"].abs() > table["error"] * stats.t.ppf(0.975, max(freedom, 1))
+    losses = runs.to_numpy()
+    left = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
+    seeds, mixtures = losses.shape
+    freedom = (seeds - 1) * (mixtures - 1)
+    error = float(np.sqrt(2 * (left**2).sum() / freedom / seeds)) if freedom else np.nan
+    best = runs[RECOMMENDED].mean()
+    table["seeds"] = seeds
+    table["difference"] = table["measured"] - best
+    table["error"] = error
+    table["clear"] = table["difference"].abs() > error * stats.t.ppf(0.975, max(freedom, 1))
     return table
 
 

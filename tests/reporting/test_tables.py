@@ -35,7 +35,7 @@ def test_proof(study):
 def test_proof_of_one_seed_has_no_units_of_noise(study):
     prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
     table = tables.proof(study)
-    assert table.frame["difference"].tolist() == ["–", "+0.3000", "+0.6000", "+0.9000"]
+    assert table.frame["difference"].tolist() == ["–", "+0.3200", "+0.6000", "+0.9200"]
     assert "unknown" in table.notes[-1]
 
 
