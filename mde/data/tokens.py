@@ -43,21 +43,22 @@ class TokenStore:
         self.directory = epath.Path(directory)
         try:
             about = json.loads((self.directory / "store.json").read_text())
-            self._tokens: ts.TensorStore | np.ndarray = _open(self.directory / "tokens")
+            self.n_tokens: int = about["tokens"]
+            self.n_documents: int = about["documents"]
+            self.n_bytes: int = about["bytes"]
+            self.digest: str = about["digest"]
+            opened = _open(self.directory / "tokens")
+            self._tokens = opened.read().result() if self.n_tokens <= _IN_MEMORY else opened
             self.bounds = _open(self.directory / "bounds").read().result()
             self.bytes = _open(self.directory / "bytes").read().result()
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{self.directory}: no readable token store here ({e}); run `mde prepare` again") from e
-        self.n_tokens: int = about["tokens"]
-        self.n_documents: int = about["documents"]
-        self.n_bytes: int = about["bytes"]
-        self.digest: str = about["digest"]
-        if self.n_tokens <= _IN_MEMORY:
-            self._tokens = _open(self.directory / "tokens").read().result()
 
     def read(self, start: int, stop: int) -> Window:
         """Tokens [start, stop) with document numbers that begin at 1; past the end comes padding."""
         end = min(stop, self.n_tokens)
+        if not 0 <= start < end:
+            raise ValueError(f"tokens {start} to {stop} of {self.n_tokens} in {self.directory}")
         tokens = np.zeros(stop - start, np.int32)
         segments = np.zeros(stop - start, np.int32)
         values = self._tokens[start:end]
@@ -129,7 +130,13 @@ def _flush(array: ts.TensorStore, written: int, buffer: list[np.ndarray]) -> tup
 
 def _open(path: epath.Path, create: type | None = None) -> ts.TensorStore:
     """A one-dimensional zarr3 array; a new one is empty."""
-    spec = {"driver": "zarr3", "kvstore": _kvstore(path)}
+    # A chunk that got lost must not read as zeros.
+    spec = {
+        "driver": "zarr3",
+        "kvstore": _kvstore(path),
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
     if create is None:
         return ts.open(spec, read=True, context=_CACHE).result()
     layout = ts.ChunkLayout(chunk_shape=[_CHUNK])

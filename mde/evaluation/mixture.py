@@ -18,6 +18,7 @@ Shapes: T tokens, K experts, C candidates, J evaluation domains.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from mde.errors import UserError
 # each at least exp(-range) is at least exp(-80) = 1.8e-35: above the smallest normal float32, 1.2e-38. The last tier
 # stops at 60 so that weights too small for a float32 do not count there either.
 _TIERS = ((8, 10.0), (2, 40.0), (1, 60.0))
+_LOG2_HIGH, _LOG2_LOW = 0.6875, math.log(2) - 0.6875  # the first has four bits: its product with an exponent is exact
 _TOKEN_BLOCK = 512
 _CANDIDATE_BLOCK = 512
 _WIDE_TOKEN_BLOCK = 64
@@ -67,7 +69,7 @@ class MixtureLosses:
             raise UserError(f"tau={tau} must lie in [0, 1]")
         domains = len(self._counts)
         if tau == 0:
-            self._terms = [(1.0, _LogMix(log_probs, segment_ids, domains))]
+            self._terms = [_LogMix(log_probs, segment_ids, domains)]
             return
         if sequence_ids is None:
             raise UserError(f"tau={tau} needs sequence_ids: which tokens share a prefix")
@@ -75,18 +77,22 @@ class MixtureLosses:
         log_probs = np.asarray(log_probs, np.float64)
         if tau == 1:
             sums = np.add.reduceat(log_probs, starts)
-            self._terms = [(1.0, _LogMix(sums, segment_ids[starts], domains))]
+            self._terms = [_LogMix(sums, segment_ids[starts], domains)]
             return
         prior = tau * _prefix_sums(log_probs, starts)
         self._terms = [
-            (1.0, _LogMix(prior + log_probs, segment_ids, domains)),
-            (-1.0, _LogMix(prior, segment_ids, domains)),
+            _LogMix(prior + log_probs, segment_ids, domains),
+            _LogMix(prior, segment_ids, domains),
         ]
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """[C, K] mixtures on the simplex to [C, J] losses in nats per token, float64."""
         weights = np.asarray(weights, np.float64)
-        return -sum(sign * term(weights) for sign, term in self._terms) / self._counts
+        sums, *prefix = (term(weights) for term in self._terms)
+        if prefix:
+            # Where nothing is left of a prefix, the token that left nothing has made the sum −inf already.
+            sums -= np.where(np.isneginf(prefix[0]), 0, prefix[0])
+        return -sums / self._counts
 
 
 def mixture_nll(
@@ -103,6 +109,8 @@ def mixture_nll(
 
 def _check(log_probs: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
     """Tokens of each domain, [J]."""
+    if log_probs.ndim != 2 or segment_ids.shape != log_probs.shape[:1]:
+        raise UserError(f"log_probs {log_probs.shape} and segment_ids {segment_ids.shape}: expected [T, K] and [T]")
     bad = ~(log_probs <= 0)
     if bad.any():
         token, expert = np.argwhere(bad)[0]
@@ -143,16 +151,16 @@ class _LogMix:
     """Sums by domain of `log Σ_k λ_k exp(a_tk)`, for a [T, K] that is given once and λ by the thousand."""
 
     def __init__(self, logits: np.ndarray, segment_ids: np.ndarray, n_domains: int):
-        largest = logits.max(axis=1)
-        shifted = (logits - largest[:, None]).astype(np.float32)
-        spread = -shifted.min(axis=1)
-        self._offsets = np.bincount(segment_ids, weights=largest.astype(np.float64), minlength=n_domains)
+        largest = logits.max(axis=1).astype(np.float64)
+        largest[np.isneginf(largest)] = 0
+        spread = largest - logits.min(axis=1)
+        self._offsets = np.bincount(segment_ids, weights=largest, minlength=n_domains)
         self._tiers = []
         lower = -1.0
         for group, upper in (*_TIERS, (0, np.inf)):
             rows = (spread > lower) & (spread <= upper)
             if rows.any():
-                self._tiers.append(_cut(group, shifted[rows], segment_ids[rows]))
+                self._tiers.append(_cut(group, logits[rows], largest[rows], segment_ids[rows]))
             lower = upper
 
     def __call__(self, weights_CxK: np.ndarray) -> np.ndarray:
@@ -160,37 +168,47 @@ class _LogMix:
         total = np.tile(self._offsets, (len(weights_CxK), 1))
         padded = np.pad(weights_CxK, ((0, 0), (0, 1)), constant_values=1)
         with np.errstate(divide="ignore"):
-            log_weights = np.log(padded)  # in float64: the smallest weights count where sequences are compared
+            log_weights = _split(np.log(padded))  # the smallest weights count where sequences are compared
         for tier in self._tiers:
-            values = padded if tier.group else log_weights
-            total += _sums(tier, values.astype(np.float32), len(self._offsets))
+            values = log_weights if tier.group == 0 else padded.astype(np.float32)
+            total += _sums(tier, values, len(self._offsets))
         return total
 
 
-def _cut(group: int, shifted: np.ndarray, domains: np.ndarray) -> _Tier:
-    """Cuts the rows of each domain into blocks."""
+def _cut(group: int, logits: np.ndarray, largest: np.ndarray, domains: np.ndarray) -> _Tier:
+    """Cuts the rows of each domain into blocks; all that is rounded to float32 is rounded once, at the end."""
     size = _TOKEN_BLOCK if group else _WIDE_TOKEN_BLOCK
-    shifted = np.pad(shifted, ((0, 0), (0, 1)), constant_values=-np.inf)
-    filler = np.full((1, shifted.shape[1]), -np.inf, np.float32)
+    filler = np.full((1, logits.shape[1] + 1), -np.inf)
     filler[0, -1] = 0
     blocks, owners = [], []
     for j in np.unique(domains):
-        rows = shifted[domains == j]
+        mine = domains == j
+        rows = np.pad(logits[mine] - largest[mine, None], ((0, 0), (0, 1)), constant_values=-np.inf)
         rows = np.concatenate([rows, np.repeat(filler, -len(rows) % size, axis=0)])
-        blocks.append(rows.reshape(-1, size, rows.shape[1]))
+        values = np.exp(rows).astype(np.float32) if group else _split(rows)
+        blocks.append(values.reshape(-1, size, *values.shape[1:]))
         owners += [j] * len(blocks[-1])
-    values = np.concatenate(blocks)
-    return _Tier(group, jnp.asarray(np.exp(values) if group else values), jnp.asarray(owners, jnp.int32))
+    return _Tier(group, jnp.asarray(np.concatenate(blocks)), jnp.asarray(owners, jnp.int32))
+
+
+def _split(values: np.ndarray) -> np.ndarray:
+    """[..., K] float64 as [..., 2, K] float32: rounded, and what rounding lost."""
+    high = values.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        low = np.where(np.isneginf(values), 0, values - high).astype(np.float32)
+    return np.stack([high, low], axis=-2)
 
 
 def _sums(tier: _Tier, weights: np.ndarray, n_domains: int) -> np.ndarray:
     """[C, J] sums of one tier, in blocks of candidates that are spread over all devices."""
     devices = jax.device_count()
-    size = min(_CANDIDATE_BLOCK, -(-len(weights) // devices))
-    missing = -len(weights) % (size * devices)
-    blocks = np.pad(weights, ((0, missing), (0, 0)), mode="edge").reshape(-1, size, weights.shape[1])
-    sums = _program(tier.group, n_domains, devices)(tier.values, tier.domains, blocks)
-    return np.asarray(sums, np.float64).reshape(-1, n_domains)[: len(weights)]
+    size = max(1, min(_CANDIDATE_BLOCK, -(-len(weights) // devices)))
+    missing = -len(weights) % (size * devices) or (0 if len(weights) else size * devices)
+    blocks = np.concatenate([weights, np.ones_like(weights, shape=(missing, *weights.shape[1:]))])
+    blocks = blocks.reshape(-1, size, *weights.shape[1:])
+    sums, lost = _program(tier.group, n_domains, devices)(tier.values, tier.domains, blocks)
+    total = np.asarray(sums, np.float64) + np.asarray(lost, np.float64)
+    return total.swapaxes(1, 2).reshape(-1, n_domains)[: len(weights)]
 
 
 @functools.cache
@@ -198,15 +216,17 @@ def _program(group: int, n_domains: int, devices: int) -> Callable[..., jax.Arra
     """The jitted program of a tier: every device takes its blocks of candidates one after another."""
     mesh = jax.make_mesh((devices,), ("candidates",), (AxisType.Auto,))
 
-    def local(values: jax.Array, domains: jax.Array, weights: jax.Array) -> jax.Array:
+    def local(values: jax.Array, domains: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.lax.map(lambda w: _candidates(group, n_domains, values, domains, w), weights)
 
     split = P("candidates")
     return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P(), split), out_specs=split, check_vma=False))
 
 
-def _candidates(group: int, n_domains: int, values: jax.Array, domains: jax.Array, weights_CxK: jax.Array) -> jax.Array:
-    """[C, J] sums of one block of candidates over all blocks of tokens, with compensation for rounding."""
+def _candidates(
+    group: int, n_domains: int, values: jax.Array, domains: jax.Array, weights_CxK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """[J, C] sums of one block of candidates over all blocks of tokens, and what rounding lost of them."""
 
     def add(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         (total, lost), (values_TxK, domain) = carry, block
@@ -216,26 +236,42 @@ def _candidates(group: int, n_domains: int, values: jax.Array, domains: jax.Arra
 
     zeros = jnp.zeros((n_domains, len(weights_CxK)), jnp.float32)
     (total, lost), _ = jax.lax.scan(add, (zeros, zeros), (values, domains))
-    return (total + lost).T
+    return total, lost
 
 
-def _block_sum(group: int, values_TxK: jax.Array, weights_CxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _block_sum(group: int, values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[C] sums over one block of tokens, and what rounding lost of them; group 0 takes logarithms of the weights."""
     if group == 0:
-        terms_TxC = jax.nn.logsumexp(values_TxK[:, None, :] + weights_CxK, axis=-1)
-        lost = jnp.zeros_like(terms_TxC[0])
-        while len(terms_TxC) > 1:  # these terms are large: hundreds of nats where whole sequences are compared
-            terms_TxC, lost_here = _two_sum(*jnp.split(terms_TxC, 2))
-            lost += jnp.sum(lost_here, axis=0)
-        return terms_TxC[0], lost
-    mixed_TxC = jnp.matmul(values_TxK, weights_CxK.T, precision=jax.lax.Precision.HIGHEST)
+        return _wide_block_sum(values, weights)
+    mixed_TxC = jnp.matmul(values, weights.T, precision=jax.lax.Precision.HIGHEST)
     products = jnp.prod(mixed_TxC.reshape(-1, group, mixed_TxC.shape[1]), axis=1)
-    sums = jnp.sum(jnp.log(products), axis=0)
-    return sums, jnp.zeros_like(sums)
+    # Exponents are added exactly; mantissas, each in [1, 2), are multiplied by the 64 before a logarithm is taken.
+    bits = jax.lax.bitcast_convert_type(products, jnp.int32)
+    exponents = jnp.sum((bits >> 23) - 127, axis=0).astype(jnp.float32)
+    mantissas = jax.lax.bitcast_convert_type((bits & 0x7FFFFF) | 0x3F800000, jnp.float32)
+    rows = min(64, len(mantissas))
+    logs = jnp.sum(jnp.log(jnp.prod(mantissas.reshape(-1, rows, mantissas.shape[1]), axis=1)), axis=0)
+    return _two_sum(exponents * _LOG2_HIGH, exponents * _LOG2_LOW + logs)
+
+
+def _wide_block_sum(values_Tx2xK: jax.Array, weights_Cx2xK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[C] sums of log-sum-exps, whose arguments are hundreds of nats where whole sequences are compared."""
+    high, low = _two_sum(values_Tx2xK[:, None, 0], weights_Cx2xK[:, 0])
+    low += values_Tx2xK[:, None, 1] + weights_Cx2xK[:, 1]
+    largest_TxC = jnp.max(high, axis=-1)
+    largest_TxC = jnp.where(jnp.isneginf(largest_TxC), 0, largest_TxC)
+    rest_TxC = jnp.log(jnp.sum(jnp.exp(high - largest_TxC[..., None] + low), axis=-1))
+    terms, lost = _two_sum(largest_TxC, rest_TxC)
+    lost = jnp.sum(lost, axis=0)
+    while len(terms) > 1:
+        terms, lost_here = _two_sum(*jnp.split(terms, 2))
+        lost += jnp.sum(lost_here, axis=0)
+    return terms[0], lost
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rounded sum and exactly what rounding lost (Knuth)."""
     total = a + b
     part = total - a
-    return total, (a - (total - part)) + (b - part)
+    lost = (a - (total - part)) + (b - part)
+    return total, jnp.where(jnp.isfinite(total), lost, 0)

@@ -119,6 +119,8 @@ class Scorer:
 
     def __call__(self, models: Sequence[decoder.Params]) -> list[np.ndarray]:
         """Log-probs in nats of the T scored tokens, one [T] float32 array for each of at most a mesh full of models."""
+        if len(models) > self._mesh.size:
+            raise ValueError(f"{len(models)} models on a mesh of {self._mesh.size}")
         filled = [*models, *[models[-1]] * (self._mesh.size - len(models))]
         scored = unstack(self._score(stack(self._mesh, filled), self._batches))
         mask = self._data.mask

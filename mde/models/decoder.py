@@ -7,6 +7,7 @@ Parameters of the blocks are stacked on a leading layer axis. Several documents 
 numbers them, attention stays inside a document and positions restart with it.
 """
 
+import functools
 from typing import Any, TypeVar
 
 import jax
@@ -131,6 +132,7 @@ def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, use_bias=False, dtype=config.dtype, name=name)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: DecoderConfig, seed: int) -> Params:
     """Fresh parameters: a nested dictionary of float32 arrays, a pure function of (config, seed)."""
     tokens = jnp.zeros((1, 2), jnp.int32)

@@ -3,6 +3,8 @@
 Orbax writes aside and renames, so a checkpoint that exists is whole unless something damaged it afterwards.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,18 +37,22 @@ def load_params(path: epath.Path, like: Params) -> Params:
         raise UserError(f"{path}: no checkpoint here; run `mde train` first")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(_absolute(path), _abstract(like))
+            return _of_shape(checkpointer.restore(_absolute(path), _abstract(like)), like)
     except Exception as e:  # Orbax has no error class of its own: what a broken file raises depends on where it broke
         reason = str(e).strip().split("\n")[0][:200]
         raise UserError(f"{path}: damaged checkpoint ({reason}); delete {path.parent} and run `mde train` again") from e
-    return params
 
 
 class Progress:
-    """The states that one run resumes from, by step; the newest two are kept."""
+    """The states that one run resumes from, by step; the newest two are kept, and none of a run with another record."""
 
-    def __init__(self, directory: epath.Path):
+    def __init__(self, directory: epath.Path, record: Mapping[str, Any]):
         self._directory = directory
+        made_by, text = directory / "record.json", json.dumps(record, sort_keys=True)
+        if directory.exists() and not (made_by.exists() and made_by.read_text() == text):
+            directory.rmtree()
+        directory.mkdir(parents=True, exist_ok=True)
+        made_by.write_text(text)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
@@ -56,12 +62,14 @@ class Progress:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state after `step` steps."""
+        if step in self._manager.all_steps():  # damaged, or ahead of where the runs of the pool could go on together
+            self._manager.delete(step)
         self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
 
     def restore(self, step: int, like: Any) -> Any | None:
         """The state after `step` steps, or None with a warning if it is damaged."""
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like)))
+            return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
         except Exception as e:  # see `load_params`
             logging.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
             return None
@@ -75,6 +83,17 @@ class Progress:
 def _abstract(tree: Any) -> Any:
     """NumPy stand-ins: Orbax restores onto the host, wherever the checkpoint was written."""
     return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+
+
+def _of_shape(tree: Any, like: Any) -> Any:
+    """The tree, whose shapes Orbax does not compare; raises ValueError at the first that is not as it should be."""
+
+    def check(path: Any, found: Any, wanted: Any) -> None:
+        if found.shape != wanted.shape:
+            raise ValueError(f"{jax.tree_util.keystr(path)} has shape {found.shape}, the model {wanted.shape}")
+
+    jax.tree.map_with_path(check, tree, like)
+    return tree
 
 
 def _absolute(path: epath.Path) -> epath.Path:

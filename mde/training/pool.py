@@ -157,26 +157,42 @@ def _train_wave(
 ) -> None:
     """Trains one run a device from where they stopped to the end."""
     steps = recipe.settings.steps
-    progress = [checkpoints.Progress(directory / run.name / "progress") for run in wave[:real]]
+    progress = [checkpoints.Progress(directory / run.name / "progress", recipe.record(run)) for run in wave[:real]]
     states, curves, start = _resume(wave, progress, recipe)
     bar.update(real * start * recipe.settings.tokens // steps)
     state = stack(mesh, states)
     data = [_batches(run, recipe, start) for run in wave]
+    unread: list[tuple[slice, jax.Array]] = []
     for step in range(start, steps, STEPS_PER_CALL):
         stop = min(step + STEPS_PER_CALL, steps)
         calls = [[next(it) for _ in range(step, stop)] for it in data]
         batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
         state, losses = advance(state, stack(mesh, batch))
-        if step > start:  # shown one call late, so that the devices never wait for us
-            bar.set_postfix(run=wave[0].name, loss=f"{np.mean(curves[:, step - 1]):.3f}", refresh=False)
-        curves[:, step:stop] = losses
+        _read(wave, curves, unread)  # one call late, so that the devices never wait for us
+        unread.append((slice(step, stop), losses))
+        bar.set_postfix(run=wave[0].name, loss=f"{np.mean(curves[:, max(step - 1, 0)]):.3f}", refresh=False)
         bar.update(real * (stop - step) * recipe.settings.tokens // steps)
-        if stop < steps and stop // checkpoint_every > step // checkpoint_every:
+        due = stop < steps and stop // checkpoint_every > step // checkpoint_every
+        if due or stop == steps:
+            _read(wave, curves, unread)
+        if due:
             for one, saved, curve in zip(progress, unstack(state), curves, strict=False):
                 one.save(stop, (saved, curve))
     for run, one, trained, curve in zip(wave, progress, unstack(state), curves, strict=False):
-        _finish(run, trained.params, curve, recipe, directory / run.name)
-        one.finish()
+        _finish(run, trained.params, curve, recipe, directory / run.name, one)
+
+
+def _read(wave: list[Run], curves: np.ndarray, unread: list[tuple[slice, jax.Array]]) -> None:
+    """Waits for the losses of calls and keeps them; raises UserError at the first that is not finite."""
+    while unread:
+        steps, losses = unread.pop(0)
+        curves[:, steps] = losses
+        bad = ~np.isfinite(curves[:, steps])
+        if bad.any():
+            run, step = np.argwhere(bad)[0] + (0, steps.start)
+            raise UserError(
+                f"run {wave[run].name!r}: loss is {curves[run, step]} at step {step}; try a lower learning rate"
+            )
 
 
 def _advance(
@@ -219,14 +235,19 @@ def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndar
     return mixing.iterate(dataset, start, settings.steps)
 
 
-def _finish(run: Run, params: decoder.Params, losses: np.ndarray, recipe: Recipe, directory: epath.Path) -> None:
+def _finish(
+    run: Run,
+    params: decoder.Params,
+    losses: np.ndarray,
+    recipe: Recipe,
+    directory: epath.Path,
+    progress: checkpoints.Progress,
+) -> None:
     """Writes what a run leaves; `run.json` comes last and says that the run is done."""
-    if not np.isfinite(losses).all():
-        step = int(np.argmin(np.isfinite(losses)))
-        raise UserError(f"run {run.name!r}: loss is {losses[step]} at step {step}; try a lower learning rate")
     lines = [json.dumps({"step": i + 1, "loss": float(loss)}) for i, loss in enumerate(losses)]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     checkpoints.save_params(directory / "params", params)
+    progress.finish()
     aside = directory / "run.json.partial"
     aside.write_text(json.dumps(recipe.record(run), indent=1))
     aside.rename(directory / "run.json")
