@@ -4,6 +4,7 @@ gin is parsed here and nowhere else: `stage.argument = value` in a gin file or a
 """
 
 import argparse
+import inspect
 import logging
 import os
 import re
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mde", description=f"{__doc__.splitlines()[0]}" if __doc__ else None)
+    parser = _Parser(
+        prog="mde", description="Find the mixture of text domains a language model should be pre-trained on."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in {**STAGE_HELP, "demo": "all stages, on text out of installed packages"}.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -73,7 +76,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argparse, with the nearest right name where a command is misspelt."""
+    """Argparse, with the nearest right name where a command is misspelt and a stage's arguments in its help."""
+
+    def format_help(self) -> str:
+        """The help of a stage ends with what gin can bind."""
+        text, stage = super().format_help(), self.prog.split()[-1]
+        if stage not in STAGE_HELP:
+            return text
+        from mde.stages import pipeline
+
+        bindings = "\n".join(
+            f"  {stage}.{name}" + ("" if value is inspect.Parameter.empty else f" = {value!r}")
+            for name, value in pipeline.arguments(stage, {}).items()
+        )
+        described = inspect.getdoc(pipeline.STAGES[stage])
+        return f"{text}\nbindings, with their defaults:\n{bindings or '  none'}\n\n{described}\n"
 
     def error(self, message: str) -> Any:
         if "invalid choice" in message and "argument command" in message:

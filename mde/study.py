@@ -56,10 +56,11 @@ class Study:
 
     def read_json(self, name: str, made_by: str) -> dict[str, Any]:
         """The JSON file `name`; raises UserError that names the stage it comes from if it is not there or broken."""
+        path = self._path(name, made_by)
         try:
-            return json.loads(self._path(name, made_by).read_text())
+            return json.loads(path.read_text())
         except ValueError as e:
-            raise UserError(f"{self.root / name}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
+            raise UserError(f"{path}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""

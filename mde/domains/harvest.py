@@ -1,4 +1,4 @@
-"""From a domain's source to its documents: sampled, cleaned of duplicates, divided into train and validation."""
+"""From a domain's source to its documents: sampled, cleaned of duplicates, divided into train and validation, cut."""
 
 import hashlib
 from collections import Counter
@@ -14,10 +14,13 @@ from mde.domains.sources import Unit
 
 MAX_BYTES = 4_000_000
 VALIDATION_SHARE = 10  # one document in ten
+# Characters a part. A few thousand evaluation tokens must hold many documents: whole files and articles would be two or
+# three of them, and their quirks most of the loss.
+PART = 2_000
 
 
 class Document(NamedTuple):
-    """A document: a stable id, its text, the split that its text's hash puts it in."""
+    """A document or a part of a long one: a stable id, its text, the split that the whole text's hash puts it in."""
 
     id: str
     text: str
@@ -26,7 +29,7 @@ class Document(NamedTuple):
 
 @dataclass
 class Harvest:
-    """The documents of a domain in the order they were taken, and the record of how they were come by."""
+    """The documents of a domain in the order of their hashes, and the record of how they were come by."""
 
     documents: list[Document] = field(default_factory=list)
     provenance: dict = field(default_factory=dict)
@@ -37,7 +40,7 @@ def harvest(domain: str, max_bytes: int = MAX_BYTES) -> Harvest:
 
     Units (files, articles, chapters) are read in the order of their names' hashes until `max_bytes` are kept, so a
     capped domain is a fair sample of the whole, and nothing beyond the cap is read or compared. Of duplicates the first
-    stays.
+    stays. Long documents are then cut into parts, which stay on their document's side.
 
     Args:
         domain: a name in `sources.SOURCES`.
@@ -69,6 +72,7 @@ def harvest(domain: str, max_bytes: int = MAX_BYTES) -> Harvest:
             progress.update(len(text.encode()))
             if size >= max_bytes:
                 break
+    parts = _parts(documents)
     provenance = {
         "domain": domain,
         "description": source.description,
@@ -76,9 +80,9 @@ def harvest(domain: str, max_bytes: int = MAX_BYTES) -> Harvest:
         "max_bytes": max_bytes,
         "units": {"found": len(units), "read": counts["units_read"]},
         "documents": {"harvested": counts["harvested"], "kept": len(documents), "dropped": dict(dropped)},
-        "splits": {split: _size(documents, split) for split in source.splits},
+        "splits": {split: _size(parts, split) for split in source.splits},
     }
-    return Harvest(documents, provenance)
+    return Harvest(parts, provenance)
 
 
 def _read(units: list[Unit], counts: Counter) -> Iterator[tuple[str, str]]:
@@ -107,9 +111,32 @@ def _split(digest: bytes, splits: tuple[str, ...]) -> str:
     return "validation" if int.from_bytes(digest, "big") % VALIDATION_SHARE == 0 else "train"
 
 
+def _parts(documents: list[Document]) -> list[Document]:
+    """The documents cut into parts, each text once, in the order of the texts' hashes: parts of one come apart."""
+    parts: dict[bytes, Document] = {}
+    for name, text, split in documents:
+        pieces = cut(text, PART)
+        for i, piece in enumerate(pieces):
+            parts.setdefault(_digest(piece), Document(f"{name}@{i}" if len(pieces) > 1 else name, piece, split))
+    return [parts[digest] for digest in sorted(parts)]
+
+
+def cut(text: str, length: int) -> list[str]:
+    """The text in parts of about equal length, none much longer than `length`, each ending with a line if it can."""
+    count = -(-len(text) // length)
+    parts, start = [], 0
+    for i in range(1, count):
+        target = len(text) * i // count
+        newline = text.find("\n", target, target + length // 4)
+        stop = newline + 1 if newline >= 0 else target
+        parts.append(text[start:stop])
+        start = stop
+    return [*parts, text[start:]]
+
+
 def _size(documents: list[Document], split: str) -> dict[str, int]:
     texts = [document.text for document in documents if document.split == split]
-    return {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+    return {"parts": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
 
 
 def _digest(text: str) -> bytes:

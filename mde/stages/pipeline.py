@@ -84,7 +84,10 @@ def _fits(value: Any, hint: Any) -> bool:
 def _before(study: Study, stage: str) -> list[str]:
     """The record of the stage before, and through its name of all before that; `report` reads whatever there is."""
     earlier = list(STAGES)[: list(STAGES).index(stage)]
-    if stage == "report":
-        done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
-        return [study.read_json(f"stages/{name}.json", name)["digest"] for name in done]
-    return [study.read_json(f"stages/{name}.json", name)["digest"] for name in earlier[-1:]]
+    done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
+    if stage != "report":
+        for name in earlier:
+            if name not in done:
+                raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
+        done = done[-1:]
+    return [study.read_json(f"stages/{name}.json", name)["digest"] for name in done]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mde.domains import sources
-from mde.domains.harvest import harvest
+from mde.domains.harvest import PART, cut, harvest
 from mde.errors import UserError
 
 CAP = 300_000  # bytes: enough to meet every kind of unit, and a second or two a domain
@@ -55,18 +55,38 @@ def test_cap_and_counts(harvested):
     record = harvested.provenance
     documents = record["documents"]
     assert documents["kept"] + sum(documents["dropped"].values()) == documents["harvested"]
-    assert documents["kept"] == sum(split["documents"] for split in record["splits"].values())
+    assert documents["kept"] <= sum(split["parts"] for split in record["splits"].values()) == len(harvested.documents)
     total = sum(split["bytes"] for split in record["splits"].values())
     assert total == sum(len(document.text.encode()) for document in harvested.documents)
-    assert total - len(harvested.documents[-1].text.encode()) < CAP
+    assert total < CAP + sources.LONGEST
     assert record["versions"]["python"]
     assert json.loads(json.dumps(record)) == record
+
+
+def test_parts_are_short_and_stay_on_their_documents_side(harvested):
+    sides = {}
+    for document in harvested.documents:
+        assert len(document.text) <= 1.25 * PART + 1
+        name, _, number = document.id.rpartition("@")
+        sides.setdefault(name if number.isdigit() else document.id, set()).add(document.split)
+    assert all(len(side) == 1 for side in sides.values())
+
+
+@pytest.mark.parametrize("line", ["", "word " * 3 + "\n", "x" * 70 + "\n", "ü" * 999 + "\n"])
+@pytest.mark.parametrize("times", [1, 7, 500])
+def test_parts_of_a_text_are_the_text_and_end_with_lines(line, times):
+    text = line * times + "the end"
+    parts = cut(text, 300)
+    assert "".join(parts) == text
+    assert all(200 <= len(part) <= 1.25 * 300 + 1 for part in parts) or len(text) < 200
+    if len(line) < 75:
+        assert all(part.endswith("\n") for part in parts[:-1])
 
 
 def test_about_a_tenth_is_validation():
     documents = harvest("bible").documents
     share = sum(document.split == "validation" for document in documents) / len(documents)
-    assert 0.07 < share < 0.13  # 1,151 chapters: three standard deviations are .027
+    assert 0.07 < share < 0.13  # of 1,151 chapters three standard deviations are .027, and parts follow their chapters
 
 
 def test_another_process_with_another_hash_seed_harvests_the_same():
