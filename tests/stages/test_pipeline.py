@@ -1,0 +1,77 @@
+"""What is run, what is skipped, and what a study keeps on record."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mde import cli
+from mde.errors import UserError
+from mde.study import Study, digest
+
+TINY = "--gin_file=configs/demo_tiny.gin"
+
+
+@pytest.fixture
+def mde(monkeypatch, capsys):
+    """Runs a command in this process; whether it ran its stage or found it done."""
+
+    def run(*arguments: str) -> bool:
+        cli.main(arguments)
+        return "done before" not in capsys.readouterr().out
+
+    monkeypatch.chdir(cli.REPOSITORY)
+    return run
+
+
+def test_a_stage_runs_again_when_its_arguments_or_its_input_change(mde, study):
+    where = f"--study={study}"
+    assert not mde("fit", where, TINY)
+    assert mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5")
+    assert not mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5")
+    assert mde("optimize", where, TINY)  # nothing of its own has changed, but what it reads
+    assert not mde("evaluate", where, TINY)
+    assert mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5", "--force")
+
+
+def test_the_record_of_a_stage_has_all_its_arguments(finished):
+    record = Study(finished[0]).read_json("stages/train.json", "train")
+    assert record["arguments"]["steps"] == 20
+    assert record["arguments"]["concentration"] == 1.0  # a default
+    assert record["seconds"] > 0
+
+
+def test_help_lists_what_gin_can_bind(capsys):
+    with pytest.raises(SystemExit) as status:
+        cli.main(["fit", "--help"])
+    assert status.value.code == 0
+    assert "fit.train_mixtures = 16" in capsys.readouterr().out
+
+
+def test_an_optimum_is_never_predicted_worse_than_what_was_trained(finished):
+    predictions = Study(finished[0]).read_json("optimum.json", "optimize")["predictions"]
+    objective = {name: predicted["objective"] for name, predicted in predictions.items()}
+    assert objective["recommended"] == min(objective.values())
+
+
+def test_what_is_kept_comes_back_exactly(tmp_path):
+    study = Study(tmp_path / "new" / "study")
+    table = pd.DataFrame({"a": [1 / 3, np.nextafter(1, 2)]}, pd.Index(["007", "x"], name="run"))
+    study.write_table("deep/table.csv", table)
+    pd.testing.assert_frame_equal(study.read_table("deep/table.csv", "fit"), table, check_exact=True)
+    study.write_json("about.json", {"array": np.arange(2), "number": np.float64(1 / 3)})
+    assert study.read_json("about.json", "fit") == {"array": [0, 1], "number": 1 / 3}
+    assert not list(study.root.rglob("*.partial"))
+
+
+def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
+    study = Study(tmp_path)
+    with pytest.raises(UserError, match=r"optimum\.json does not exist yet; run `mde optimize"):
+        study.read_json("optimum.json", "optimize")
+    (tmp_path / "optimum.json").write_text("{")
+    with pytest.raises(UserError, match=r"optimum\.json: not valid JSON .* run `mde optimize --force` again"):
+        study.read_json("optimum.json", "optimize")
+
+
+def test_digests_tell_content_apart_and_nothing_else():
+    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
