@@ -8,6 +8,7 @@
     training.json          what all runs have in common
     runs/RUN/              params (Orbax), run.json, metrics.jsonl
     scores/RUN.npz         log-probs of the evaluation tokens
+    evaluation.csv         domain, tokens that are scored, UTF-8 bytes of their text
     losses.csv             run, observed nats per token of each evaluation domain
     candidates.csv         mixtures that were evaluated beside the runs'
     features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN

@@ -188,6 +188,12 @@ def calibration(table: pd.DataFrame, level: float) -> str:
     )
 
 
+def bits_per_byte(study: Study, losses: pd.Series) -> pd.Series:
+    """Losses in nats per token, indexed by evaluation domain, as bits per UTF-8 byte: total bits over total bytes."""
+    text = study.read_table("evaluation.csv", "score").loc[losses.index]
+    return losses * text["tokens"] / text["bytes"] / np.log(2)
+
+
 def proof_is_current(study: Study) -> bool:
     """Whether the proof trained the mixture that is recommended now."""
     runs = study.mixtures("proof/mixtures.csv", "prove")

@@ -121,9 +121,12 @@ def proof(study: Study) -> Table:
 
 def proof_losses(study: Study) -> Table:
     """Measured losses by evaluation domain."""
-    losses = findings.proof_losses(study)
-    frame = losses.T.map("{:.3f}".format).rename_axis("domain")
-    return Table("Measured losses by domain, nats per token, mean over seeds", frame)
+    losses = findings.proof_losses(study).T
+    frame = losses.map("{:.3f}".format).rename_axis("domain")
+    bits = findings.bits_per_byte(study, losses[findings.RECOMMENDED])
+    frame["in bits per byte"] = bits.map("{:.3f}".format)
+    note = "The last column is the recommended mixture's loss again, in bits per UTF-8 byte of text."
+    return Table("Measured losses by domain, nats per token, mean over seeds", frame, (note,))
 
 
 def expert_losses(study: Study) -> Table:

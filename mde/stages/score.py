@@ -23,7 +23,10 @@ def score(study: Study, tokens_per_domain: int = 8192, batch_size: int = 16) -> 
     """
     about = {"tokens_per_domain": tokens_per_domain, "batch_size": batch_size}
     losses = score_runs(study, about, list(study.mixtures().index))
+    data = evaluation_data(study, about)
+    text = pd.DataFrame({"tokens": data.token_counts, "bytes": data.bytes.astype(int)}, data.domains)
     study.write_json("scoring.json", about)
+    study.write_table("evaluation.csv", text.rename_axis("domain"))
     study.write_table("losses.csv", losses)
 
 

@@ -73,6 +73,8 @@ def train(study, code="code"):
     study.write_table("mixtures.csv", table)
     losses = pd.DataFrame({code: 2 - table[code], "web": 2 - table["web"], "news": 3.0}, table.index)
     study.write_table("losses.csv", losses)
+    text = pd.DataFrame({"tokens": [100, 200, 300], "bytes": [200, 800, 900]}, ["news", "web", code])
+    study.write_table("evaluation.csv", text.rename_axis("domain"))
     for run, steps in [("seed", 400), ("expert-code", 10), ("expert-web", 10)]:
         lines = [json.dumps({"step": i + 1, "loss": 5 - i / 1000}) for i in range(steps)]
         path = study.root / "runs" / run / "metrics.jsonl"
