@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mde.errors import UserError, unknown
 
@@ -89,8 +89,7 @@ def task(domain: str, vocabulary: "seqio.Vocabulary", data_dir: PathLike) -> "se
 
     The task is not in seqio's own registry, whose names are global: the same domain may be open in two directories.
     """
-    import seqio
-
+    seqio = _seqio()
     found = get(domain)
     return seqio.Task(
         name=found.name,
@@ -128,8 +127,7 @@ def provenance(domain: str, data_dir: PathLike) -> dict:
     For a TFDS data set its full name, the documents in each split and the data set's own metadata; for `installed_text`
     these are the packages' versions, and the documents harvested, dropped (and why) and kept.
     """
-    import seqio
-
+    seqio = _seqio()
     found = get(domain)
     source = found.source(data_dir)
     record: dict = {"domain": found.name, "description": found.description, "source": type(source).__name__}
@@ -139,6 +137,13 @@ def provenance(domain: str, data_dir: PathLike) -> dict:
         record["documents"] = {split: info.splits[split].num_examples for split in found.splits}
         record["metadata"] = dict(info.metadata or {})
     return record
+
+
+def _seqio() -> Any:
+    """The module, and TensorFlow with it, which greets from C++ whatever its log level is."""
+    with _without_stderr():
+        import seqio
+    return seqio
 
 
 @contextlib.contextmanager
@@ -163,8 +168,7 @@ def _with_split(name: str, split: str) -> Domain:
 
 def installed_text(name: str, data_dir: PathLike) -> "seqio.DataSource":
     """A domain of the `installed_text` data set, harvested into `data_dir` on first use."""
-    import seqio
-
+    seqio = _seqio()
     from mde.domains.installed_text import build
 
     builder = build(name, data_dir)

@@ -70,7 +70,7 @@ def regressors(study: Study) -> Table:
     return Table(
         f"Regressors, out of fold: {findings.fit_conditions(study)}",
         frame,
-        (findings.worth_of_experts(methods), "* chosen; ± is the standard error over the splits."),
+        (findings.worth_of_experts(methods), f"* {_choice(methods)}; ± is the standard error over the splits."),
         tuple(GROUP_TITLES[group] for group in methods["group"]),
         tuple(label for label in labels if label.endswith(" *")),
     )
@@ -173,6 +173,14 @@ def _noise(found: pd.DataFrame) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
+
+
+def _choice(methods: pd.DataFrame) -> str:
+    """How the chosen method was chosen, where it is not the one of least error."""
+    least = methods.loc[methods["chosen"], "mse"].min()
+    passed_over = (methods["group"] == findings.MERGED) & (methods["mse"] < least)
+    reason = ", the best without merged features: a search would run a model for every candidate"
+    return f"chosen{reason if passed_over.any() else ''}"
 
 
 def _method(group: str, regressor: str, features: str, chosen: bool) -> str:

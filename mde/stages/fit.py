@@ -10,6 +10,7 @@ from mde.optimization import objectives
 from mde.regression import features as feature_sets
 from mde.regression import validation
 from mde.regression.validation import Method
+from mde.stages.evaluate import MERGED
 from mde.study import Study
 
 BASELINES = ("lambda", "sqrt", "log")
@@ -25,6 +26,9 @@ def fit(
     seed: int = 0,
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses the one of least error on the objective.
+
+    Sets with merged features are judged and not chosen, unless `features` names them: a search over mixtures would have
+    to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features.
@@ -54,6 +58,8 @@ def fit(
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/predictions.csv", _predictions(inputs, judged))
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
+    if not features:
+        learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
     best = learnt.iloc[int(learnt["mse"].argmin())]
     study.write_json(
         "fit/choice.json",

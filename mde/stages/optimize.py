@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mde.optimization import search, simplex
 from mde.regression import estimators, uncertainty
@@ -26,13 +27,15 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
     inputs = observations(study, choice["objective"])
     predictor = Predictor(study, inputs, choice["regressor"], choice["features"])
     known = reference_mixtures(study, inputs)
-    best = search.minimize(
-        lambda mixtures: predictor(mixtures) @ inputs.objective,
-        len(study.domains.training),
-        seed,
-        n_candidates=candidates,
-        start=known.to_numpy(),
-    )
+    with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
+
+        def objective_of(mixtures: np.ndarray) -> np.ndarray:
+            bar.update(len(mixtures))
+            return predictor(mixtures) @ inputs.objective
+
+        best = search.minimize(
+            objective_of, len(study.domains.training), seed, n_candidates=candidates, start=known.to_numpy()
+        )
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     losses = predictor(table.to_numpy())
     shares, objective = _intervals(predictor, inputs, table, candidates, refits, seed)
