@@ -4,6 +4,7 @@ gin is parsed here and nowhere else: `stage.argument = value` in a gin file or a
 """
 
 import argparse
+import functools
 import inspect
 import logging
 import os
@@ -137,14 +138,26 @@ def bindings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[st
 
     from mde.stages import pipeline
 
+    gin.clear_config()
     for name, stage in pipeline.STAGES.items():
         gin.external_configurable(stage, name)
-    gin.add_config_file_search_path(str(REPOSITORY))
+    for name in files:
+        if not any((folder / name).exists() for folder in (Path(), REPOSITORY)):
+            raise UserError(f"no gin file {name!r}, neither here nor in {REPOSITORY}")
+    _search_the_repository()
     try:
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
         return {name: gin.get_bindings(name) for name in pipeline.STAGES}
     except (ValueError, SyntaxError, OSError) as error:
         raise _gin_error(" ".join(str(error).split())) from error
+
+
+@functools.cache
+def _search_the_repository() -> None:
+    """Lets gin find the shipped files, and what they include, from any directory."""
+    import gin
+
+    gin.add_config_file_search_path(str(REPOSITORY))
 
 
 def _gin_error(message: str) -> UserError:

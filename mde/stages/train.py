@@ -1,7 +1,8 @@
 """`mde train`: a seed model, an expert for each domain, and the observations."""
 
+import csv
 import dataclasses
-import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from mde.training import checkpoints, pool
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
+RESERVED = (SEED_RUN, "expert-", "proof-")  # how the runs that mde makes are called
 
 
 def train(
@@ -136,13 +138,19 @@ def _read_mixtures(path: epath.Path, names: tuple[str, ...]) -> tuple[list[str],
     """Run names and mixtures of a user's CSV file, its columns in the study's order."""
     if not path.exists():
         raise UserError(f"{path}: no such file (train.mixtures)")
-    try:
-        table: Any = pd.read_csv(io.BytesIO(path.read_bytes()), skipinitialspace=True)
-    except ValueError as e:
-        raise UserError(f"{path}: not a CSV table ({' '.join(str(e).split())})") from e
-    if "run" not in table:
-        raise UserError(f"{path}: no column 'run'; found {', '.join(table.columns)}")
-    table = table.set_index(table["run"].astype(str)).drop(columns="run")
+    header, *lines = csv.reader(path.read_text().splitlines() or [""], skipinitialspace=True)
+    if "run" not in header:
+        raise UserError(f"{path}: no column 'run'; found {', '.join(header) or 'an empty file'}")
+    for number, line in enumerate(lines, start=2):
+        if line and len(line) != len(header):
+            raise UserError(f"{path}, line {number}: {len(line)} fields, the header has {len(header)}")
+    table = pd.DataFrame([line for line in lines if line], columns=header).set_index("run")
+    for run in table.index:
+        if not re.fullmatch(r"\w[\w.-]*", run) or run.startswith(RESERVED):
+            raise UserError(
+                f"{path}: run {run!r}: expected letters, digits, '_', '-' and '.', "
+                f"and a name that does not start with {' or '.join(RESERVED)}"
+            )
     for column in table.columns:
         if column not in names:
             raise unknown(f"domain in {path}", column, names)

@@ -83,8 +83,11 @@ def test_unknown_domain(refused, tmp_path):
         ("a,-.1,1.1,0,0,0,0", ["'a'", "'python'", "-0.1"]),
         ("a,nan,1,0,0,0,0", ["'a'", "'python'", "nan"]),
         ("a,.5,.4,0,0,0,0", ["'a'", "0.9", "expected 1"]),
-        ("a,.5,.5", ["'a'", "nan"]),
-        ("a,1,0,0,0,0,0,0", ["line 2"]),
+        ("a,one,0,0,0,0,0", ["table of numbers", "'one'"]),
+        ("../a,1,0,0,0,0,0", ["'../a'", "expected letters"]),
+        ("expert-wiki,1,0,0,0,0,0", ["'expert-wiki'", "does not start with"]),
+        ("a,.5,.5", ["line 2", "3 fields", "7"]),
+        ("a,1,0,0,0,0,0,0", ["line 2", "8 fields", "7"]),
         ("a,1,0,0,0,0,0\na,0,1,0,0,0,0", ["'a'", "twice"]),
     ],
 )

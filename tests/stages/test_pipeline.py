@@ -60,7 +60,7 @@ def test_what_is_kept_comes_back_exactly(tmp_path):
     pd.testing.assert_frame_equal(study.read_table("deep/table.csv", "fit"), table, check_exact=True)
     study.write_json("about.json", {"array": np.arange(2), "number": np.float64(1 / 3)})
     assert study.read_json("about.json", "fit") == {"array": [0, 1], "number": 1 / 3}
-    assert not list(study.root.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
