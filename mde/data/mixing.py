@@ -61,6 +61,16 @@ class _Windows:
         return {"tokens": window.tokens, "segments": window.segments}
 
 
+def check(stores: Mapping[str, TokenStore], weights: np.ndarray, seq_len: int) -> None:
+    """Raises UserError where a domain with a positive weight has not a single sequence."""
+    for (name, store), weight in zip(stores.items(), weights, strict=True):
+        if weight > 0 and not store.windows(seq_len):
+            raise UserError(
+                f"domain {name!r} is empty: {store.n_tokens} tokens in {store.directory}, "
+                f"one sequence needs {seq_len + 1}"
+            )
+
+
 def batches(
     stores: Mapping[str, TokenStore], weights: np.ndarray, *, seed: int, batch_size: int, seq_len: int
 ) -> grain.MapDataset:
@@ -82,17 +92,10 @@ def batches(
     Raises:
       UserError: a domain with a positive weight has not a single sequence.
     """
-    parents = []
-    for (name, store), weight in zip(stores.items(), weights, strict=True):
-        if not len(_Windows(store, seq_len)):
-            if weight > 0:
-                raise UserError(
-                    f"domain {name!r} is empty: {store.n_tokens} tokens in {store.directory}, "
-                    f"one sequence needs {seq_len + 1}"
-                )
-            parents.append(grain.MapDataset.source([{}]))
-            continue
-        parents.append(grain.MapDataset.source(_Windows(store, seq_len)).seed(seed).shuffle().repeat())
+    check(stores, weights, seq_len)
+    # A domain without a sequence has no weight: nothing is ever taken from its stand-in.
+    sources = [_Windows(store, seq_len) if store.windows(seq_len) else [{}] for store in stores.values()]
+    parents = [grain.MapDataset.source(source).seed(seed).shuffle().repeat() for source in sources]
     mixed = grain.MapDataset.select_from_datasets(parents, ProportionalSelection(np.asarray(weights)))
     return mixed.batch(batch_size)
 

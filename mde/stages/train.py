@@ -102,6 +102,7 @@ def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, chec
     fresh = pool.Recipe(model, TrainSettings(**about["seed_settings"]), stores, None, data)
     origin = {**data, "seed_model": digest(fresh.record(uniform))}
     recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin)
+    pool.pending([uniform], fresh, directory)
     pool.pending(runs, recipe, directory)  # refuse before the seed model is paid for
     pool.train_pool([uniform], fresh, directory, checkpoint_every)
     pool.train_pool(runs, recipe, directory, checkpoint_every)

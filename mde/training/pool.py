@@ -112,11 +112,13 @@ def train_pool(runs: Sequence[Run], recipe: Recipe, directory: epath.Path, check
       checkpoint_every: steps between states to resume from.
 
     Raises:
-      UserError: a run of this name was trained another way, or a loss is not finite.
+      UserError: a run of this name was trained another way, a domain is empty, or a loss is not finite.
     """
     waiting = pending(runs, recipe, directory)
     if not waiting:
         return
+    for run in waiting:
+        mixing.check(recipe.stores, np.asarray(run.weights), recipe.settings.seq_len)
     mesh = pool_mesh(len(runs))
     advance = on_pool(mesh, functools.partial(_advance, recipe.model, recipe.settings))
     total = len(waiting) * recipe.settings.tokens
