@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from typing import Any
 
 import grain
 import numpy as np
@@ -94,7 +95,7 @@ def batches(
     """
     check(stores, weights, seq_len)
     # A domain without a sequence has no weight: nothing is ever taken from its stand-in.
-    sources = [_Windows(store, seq_len) if store.windows(seq_len) else [{}] for store in stores.values()]
+    sources: list[Any] = [_Windows(store, seq_len) if store.windows(seq_len) else [{}] for store in stores.values()]
     parents = [grain.MapDataset.source(source).seed(seed).shuffle().repeat() for source in sources]
     mixed = grain.MapDataset.select_from_datasets(parents, ProportionalSelection(np.asarray(weights)))
     return mixed.batch(batch_size)
