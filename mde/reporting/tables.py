@@ -176,11 +176,11 @@ def _percent(share: float) -> str:
 
 
 def _choice(methods: pd.DataFrame) -> str:
-    """How the chosen method was chosen, where it is not the one of least error."""
+    """How the chosen method was chosen."""
     least = methods.loc[methods["chosen"], "mse"].min()
     passed_over = (methods["group"] == findings.MERGED) & (methods["mse"] < least)
-    reason = ", the best without merged features: a search would run a model for every candidate"
-    return f"chosen{reason if passed_over.any() else ''}"
+    merged = "; not with merged features, which would cost a model run for every candidate of the search"
+    return f"chosen: the fewest features within a standard error of the least{merged if passed_over.any() else ''}"
 
 
 def _method(group: str, regressor: str, features: str, chosen: bool) -> str:

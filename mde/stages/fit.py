@@ -25,10 +25,11 @@ def fit(
     features: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
-    """Judges regressors × feature sets on the observations and chooses the one of least error on the objective.
+    """Judges regressors × feature sets on the observations and chooses one.
 
-    Sets with merged features are judged and not chosen, unless `features` names them: a search over mixtures would have
-    to run a merged model for every candidate.
+    The choice is the one with the fewest features whose error on the objective is within a standard error of the least
+    (Breiman et al., Classification and Regression Trees, 1984). Sets with merged features are judged and not chosen,
+    unless `features` names them: a search over mixtures would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features.
@@ -60,7 +61,9 @@ def fit(
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    best = learnt.iloc[int(learnt["mse"].argmin())]
+    least = learnt.iloc[int(learnt["mse"].argmin())]
+    near = learnt[learnt["mse"] <= least["mse"] + least["mse_se"]]
+    best = near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
     study.write_json(
         "fit/choice.json",
         {

@@ -6,13 +6,14 @@ import pandas as pd
 from mde.stages.fit import observations
 from mde.stages.score import score_runs
 from mde.stages.train import train_runs
-from mde.study import Study
+from mde.study import Study, digest
 
 
 def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: int = 500) -> None:
     """Trains the recommended mixture, uniform, proportional and the best one observed, each with several data orders.
 
     The seeds are others than the observations', so that the best observed mixture has no luck left from being chosen.
+    Runs are named by their mixture: another recommendation is trained anew, and rivals that stay are kept.
 
     Args:
       study: a study with an optimum.
@@ -25,7 +26,7 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
     rows, index = [], []
     for label, predicted in optimum["predictions"].items():
         for seed in range(first_seed, first_seed + seeds):
-            index.append(f"proof-{label.replace(' ', '-')}-{seed}")
+            index.append(f"proof-{label.replace(' ', '-')}-{digest(predicted['mixture'])[:6]}-{seed}")
             rows.append({"role": label, "seed": seed, **predicted["mixture"]})
     table = pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", *names]]
     train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
