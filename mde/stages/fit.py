@@ -27,9 +27,10 @@ def fit(
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses one.
 
-    The choice is the one with the fewest features whose error on the objective is within a standard error of the least
-    (Breiman et al., Classification and Regression Trees, 1984). Sets with merged features are judged and not chosen,
-    unless `features` names them: a search over mixtures would have to run a merged model for every candidate.
+    The choice is the one with the fewest features whose error on the objective is not clearly more than the least: the
+    gap is within the standard error of the two (after the rule of Breiman et al., Classification and Regression Trees,
+    1984). Sets with merged features are judged and not chosen, unless `features` names them: a search over mixtures
+    would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features.
@@ -62,7 +63,7 @@ def fit(
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
     least = learnt.iloc[int(learnt["mse"].argmin())]
-    near = learnt[learnt["mse"] <= least["mse"] + least["mse_se"]]
+    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
     best = near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
     study.write_json(
         "fit/choice.json",
