@@ -66,7 +66,7 @@ def run(study: Study, stage: str, given: Mapping[str, Any], force: bool = False)
     started = time.time()
     STAGES[stage](study, **resolved)
     seconds = round(time.time() - started, 1)
-    study.write_json(record, {"digest": name, "arguments": resolved, "seconds": seconds})
+    study.write_json(record, {"digest": name, "arguments": resolved, "seconds": seconds, "finished": time.time()})
     return True
 
 
@@ -81,8 +81,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _before(study: Study, stage: str) -> list[str]:
-    """The record of the stage before, and through its name of all before that; `report` reads whatever there is."""
+def _before(study: Study, stage: str) -> list[Any]:
+    """What the stage before did and when, and through its digest all before that; `report` reads whatever there is."""
     earlier = list(STAGES)[: list(STAGES).index(stage)]
     done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
     if stage != "report":
@@ -90,4 +90,5 @@ def _before(study: Study, stage: str) -> list[str]:
             if name not in done:
                 raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
         done = done[-1:]
-    return [study.read_json(f"stages/{name}.json", name)["digest"] for name in done]
+    records = [study.read_json(f"stages/{name}.json", name) for name in done]
+    return [[record["digest"], record["finished"]] for record in records]

@@ -30,7 +30,9 @@ def test_a_stage_runs_again_when_its_arguments_or_its_input_change(mde, study):
     assert not mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5")
     assert mde("optimize", where, TINY)  # nothing of its own has changed, but what it reads
     assert not mde("evaluate", where, TINY)
+    assert not mde("optimize", where, TINY)
     assert mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5", "--force")
+    assert mde("optimize", where, TINY)  # whatever the reason was to run `fit` again
 
 
 def test_the_record_of_a_stage_has_all_its_arguments(finished):
