@@ -12,6 +12,13 @@ class UserError(ValueError):
     """Bad input: names the culprit (file, run, domain, value) and what was expected."""
 
 
+def check_positive(**counts: float) -> None:
+    """Raises UserError at the first of the named numbers that is not positive."""
+    for name, value in counts.items():
+        if not value > 0:
+            raise UserError(f"{name}={value!r} must be positive")
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """An error for a name that does not exist, with the nearest right one."""
     known = sorted(map(str, known))

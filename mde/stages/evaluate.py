@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde.errors import UserError
 from mde.evaluation import MixtureLosses, merged_nll
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
@@ -34,6 +35,8 @@ def evaluate(
       merged_windows: windows of each domain that merged models are run on; 0 for no merged losses.
       seed: of the candidates.
     """
+    if merged_windows < 0 or not taus:
+        raise UserError(f"merged_windows={merged_windows} and taus={taus!r}: expected 0 or more, and at least one τ")
     about = {"taus": list(taus), "merged_windows": merged_windows}
     domains = study.domains
     runs = study.mixtures()[list(domains.training)]

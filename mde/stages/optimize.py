@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde.errors import check_positive
 from mde.optimization import search, simplex
 from mde.regression import estimators, uncertainty
 from mde.regression import features as feature_sets
@@ -23,6 +24,7 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
       refits: bootstrap resamples of the observations; the spread of their optima says how sure the mixture is.
       seed: of the search and the resamples.
     """
+    check_positive(candidates=candidates, refits=refits)
     choice = study.read_json("fit/choice.json", "fit")
     inputs = observations(study, choice["objective"])
     predictor = Predictor(study, inputs, choice["regressor"], choice["features"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from mde.errors import check_positive
 from mde.stages.fit import observations
 from mde.stages.score import score_runs
 from mde.stages.train import train_runs
@@ -21,6 +22,7 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
       first_seed: seed of the first one.
       checkpoint_every: steps between states to resume from.
     """
+    check_positive(seeds=seeds, checkpoint_every=checkpoint_every)
     optimum = study.read_json("optimum.json", "optimize")
     names = list(study.domains.training)
     rows, index = [], []

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde.errors import check_positive
 from mde.evaluation.scoring import EvaluationSet, Scorer, evaluation_set
 from mde.stages.train import load_run, model_config
 from mde.study import Study, digest
@@ -21,6 +22,7 @@ def score(study: Study, tokens_per_domain: int = 8192, batch_size: int = 16) -> 
       tokens_per_domain: whole documents of each evaluation domain are taken until they have this many tokens.
       batch_size: windows scored at a time.
     """
+    check_positive(tokens_per_domain=tokens_per_domain, batch_size=batch_size)
     about = {"tokens_per_domain": tokens_per_domain, "batch_size": batch_size}
     losses = score_runs(study, about, list(study.mixtures().index))
     data = evaluation_data(study, about)

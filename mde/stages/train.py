@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError, check_positive, unknown
 from mde.models import config as model_configs
 from mde.models import decoder
 from mde.models.config import DecoderConfig
@@ -59,16 +59,18 @@ def train(
     Raises:
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
     """
+    check_positive(checkpoint_every=checkpoint_every)
     table = _plan(study, observations, mixtures, concentration, seed)
     settings = TrainSettings(steps, batch_size, seq_len, learning_rate)
-    seed_settings = dataclasses.replace(
-        settings, steps=max(seed_steps, 1), learning_rate=seed_learning_rate or learning_rate
-    )
+    seed_settings = None
+    if seed_steps:
+        rate = seed_learning_rate or learning_rate
+        seed_settings = dataclasses.asdict(dataclasses.replace(settings, steps=seed_steps, learning_rate=rate))
     about = {
         "preset": preset,
         "model": dataclasses.asdict(model_configs.preset(preset, study.about["vocab_size"])),
         "settings": dataclasses.asdict(settings),
-        "seed_settings": dataclasses.asdict(seed_settings) if seed_steps else None,
+        "seed_settings": seed_settings,
         "seed": seed,
     }
     train_runs(study, about, table, checkpoint_every)

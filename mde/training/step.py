@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mde.errors import UserError
+from mde.errors import check_positive
 from mde.models import decoder
 from mde.models.config import DecoderConfig
 
@@ -37,9 +37,8 @@ class TrainSettings:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}={getattr(self, name)!r} must be positive")
+        names = ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm")
+        check_positive(**{name: getattr(self, name) for name in names})
 
     @property
     def tokens(self) -> int:

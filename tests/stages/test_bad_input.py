@@ -47,6 +47,9 @@ def _at_the_repository(monkeypatch):
         ("train.step = 3", ["argument of stage 'train'", "'step'", "did you mean 'steps'"]),
         ("train.steps = 'many'", ["train.steps = 'many'", "expected int"]),
         ("train.steps = 0", ["steps=0", "positive"]),
+        ("train.checkpoint_every = 0", ["checkpoint_every=0", "positive"]),
+        ("train.seed_steps = -5", ["steps=-5", "positive"]),
+        ("train.observations = 0", ["0 mixtures", "at least one"]),
         ("train.preset = 'tny'", ["preset 'tny'", "did you mean 'tiny'"]),
         ("train.preset = ", ["gin"]),
         ("train.mixtures = 'nowhere.csv'", ["nowhere.csv", "no such file"]),
@@ -150,6 +153,27 @@ def test_a_damaged_checkpoint(refused, study):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     line = refused("score", "--force", TINY, study=study)
     assert "expert-wiki/params: damaged checkpoint" in line
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "score.batch_size = 0",
+        "score.tokens_per_domain = -1",
+        "evaluate.taus = ()",
+        "evaluate.taus = (2.0,)",
+        "evaluate.merged_windows = -1",
+        "evaluate.candidates = 0",
+        "fit.repeats = 0",
+        "optimize.refits = 0",
+        "prove.seeds = 0",
+    ],
+)
+def test_counts_that_make_no_sense(refused, study, binding):
+    stage, name = binding.split(" = ")[0].split(".")
+    assert {"candidates": "0 mixtures", "repeats": "0 repeats", "taus": "tau"}.get(name, f"{name}=") in refused(
+        stage, TINY, f"--gin_bindings={binding}", study=study
+    )
 
 
 def test_unknown_objective_regressor_and_feature(refused, study):
