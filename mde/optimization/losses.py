@@ -108,6 +108,32 @@ class Smooth:
         return np.asarray(values)[:n], gradients
 
 
+class Separable:
+    """What a linear regressor on λ, √λ and log(λ + shift) predicts: a sum of one function a domain.
+
+    Args:
+      linear: [K], coefficients of λ.
+      root: [K], of √λ.
+      log: [K], of log(λ + shift).
+      shift: what keeps the logarithm finite.
+      offset: added to the sum.
+    """
+
+    def __init__(self, linear: np.ndarray, root: np.ndarray, log: np.ndarray, shift: float, offset: float):
+        self.convex = bool((root <= 0).all() and (log <= 0).all())
+        self._linear, self._root, self._log, self._shift, self._offset = linear, root, log, shift, offset
+
+    def __call__(self, mixtures: np.ndarray) -> np.ndarray:
+        """Losses [C]."""
+        curved = np.sqrt(mixtures) @ self._root + np.log(mixtures + self._shift) @ self._log
+        return self._offset + mixtures @ self._linear + curved
+
+    def value_and_gradient(self, mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [C] and gradients [C, K]; the infinite slope of a root at 0 becomes ±1e6 times its coefficient."""
+        steep = np.minimum(0.5 / np.sqrt(np.maximum(mixtures, 1e-300)), STEEPEST)
+        return self(mixtures), self._linear + self._root * steep + self._log / (mixtures + self._shift)
+
+
 class Penalised:
     """A differentiable loss plus `weight` × KL(mixture ‖ prior).
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,32 +30,53 @@ class Objective:
     reference: np.ndarray | None = None
     beta: float = 0.0
 
+    __array_ufunc__ = None  # NumPy leaves `losses @ objective` to us
+
     def __call__(self, losses: np.ndarray) -> np.ndarray:
         """The objective [...] of losses [..., J] that are known."""
+        losses = np.asarray(losses)
         if not self.worst:
             return losses @ self.weights
         excess = losses if self.reference is None else losses - self.reference
         return np.where(self.weights > 0, excess, -np.inf).max(axis=-1)
 
-    def of_prediction(self, mean: np.ndarray, covariance: np.ndarray | None = None) -> np.ndarray:
-        """The objective [C] of predicted losses [C, J] with their covariance over the domains [C, J, J].
+    def __rmatmul__(self, losses: np.ndarray) -> np.ndarray:
+        """`losses @ objective`: it stands wherever weights would."""
+        return self(losses)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """As of weights, (J,)."""
+        return self.weights.shape
+
+    def of_prediction(
+        self, mean: np.ndarray, deviations: np.ndarray | None = None, correlation: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The objective [C] of predicted losses [C, J]: what is unsure counts as worse.
 
         A mean adds β standard deviations of the weighted sum; a worst case those of each domain, before the greatest is
         taken.
 
+        Args:
+          mean: predicted losses, [C, J].
+          deviations: their standard deviations, [C, J].
+          correlation: of the errors of the domains, [J, J]; if it is not known they are taken to go together, which is
+            the most unsure a sum can be.
+
         Raises:
-          UserError: β is not zero and there is no covariance.
+          UserError: β is not zero and there are no deviations.
         """
         if self.beta == 0:
             return self(mean)
-        if covariance is None:
+        if deviations is None:
             raise UserError(
                 f"objective with beta={self.beta:g}: the regressor does not say how sure it is; one with a standard "
                 "deviation, such as 'gp', does"
             )
-        if self.worst:
-            return self(mean + self.beta * np.sqrt(np.einsum("cjj->cj", covariance)))
-        variance = np.einsum("j,cjk,k->c", self.weights, covariance, self.weights)
+        if self.worst or correlation is None:
+            return self(mean + self.beta * deviations)
+        weighted = deviations * self.weights
+        variance = np.einsum("cj,jk,ck->c", weighted, correlation, weighted)
         return self(mean) + self.beta * np.sqrt(np.maximum(variance, 0))
 
 
@@ -77,6 +99,16 @@ def make(
         raise UserError(f"objective {objective!r}: only a worst case has a reference: {', '.join(WORST)}")
     average = WORST[objective] if worst else objective  # type: ignore[index]
     return Objective(weights(average, evaluation_domains, training_domains), worst, reference, beta)
+
+
+def recorded(
+    optimum: Mapping[str, Any], evaluation_domains: Sequence[str], training_domains: Sequence[str]
+) -> Objective:
+    """The objective that a recommendation was found with, by the content of its `optimum.json`."""
+    rival = optimum.get("reference")
+    losses = optimum["predictions"][rival]["losses"] if rival else None
+    reference = None if losses is None else np.array([losses[name] for name in evaluation_domains])
+    return make(optimum["objective"], evaluation_domains, training_domains, reference, optimum.get("beta", 0.0))
 
 
 def weights(

@@ -75,4 +75,5 @@ def _propose(region: Region, elite: np.ndarray, step: float, n: int, rng: np.ran
     trimmed = np.where(elite[:1] < TRIM[:, None], 0, elite[:1])
     chosen = np.vstack([kinds[np.arange(n) % 4, np.arange(n)], trimmed / trimmed.sum(axis=1, keepdims=True)])
     feasible = region.nearby(chosen)
-    return np.where((feasible < NOTHING) & (region.low == 0), 0, feasible)
+    feasible = np.where((feasible < NOTHING) & (region.low == 0), 0, feasible)
+    return feasible / feasible.sum(axis=1, keepdims=True)

@@ -11,7 +11,7 @@ from mde.optimization.refinement import best, evaluate
 from mde.optimization.region import Region
 
 METHODS = ("auto", "exact", "gradient", "simulation", "refinement", "vizier")
-STARTS = 16  # of the descent: the best simulated ones
+STARTS = 16  # of the descent: the best simulated ones; two where all lead to the same optimum
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def minimize(
         per_round = max(n_candidates // 4, 1)
         mixture, value, more = refinement.refine(loss, region, elite, elite_values, rounds, per_round, seed)
         return Optimum(mixture, value, method, len(points) + 1 + more)
-    return _by_gradient(loss, region, method, elite[:STARTS], len(points) + 1)
+    starts = elite[: 2 if getattr(loss, "convex", False) else STARTS]
+    return _by_gradient(loss, region, method, starts, len(points) + 1)
 
 
 def _by_gradient(loss: Loss, region: Region, method: str, starts: np.ndarray, evaluations: int) -> Optimum:
@@ -118,13 +119,13 @@ def _by_gradient(loss: Loss, region: Region, method: str, starts: np.ndarray, ev
 def _candidates(
     region: Region, n: int, seed: int, start: np.ndarray | None, concentration: float | np.ndarray | None
 ) -> np.ndarray:
-    """What the caller adds, and draws; without a concentration half of these near faces, the centre and the corners."""
+    """What the caller adds, and draws; without a concentration half of these near or on faces, and the corners."""
     if concentration is not None:
         parts = [region.sample(n, seed, concentration)]
     else:
         parts = [np.full((1, region.k), 1 / region.k), simplex.corners(region.k), region.sample(n - n // 2, seed)]
-        if n // 2:
-            parts.append(region.sample(n // 2, seed + 1, concentration=0.3))
+        if n >= 4:
+            parts += [region.sample(n // 2 - n // 4, seed + 1, concentration=0.3), region.boundary(n // 4, seed + 2)]
     if start is not None:
         given = simplex.check_mixtures(start, [str(i) for i in range(region.k)], where="start of the search")
         parts.insert(0, given)

@@ -1,7 +1,7 @@
 """OSS Vizier (arXiv 2207.13676) as a way to search: `pip install mde[vizier]`.
 
-Its Eagle strategy, a firefly algorithm, needs no more than the package, `jax` and `chex`, and works without a server or a
-network. Its default, a Gaussian-process bandit, needs tfp-nightly and a version of equinox that JAX has left behind.
+Its Eagle strategy, a firefly algorithm, needs no more than the package, `jax` and `chex`, and works without a server or
+a network. Its default, a Gaussian-process bandit, needs tfp-nightly and a version of equinox that JAX has left behind.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def search(loss: Loss, region: Region, seed: int, trials: int) -> tuple[np.ndarr
     try:
         from vizier import algorithms, pyvizier
 
-        # The public `vizier.algorithms.designers` imports every designer, and with them TensorFlow Probability and cvxpy.
+        # The public `vizier.algorithms.designers` imports every designer: TensorFlow Probability, cvxpy and more.
         from vizier._src.algorithms.designers.eagle_strategy import eagle_strategy
     except ImportError as error:
         raise UserError(
@@ -37,9 +37,7 @@ def search(loss: Loss, region: Region, seed: int, trials: int) -> tuple[np.ndarr
     names = [f"share-{i}" for i in range(region.k)]
     for name in names:
         problem.search_space.root.add_float_param(name, 0.0, 1.0)
-    problem.metric_information.append(
-        pyvizier.MetricInformation(METRIC, goal=pyvizier.ObjectiveMetricGoal.MINIMIZE)
-    )
+    problem.metric_information.append(pyvizier.MetricInformation(METRIC, goal=pyvizier.ObjectiveMetricGoal.MINIMIZE))
     designer = eagle_strategy.EagleStrategyDesigner(problem, seed=seed)
     best, least, trial_id = np.empty(region.k), np.inf, 0
     while trial_id < trials:
