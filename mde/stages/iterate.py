@@ -43,8 +43,8 @@ def iterate(
     """Trains a batch of mixtures a round, those of most expected improvement, and adds them to the observations.
 
     Stops after `rounds`, or when the next run promises less than `threshold` times the noise of a run. Can be killed at
-    any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study of
-    observations from elsewhere is given its next batch as a table, to be trained where they came from.
+    any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study
+    of observations from elsewhere is given its next batch as a table, to be trained where they came from.
 
     Args:
       study: a study with scored observations and evaluated features.

@@ -18,7 +18,7 @@ def test_projection_onto_bounds_by_hand():
     np.testing.assert_allclose(simplex.project(points, low, high), expected, atol=1e-15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_nothing_in_the_region_is_nearer_than_the_projection(seed):
     """The optimality condition of the nearest point, certified by a linear program: (x - y)·(v - x) >= 0 for all v."""
@@ -74,7 +74,7 @@ def test_the_walk_is_uniform():
     np.testing.assert_allclose(walked.std(axis=0), expected.std(axis=0), atol=0.008)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_vertex_is_below_every_sample(seed):
     region = random_region(seed)
