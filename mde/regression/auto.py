@@ -1,6 +1,7 @@
 """The default regressor: a blend of Gaussian processes on several feature sets, weighed by inner cross-validation."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, Self
 
 import numpy as np
@@ -57,7 +58,7 @@ class Auto(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
-        """Fits `regressors_` on all rows, their `weights_`, `inner_mse_` and the calibration of deviations."""
+        """Fits `regressors_` on all rows, their `weights_`, `inner_error_` and the calibration of deviations."""
         self.__dict__.update(self.fit_many([(X, y)])[0].__dict__)
         return self
 
@@ -99,8 +100,9 @@ class Auto(RegressorMixin, BaseEstimator):
         parts = [(self.regressors_[i], self._part(self.chosen_[i], design)) for i in used]
         if not return_std:
             return np.sum(weights * np.stack([regressor.predict(part) for regressor, part in parts]), axis=0)
-        both = [regressor.predict(part, return_std=True) for regressor, part in parts]
+        both = [_predict(regressor, part) for regressor, part in parts]
         means, deviations = (np.stack(values) for values in zip(*both, strict=True))
+        deviations = np.where(np.isnan(deviations), self.inner_deviation_[used, None], deviations)
         mean = np.sum(weights * means, axis=0)
         return mean, self.calibration_ * _blended(weights, means - mean, deviations)
 
@@ -172,10 +174,9 @@ class Auto(RegressorMixin, BaseEstimator):
         )
         found = []
         for i, ((design, losses), rows) in enumerate(zip(parts, folds, strict=True)):
-            residual, deviation = np.empty_like(losses), np.zeros_like(losses)
+            residual, deviation = np.empty_like(losses), np.empty_like(losses)
             for one, (_, test) in zip(inner[i * self.folds : (i + 1) * self.folds], rows, strict=True):
-                if hasattr(one, "jax_predict"):
-                    mean, deviation[test] = one.predict(design[test], return_std=True)
+                mean, deviation[test] = _predict(one, design[test])
                 residual[test] = losses[test] - mean
             found.append((residual, deviation))
         return found
@@ -186,11 +187,12 @@ class Auto(RegressorMixin, BaseEstimator):
         errors_MN = (residual_MRJ / scale_J).reshape(len(residual_MRJ), -1)
         self.inner_error_ = np.mean(errors_MN**2, axis=1)
         self.weights_ = stacking_weights(errors_MN.T)
+        self.inner_deviation_ = np.sqrt(np.mean(residual_MRJ**2, axis=1))
+        deviation_MRJ = np.where(np.isnan(deviation_MRJ), self.inner_deviation_[:, None], deviation_MRJ)
         weights = self.weights_[:, None, None]
-        blended = np.sum(weights * residual_MRJ, axis=0)
-        deviation = _blended(weights, residual_MRJ - blended, deviation_MRJ)
-        known = deviation > 0
-        ratio = np.where(known, blended / np.where(known, deviation, 1), 1.0)
+        residual_RJ = np.sum(weights * residual_MRJ, axis=0)
+        deviation_RJ = _blended(weights, residual_MRJ - residual_RJ, deviation_MRJ)
+        ratio = np.divide(residual_RJ, deviation_RJ, out=np.ones_like(residual_RJ), where=deviation_RJ > 0)
         rows = len(losses_RJ)
         self.calibration_ = float(np.sqrt((DOUBT + rows * np.mean(ratio**2)) / (DOUBT + rows)))
 
@@ -212,6 +214,14 @@ def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE) -> np.nda
     goal = np.concatenate([np.zeros(len(errors)), np.full(n_candidates, np.sqrt(shrinkage) / n_candidates), [1e4]])
     weights, _ = nnls(rows, goal)
     return weights / weights.sum()
+
+
+def _predict(regressor: Any, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and their deviations, NaN from a regressor that does not know them."""
+    if "return_std" in signature(regressor.predict).parameters:
+        return regressor.predict(design, return_std=True)
+    mean = regressor.predict(design)
+    return mean, np.full_like(mean, np.nan)
 
 
 def _blended(weights: np.ndarray, offsets: np.ndarray, deviations: np.ndarray) -> np.ndarray:
