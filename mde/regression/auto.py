@@ -1,7 +1,6 @@
 """The default regressor: a blend of Gaussian processes on several feature sets, weighed by inner cross-validation."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +11,10 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
-from mde.regression.designs import check_fit, check_predict, fit_many
+from mde.regression.designs import check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.uncertainty import shrunk_correlation
 
 Candidate = tuple[BaseEstimator, str]  # an unfitted regressor and the feature set it sees
 
@@ -44,6 +44,8 @@ class Auto(RegressorMixin, BaseEstimator):
       folds: of the inner cross-validation.
       seed: of its splits.
     """
+
+    cubic_in_rows = True
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Auto(RegressorMixin, BaseEstimator):
         parts = [(self.regressors_[i], self._part(self.chosen_[i], design)) for i in used]
         if not return_std:
             return np.sum(weights * np.stack([regressor.predict(part) for regressor, part in parts]), axis=0)
-        both = [_predict(regressor, part) for regressor, part in parts]
+        both = [predict_with_deviation(regressor, part) for regressor, part in parts]
         means, deviations = (np.stack(values) for values in zip(*both, strict=True))
         deviations = np.where(np.isnan(deviations), self.inner_deviation_[used, None], deviations)
         mean = np.sum(weights * means, axis=0)
@@ -150,8 +152,8 @@ class Auto(RegressorMixin, BaseEstimator):
                 f"a design of shape {shape} for `auto` with {len(self.evaluated)} evaluated features, expected "
                 + (wanted if self.evaluated else "mixtures, [R, K]")
             )
-        if not 2 <= self.folds or len(losses) < 2 * self.folds:
-            raise UserError(f"{len(losses)} observations for {self.folds} inner folds, expected at least two a fold")
+        if self.folds < 2 or len(losses) < 3:
+            raise UserError(f"{len(losses)} observations, {self.folds} inner folds: expected at least 3 and 2")
 
     def _part(self, features: str, design: np.ndarray) -> np.ndarray:
         """A candidate's design."""
@@ -163,20 +165,19 @@ class Auto(RegressorMixin, BaseEstimator):
         self, regressor: BaseEstimator, parts: list[tuple[np.ndarray, np.ndarray]], whole: list[Any]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Residuals and predicted deviations of every row of each table, by candidates that had not seen it."""
-        if all(len(losses) >= MANY and hasattr(one, "leave_one_out") for one, (_, losses) in zip(whole, parts)):
+        if all(len(losses) >= MANY and hasattr(one, "leave_one_out") for one, (_, losses) in zip(whole, parts, strict=True)):
             return [one.leave_one_out() for one in whole]
         folds = [
-            list(KFold(self.folds, shuffle=True, random_state=self.seed).split(design)) for design, _ in parts
+            list(KFold(min(self.folds, len(losses)), shuffle=True, random_state=self.seed).split(losses))
+            for _, losses in parts
         ]
-        inner = fit_many(
-            regressor,
-            [(d[train], y[train]) for (d, y), rows in zip(parts, folds, strict=True) for train, _ in rows],
-        )
+        every = [(d[train], y[train]) for (d, y), rows in zip(parts, folds, strict=True) for train, _ in rows]
+        inner = iter(fit_many(regressor, every))
         found = []
-        for i, ((design, losses), rows) in enumerate(zip(parts, folds, strict=True)):
+        for (design, losses), rows in zip(parts, folds, strict=True):
             residual, deviation = np.empty_like(losses), np.empty_like(losses)
-            for one, (_, test) in zip(inner[i * self.folds : (i + 1) * self.folds], rows, strict=True):
-                mean, deviation[test] = _predict(one, design[test])
+            for _, test in rows:
+                mean, deviation[test] = predict_with_deviation(next(inner), design[test])
                 residual[test] = losses[test] - mean
             found.append((residual, deviation))
         return found
@@ -191,6 +192,7 @@ class Auto(RegressorMixin, BaseEstimator):
         deviation_MRJ = np.where(np.isnan(deviation_MRJ), self.inner_deviation_[:, None], deviation_MRJ)
         weights = self.weights_[:, None, None]
         residual_RJ = np.sum(weights * residual_MRJ, axis=0)
+        self.correlation_ = shrunk_correlation(residual_RJ)
         deviation_RJ = _blended(weights, residual_MRJ - residual_RJ, deviation_MRJ)
         ratio = np.divide(residual_RJ, deviation_RJ, out=np.ones_like(residual_RJ), where=deviation_RJ > 0)
         rows = len(losses_RJ)
@@ -214,14 +216,6 @@ def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE) -> np.nda
     goal = np.concatenate([np.zeros(len(errors)), np.full(n_candidates, np.sqrt(shrinkage) / n_candidates), [1e4]])
     weights, _ = nnls(rows, goal)
     return weights / weights.sum()
-
-
-def _predict(regressor: Any, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and their deviations, NaN from a regressor that does not know them."""
-    if "return_std" in signature(regressor.predict).parameters:
-        return regressor.predict(design, return_std=True)
-    mean = regressor.predict(design)
-    return mean, np.full_like(mean, np.nan)
 
 
 def _blended(weights: np.ndarray, offsets: np.ndarray, deviations: np.ndarray) -> np.ndarray:

@@ -106,3 +106,67 @@ def _backtrack(
         found[rows] = True
         size[left[~good]] *= 0.4
     return found, point, new_value, new_slope
+
+
+# Parameters [B, P] of the problems `which` [B] -> predictions [B, R] and their derivatives [B, R, P].
+Model = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def least_squares(
+    model: Model, observed: np.ndarray, start: np.ndarray, huber: float = np.inf, iterations: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares, or least Huber loss, of B nonlinear models.
+
+    Levenberg-Marquardt (Nocedal and Wright, section 10.3) with Marquardt's scaling; residuals beyond `huber` are
+    weighed down anew in each step (iteratively reweighted least squares). A problem ends when its best step, however
+    short, no longer lowers its loss by a relative 1e-14, or after `iterations` steps.
+
+    Args:
+      model: predictions and derivatives.
+      observed: [B, R].
+      start: [B, P], where the model is finite.
+      huber: residual at which the loss goes from quadratic to linear.
+      iterations: steps at most, taken or not.
+
+    Returns:
+      The best parameters [B, P] and their losses [B], the sum over rows.
+    """
+    x = np.array(start, dtype=np.float64)
+    n, p = x.shape
+    which = np.arange(n)
+    predicted, slopes = model(x, which)
+    loss = _huber(observed - predicted, huber)
+    damping, active = np.full(n, 1e-3), which
+    for _ in range(iterations):
+        if not len(active):
+            break
+        residual = observed[active] - predicted[active]
+        weight = np.minimum(1, huber / np.maximum(np.abs(residual), 1e-300))
+        weighted = slopes[active] * weight[:, :, None]
+        normal = weighted.transpose(0, 2, 1) @ slopes[active]
+        diagonal = np.diagonal(normal, axis1=1, axis2=2)
+        # A parameter that nothing hangs on would leave the system singular.
+        lift = damping[active, None] * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
+        pull = np.einsum("brp,br->bp", weighted, residual)
+        tried = x[active] + np.linalg.solve(normal + lift[:, :, None] * np.eye(p), pull[:, :, None])[:, :, 0]
+        tried_predicted, tried_slopes = model(tried, active)
+        tried_loss = _huber(observed[active] - tried_predicted, huber)
+        better = tried_loss < loss[active]  # false for what is not finite
+        better &= np.isfinite(tried_slopes).all(axis=(1, 2))
+        gain = loss[active] - tried_loss
+        moved = active[better]
+        x[moved], loss[moved] = tried[better], tried_loss[better]
+        predicted[moved], slopes[moved] = tried_predicted[better], tried_slopes[better]
+        damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-15), damping[active] * 4)
+        done = np.where(better, gain <= 1e-14 * loss[active], damping[active] > 1e10) | (loss[active] == 0)
+        active = active[~done]
+    return x, loss
+
+
+def _huber(residual: np.ndarray, bound: float) -> np.ndarray:
+    """Sums over rows of the Huber loss, [B]; infinite where a residual is not finite."""
+    size = np.abs(residual)
+    with np.errstate(invalid="ignore", over="ignore"):
+        linear = np.zeros_like(size) if np.isinf(bound) else bound * (size - bound / 2)
+        loss = np.where(size <= bound, size**2 / 2, linear).sum(axis=1)
+    return np.where(np.isfinite(residual).all(axis=1), loss, np.inf)

@@ -9,6 +9,7 @@ Rows come first, so scikit-learn's `clone`, `cross_val_predict` and their kin wo
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,11 @@ def fit_many(estimator: BaseEstimator, tables: Sequence[tuple[np.ndarray, np.nda
     if hasattr(estimator, "fit_many"):
         return estimator.fit_many(tables)
     return [clone(estimator).fit(X, y) for X, y in tables]
+
+
+def predict_with_deviation(regressor: Any, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and their standard deviations [C, J], NaN from a regressor that does not know them."""
+    if "return_std" in signature(regressor.predict).parameters:
+        return regressor.predict(design, return_std=True)
+    mean = regressor.predict(design)
+    return mean, np.full_like(mean, np.nan)

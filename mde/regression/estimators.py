@@ -14,7 +14,11 @@ from sklearn.dummy import DummyRegressor
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError, unknown
+from mde.regression.auto import Auto
 from mde.regression.designs import check_fit, check_predict, own
+from mde.regression.features import evaluated_parts
+from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.laws import BiMix, MixingLaw, PowerLaw
 
 ALPHAS = tuple(np.logspace(-4, 4, 33))
 
@@ -184,15 +188,31 @@ REGRESSORS: dict[str, Callable[[], Any]] = {
     # RegMix (arXiv 2407.01492): 1000 trees, rate 0.01, LightGBM's defaults otherwise. It needs 40 rows for its first
     # split into two leaves of 20, and predicts a constant with fewer.
     "gbm-regmix": lambda: GradientBoosting(1000, 0.01, num_leaves=31, min_child_samples=20, min_data_in_bin=3),
+    "gp": GaussianProcess,
+    "gp-residual": lambda: Residual(GaussianProcess()),
+    "mixing-law": MixingLaw,
+    "log-linear": lambda: MixingLaw(huber=0.02),
+    "bimix": BiMix,
+    "power-law": PowerLaw,
+    "auto": Auto,
 }
 
 
-def make(name: str) -> Any:
+def make(name: str, features: str = "") -> Any:
     """An unfitted regressor by its name in `REGRESSORS`.
 
+    Args:
+      name: of the regressor.
+      features: the feature set it will be given; `auto` must know it, and takes evaluated features and then `lambda`.
+
     Raises:
-      UserError: no such regressor; names the nearest.
+      UserError: no such regressor; names the nearest. A feature set that `auto` cannot take.
     """
     if name not in REGRESSORS:
         raise unknown("regressor", name, REGRESSORS)
-    return REGRESSORS[name]()
+    if name != "auto":
+        return REGRESSORS[name]()
+    evaluated = evaluated_parts(features) if features else []
+    if features and features != "+".join([*evaluated, "lambda"]):
+        raise UserError(f"regressor 'auto' on {features!r}: expected evaluated features and then lambda")
+    return Auto(evaluated)

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from mde.regression import batched
 from mde.regression.designs import by_target, check_fit, check_predict, standardisation
+from mde.regression.uncertainty import shrunk_correlation
 
 CONSTANT = 4.0  # variance of the mean, in units of the losses' own variance
 # Prior of the logarithms of length scales, Matern variance, linear variance and noise variance, all in standardised
@@ -25,6 +26,7 @@ PRIOR_MEAN = {"length": 2.0, "matern": 1.0, "linear": 1.0, "noise": -5.0}
 PRIOR_SCALE = {"length": 1.25, "matern": 3.0, "linear": 3.0, "noise": 2.0}
 FEW = 48  # rows below which a batch is one array operation; above, a thread a core takes its part of the batch
 THREADS = 2
+CHUNK = 4_000_000  # entries of the covariance matrices that are worked on together: they bound the memory
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(parts) as pool:
 
         def objective(points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            chunks = np.array_split(np.arange(len(which)), min(parts, len(which)))
+            n_chunks = max(parts, -(-len(which) * n_rows**2 // CHUNK))
+            chunks = np.array_split(np.arange(len(which)), min(n_chunks, len(which)))
             found = list(pool.map(lambda c: _negative_posterior(points[c], which[c] % n), chunks))
             return np.concatenate([value for value, _ in found]), np.concatenate([slope for _, slope in found])
 
@@ -153,6 +156,8 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
       seed: of these starts.
     """
 
+    cubic_in_rows = True
+
     def __init__(self, restarts: int = 0, seed: int = 0):
         self.restarts = restarts
         self.seed = seed
@@ -176,6 +181,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
             )
             for i, (one, _, _) in enumerate(batch):
                 one.processes_ = processes[i * shape[0] : (i + 1) * shape[0]]
+                one.correlation_ = shrunk_correlation(one.leave_one_out()[0])
         return [one for one, _, _ in prepared]
 
     def _prepare(self, design: np.ndarray, losses: np.ndarray) -> tuple[Self, np.ndarray, np.ndarray]:
@@ -189,10 +195,14 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
     def predict(self, X: npt.ArrayLike, return_std: bool = False) -> Any:
         """Losses [C, J], nats per token; with `return_std` also the standard deviation of a new run's losses, [C, J]."""
         check_is_fitted(self)
-        inputs = self._inputs(check_predict(X, self.design_shape_))
+        inputs_JCF = self._inputs(check_predict(X, self.design_shape_))
+        entries = inputs_JCF.shape[1] * self.processes_.weights.size
+        blocks = np.array_split(inputs_JCF, max(1, -(-entries // CHUNK)), axis=1)
         with threadpool_limits(1, user_api="blas"):
-            mean = self.processes_.predict(inputs).T * self.loss_scale_ + self.loss_mean_
-            return (mean, self.processes_.deviation(inputs).T * self.loss_scale_) if return_std else mean
+            mean = np.hstack([self.processes_.predict(block) for block in blocks]).T * self.loss_scale_ + self.loss_mean_
+            if not return_std:
+                return mean
+            return mean, np.hstack([self.processes_.deviation(block) for block in blocks]).T * self.loss_scale_
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
         """What the observed losses exceed their predictions from the other rows by, and the deviations; [R, J] both.

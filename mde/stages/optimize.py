@@ -13,6 +13,8 @@ from mde.stages.fit import Observations, observations
 from mde.stages.predict import Predictor
 from mde.study import Study
 
+LEVEL = 0.9  # of the intervals
+
 
 def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int = 0) -> None:
     """Searches the simplex with the chosen regressor, fitted on all observations.
@@ -20,8 +22,8 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: bootstrap resamples of the observations; the spread of their optima says how sure the mixture is.
-      seed: of the search and the resamples.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is.
+      seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=refits)
     choice = study.read_json("fit/choice.json", "fit")
@@ -48,7 +50,7 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),
             "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
-            "interval_level": 0.9,
+            "interval_level": LEVEL,
             "predictions": {
                 name: {
                     "mixture": dict(zip(table.columns, mixture, strict=True)),
@@ -76,21 +78,18 @@ def reference_mixtures(study: Study, inputs: Observations) -> pd.DataFrame:
 def _intervals(
     predictor: Predictor, inputs: Observations, table: pd.DataFrame, candidates: int, refits: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
+    """Intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
 
     The refits choose among draws all over the simplex and ever closer to the recommendation.
     """
     drawn = simplex.space_filling(candidates, table.shape[1], seed + 1)
     near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
     pool = np.concatenate([table.to_numpy(), drawn, *near])
-    bootstrap = uncertainty.bootstrap_optima(
-        inputs.design(predictor.features),
-        inputs.losses.to_numpy(),
-        pool,
-        predictor.design(pool),
-        predictor.regressor,
-        inputs.objective,
-        refits,
-        seed,
+    design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
+    regressor, objective = predictor.regressor, inputs.objective
+    best = uncertainty.half_sample_optima(
+        design, losses, predictor.design(pool), regressor, objective, refits, seed
     )
-    return bootstrap.share_interval(), np.stack([bootstrap.objective_interval(i) for i in range(len(table))])
+    shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    around = predictor.design(table.to_numpy())
+    return shares, uncertainty.objective_intervals(design, losses, around, regressor, objective, LEVEL, seed)
