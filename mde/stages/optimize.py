@@ -1,11 +1,11 @@
 """`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from tqdm import tqdm
 
 from mde.errors import check_positive, unknown
@@ -17,6 +17,8 @@ from mde.stages import problem
 from mde.stages.fit import Observations, observations
 from mde.stages.predict import Predictor
 from mde.study import Study
+
+LEVEL = 0.9  # of the intervals
 
 
 def optimize(
@@ -45,7 +47,7 @@ def optimize(
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: bootstrap resamples of the observations; the spread of their optima says how sure the mixture is.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is.
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
         worst-et, worst-all, or weights by evaluation domain.
@@ -62,7 +64,7 @@ def optimize(
       prior: a mixture to stay near: uniform, proportional or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       kl_penalty: what a nat of this divergence costs, nats per token.
-      seed: of the search and the resamples.
+      seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=refits)
     bounds = problem.constraints(
@@ -80,7 +82,7 @@ def optimize(
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
-    best = _search(predictor, goal, bounds, known, method, candidates, seed)
+    best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     shares, intervals = _intervals(predictor, inputs, goal, bounds, table, candidates, refits, seed)
     study.write_json(
@@ -93,7 +95,7 @@ def optimize(
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),
             "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
-            "interval_level": 0.9,
+            "interval_level": LEVEL,
             "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
             "binding": bounds.binding(best.mixture),
             "epochs": bounds.epochs(best.mixture),
@@ -103,6 +105,7 @@ def optimize(
 
 
 def _search(
+    study: Study,
     predictor: Predictor,
     goal: Objective,
     bounds: Constraints,
@@ -112,7 +115,8 @@ def _search(
     seed: int,
 ) -> search.Optimum:
     """The search itself, with a bar where mixtures are evaluated one batch after another."""
-    loss = problem.loss(predictor, goal, bounds)
+    # Observations from elsewhere are searched without JAX, which they have not needed so far, unless it is asked for.
+    loss = problem.loss(predictor, goal, bounds, traced=method in ("gradient", "exact") or not study.is_swarm)
     with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
 
         def counted(mixtures: np.ndarray) -> np.ndarray:
@@ -165,23 +169,24 @@ def _intervals(
     refits: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
+    """Intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
 
     The refits choose among draws all over the region and ever closer to the recommendation.
     """
     drawn = bounds.region.sample(candidates, seed + 1)
     near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
     pool = np.concatenate([table.to_numpy(), drawn, *near])
-    bootstrap = uncertainty.bootstrap_optima(
-        inputs.design(predictor.features),
-        inputs.losses.to_numpy(),
-        pool,
-        predictor.design(pool),
-        predictor.regressor,
-        goal,  # type: ignore[arg-type]  # stands where weights do
-        refits,
-        seed,
+    pool = pool[bounds.region.contains(pool)]
+    design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
+    weights: Any = goal if goal.worst else goal.weights
+    best = uncertainty.half_sample_optima(
+        design, losses, predictor.design(pool), predictor.regressor, weights, refits, seed, bounds.penalty(pool)
     )
-    allowed = np.where(bounds.region.contains(pool), bootstrap.objectives + bounds.penalty(pool), np.inf)
-    shares = dataclasses.replace(bootstrap, best=np.argmin(allowed, axis=1)).share_interval()
-    return shares, np.stack([bootstrap.objective_interval(i) for i in range(len(table))])
+    shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    mean, deviations = predictor.with_deviations(table.to_numpy())
+    if goal.worst and deviations is not None:
+        reach = norm.ppf((1 + LEVEL) / 2) * deviations
+        return shares, np.stack([goal(mean - reach), goal(mean + reach)], axis=1)
+    around = predictor.design(table.to_numpy())
+    regressor = predictor.regressor
+    return shares, uncertainty.objective_intervals(design, losses, around, regressor, weights, LEVEL, seed)

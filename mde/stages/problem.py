@@ -11,6 +11,8 @@ from mde.optimization import losses
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
 from mde.regression import estimators
+from mde.regression import features as feature_sets
+from mde.regression.laws import MixingLaw
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -90,13 +92,19 @@ def constraints(
     )
 
 
-def loss(predictor: Predictor, objective: Objective, bounds: Constraints) -> losses.Loss:
+def loss(predictor: Predictor, objective: Objective, bounds: Constraints, traced: bool = True) -> losses.Loss:
     """The predicted objective of mixtures, with what the search may know of it beside its values.
 
     Ridge on functions of λ alone is linear in them: an average of its losses has a gradient, and on λ itself a linear
-    program is exact, for a worst case too.
+    program is exact, for a worst case too. Other regressors on λ alone are differentiated by JAX where they can be.
+
+    Args:
+      predictor: the regressor.
+      objective: what is minimised.
+      bounds: the constraints; a price of divergence is added to the objective.
+      traced: whether JAX may be imported.
     """
-    found = _structured(predictor, objective)
+    found = _structured(predictor, objective) or (_traced(predictor, objective) if traced else None)
     if found is None:
         return lambda mixtures: values(predictor, objective, mixtures) + bounds.penalty(mixtures)
     return losses.Penalised(found, bounds.region, bounds.kl_penalty) if bounds.kl_penalty else found
@@ -126,3 +134,14 @@ def _structured(predictor: Predictor, objective: Objective) -> losses.Linear | l
     )
     offset = float(regressor.intercept_ @ objective.weights)
     return losses.Linear(linear, offset) if parts == ["lambda"] else losses.Separable(linear, root, log, 0.01, offset)
+
+
+def _traced(predictor: Predictor, objective: Objective) -> losses.Smooth | None:
+    regressor, features = predictor.regressor, predictor.features
+    average = not objective.worst and not objective.beta
+    if not (average and hasattr(regressor, "jax_predict")) or feature_sets.evaluated_parts(features):
+        return None
+    predicted, design = regressor.jax_predict(), feature_sets.traceable(features)
+    return losses.Smooth(
+        lambda mixture: predicted(design(mixture)) @ objective.weights, isinstance(regressor, MixingLaw)
+    )

@@ -79,7 +79,9 @@ def test_what_is_unsure_counts_as_worse():
     np.testing.assert_allclose(worst.of_prediction(LOSSES, deviations), [9.8, 8.0])
     with pytest.raises(UserError, match="beta=2: the regressor does not say how sure it is"):
         goal.of_prediction(LOSSES)
-    np.testing.assert_array_equal(objectives.make("avg-all", EVALUATION, TRAINING).of_prediction(LOSSES), LOSSES.mean(1))
+    np.testing.assert_array_equal(
+        objectives.make("avg-all", EVALUATION, TRAINING).of_prediction(LOSSES), LOSSES.mean(1)
+    )
 
 
 def test_a_recorded_objective_comes_back():
