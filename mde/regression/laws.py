@@ -50,7 +50,9 @@ class MixingLaw(RegressorMixin, BaseEstimator):
 
         found = _best(*batched.least_squares(law, np.tile(losses.T, (len(FLOORS), 1)), starts), losses.shape[1])
         if np.isfinite(self.huber):
-            found, _ = batched.least_squares(law, losses.T, found, self.huber)
+            # A run that diverged holds least squares fast; flat laws at the median do not see it.
+            starts = np.vstack([found, *(self._flat(design, losses, share) for share in (0.3, 0.8))])
+            found = _best(*batched.least_squares(law, np.tile(losses.T, (3, 1)), starts, self.huber), losses.shape[1])
         exponents_JK = found[:, 1:]
         mean_J = exponents_JK.mean(axis=1)
         self.floor_, self.factor_ = np.exp(found[:, 0]), np.exp(mean_J)
@@ -79,6 +81,14 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         floor_J = losses.min(axis=0) * max(share, 1e-3)
         exponents_KJ = np.linalg.lstsq(design, np.log(losses - floor_J), rcond=1e-6)[0]
         return np.hstack([np.log(floor_J)[:, None], exponents_KJ.T])
+
+    @staticmethod
+    def _flat(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
+        """[J, 1 + K]: the median everywhere, this share of it as floor."""
+        median_J1 = np.median(losses, axis=0)[:, None]
+        return np.hstack(
+            [np.log(share * median_J1), np.repeat(np.log((1 - share) * median_J1), design.shape[1], axis=1)]
+        )
 
 
 class PowerLaw(RegressorMixin, BaseEstimator):

@@ -1,6 +1,4 @@
-"""What predictions of held-out rows are scored by."""
-
-from collections.abc import Sequence
+"""What predictions of held-out rows are scored by; all rounds of a validation at once."""
 
 import numpy as np
 from scipy.stats import norm, rankdata
@@ -8,56 +6,58 @@ from scipy.stats import norm, rankdata
 LEVEL = 0.9  # of the intervals whose coverage is reported
 TAIL = 0.25  # share of the held-out rows with the lowest predictions in which optimism is measured
 
-Round = tuple[np.ndarray, np.ndarray, np.ndarray]  # predictions, truths, deviations, [H] each
 
+def summary(predicted: np.ndarray, truth: np.ndarray, deviation: np.ndarray) -> dict[str, float]:
+    """Mean and standard error over the rounds of every score (`mse`, `mse_se`, ...), and `n`, the number of rounds.
 
-def summary(rounds: Sequence[Round]) -> dict[str, float]:
-    """Mean and standard error over the rounds of every score, and `n`, their number.
-
-    Rank correlations are NaN where predictions are all equal: a constant does not rank.
+    Args:
+      predicted: [N, H], N rounds of H held-out rows, nats per token.
+      truth: [N, H].
+      deviation: [N, H], standard deviations of the predictions, NaN where they are not known.
     """
-    table = [score(*one) for one in rounds]
+    n = len(predicted)
     found: dict[str, float] = {}
-    for name in table[0]:
-        values = np.array([row[name] for row in table])
+    for name, values in by_round(predicted, truth, deviation).items():
         found[name] = float(values.mean())
-        found[f"{name}_se"] = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return found | {"n": len(table)}
+        found[f"{name}_se"] = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return found | {"n": n}
 
 
-def score(predicted: np.ndarray, truth: np.ndarray, deviation: np.ndarray) -> dict[str, float]:
-    """Scores of one round, losses in nats per token.
+def by_round(predicted: np.ndarray, truth: np.ndarray, deviation: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of each round, [N], from [N, H] values.
 
-    `mse`, `mae`; `r2`, against the mean of the truths; `spearman`, `kendall` (tau-b); `regret`, the truth of the
-    mixture that is predicted best minus that of the best; `optimism`, truth minus prediction on average over the quarter
-    that is predicted best, where a search will look: positive where too much is promised; `coverage`, the share of
-    truths within the interval of level 0.9, NaN where deviations are.
+    `mse`, `mae`; `r2`, against the mean of the truths; `spearman`, `kendall` (tau-b), NaN where predictions are all
+    equal, as a constant does not rank; `regret`, the truth of the mixture that is predicted best minus that of the
+    best; `optimism`, truth minus prediction on average over the quarter that is predicted best, where a search will
+    look: positive where too much is promised; `coverage`, the share of truths within the interval of level 0.9, NaN
+    where deviations are.
     """
     error = predicted - truth
-    best = np.argsort(predicted, kind="stable")
-    tail = best[: max(1, int(round(TAIL * len(best))))]
-    variance = truth.var()
-    inside = np.abs(error) <= norm.ppf((1 + LEVEL) / 2) * deviation
+    order = np.argsort(predicted, axis=1, kind="stable")
+    best, tail = order[:, :1], order[:, : max(1, round(TAIL * order.shape[1]))]
+    mse = np.mean(error**2, axis=1)
+    reach = norm.ppf((1 + LEVEL) / 2) * deviation
     return {
-        "mse": float(np.mean(error**2)),
-        "mae": float(np.mean(np.abs(error))),
-        "r2": float(1 - np.mean(error**2) / variance) if variance > 0 else float("nan"),
-        "spearman": _correlation(*(rankdata(values) for values in (predicted, truth))),
-        "kendall": _kendall(predicted, truth),
-        "regret": float(truth[best[0]] - truth.min()),
-        "optimism": float(-error[tail].mean()),
-        "coverage": float(inside.mean()) if np.isfinite(deviation).all() else float("nan"),
+        "mse": mse,
+        "mae": np.mean(np.abs(error), axis=1),
+        "r2": 1 - _divide(mse, truth.var(axis=1)),
+        "spearman": _correlation(*(rankdata(values, axis=1) for values in (predicted, truth))),
+        "kendall": _correlation(*(_signs(values) for values in (predicted, truth))),
+        "regret": np.take_along_axis(truth, best, axis=1)[:, 0] - truth.min(axis=1),
+        "optimism": -np.take_along_axis(error, tail, axis=1).mean(axis=1),
+        "coverage": np.where(np.isfinite(reach).all(axis=1), np.mean(np.abs(error) <= reach, axis=1), np.nan),
     }
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = a - a.mean(), b - b.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else float("nan")
+def _signs(values: np.ndarray) -> np.ndarray:
+    """Signs of all pairs' differences, [N, H * H]; their correlation is tau-b."""
+    return np.sign(values[:, :, None] - values[:, None, :]).reshape(len(values), -1)
 
 
-def _kendall(a: np.ndarray, b: np.ndarray) -> float:
-    """Tau-b: the correlation of the signs of all pairs' differences."""
-    signs = [np.sign(values[:, None] - values[None]).ravel() for values in (a, b)]
-    scale = np.sqrt((signs[0] @ signs[0]) * (signs[1] @ signs[1]))
-    return float(signs[0] @ signs[1] / scale) if scale > 0 else float("nan")
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x, y = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    return _divide(np.sum(x * y, axis=1), np.sqrt(np.sum(x**2, axis=1) * np.sum(y**2, axis=1)))
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)

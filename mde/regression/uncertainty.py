@@ -1,6 +1,5 @@
 """How far the found mixture, and its predicted loss, hang on the observations at hand."""
 
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from sklearn.base import BaseEstimator, clone
 
 from mde.errors import UserError
 from mde.regression.designs import fit_many
-
 
 FEW = 32  # rows up to which every row is left out alone
 FOLDS = 5  # parts that are left out of more rows than that
@@ -68,10 +66,10 @@ def objective_intervals(
 ) -> np.ndarray:
     """Low and high objective of a run of each candidate, [C, 2], nats per token.
 
-    A regressor that knows its deviations is asked for them. Another is refitted without each row, or each of five folds
-    of many rows, and its residuals make the interval, so that whatever it gets wrong is in it: CV+, which holds a new
-    run at least 2 level - 1 of the time and in practice about level (Barber et al., Annals of Statistics, 2021, theorem
-    1 and section 3). Ask for candidates chosen beforehand.
+    A regressor whose deviations are calibrated out of fold is asked for them. Another is refitted without each row, or
+    each of five folds of many rows, and its residuals make the interval, so that whatever it gets wrong is in it: CV+,
+    which holds a new run at least 2 level - 1 of the time and in practice about level (Barber et al., Annals of
+    Statistics, 2021, theorem 1 and section 3). Ask for candidates chosen beforehand.
 
     Args:
       design: features of the observations, [R, F] or [R, J, F].
@@ -89,7 +87,7 @@ def objective_intervals(
         raise UserError(f"interval level {level}, expected a share between 0 and 1")
     _check_tables(design, observed, objective)
     rows = len(observed)
-    if "return_std" in signature(estimator.predict).parameters:
+    if getattr(estimator, "calibrated", False):
         fitted = clone(estimator).fit(design, observed)
         mean, deviations = fitted.predict(candidate_design, return_std=True)
         reach = norm.ppf((1 + level) / 2) * objective_deviation(fitted, deviations, objective)

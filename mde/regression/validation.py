@@ -115,14 +115,10 @@ def judge(
         used = affordable(estimator, rounds)
         held = held_out(estimator, design, observed, used, objective)
         predictions[regressor, features] = _mean_by_row(held, observed.shape)
-        label = {"regressor": regressor, "features": features}
-        overall.append(
-            label | scores.summary([(h.mean @ objective, observed[h.rows] @ objective, h.deviation) for h in held])
-        )
+        label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
+        overall.append(label | scores.summary(held.mean @ objective, truth @ objective, held.deviation))
         by_domain += [
-            label
-            | {"domain": domain}
-            | scores.summary([(h.mean[:, j], observed[h.rows, j], h.deviations[:, j]) for h in held])
+            label | {"domain": domain} | scores.summary(held.mean[..., j], truth[..., j], held.deviations[..., j])
             for j, domain in enumerate(domains)
         ]
     return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions)
@@ -169,13 +165,13 @@ def noise_floor(observed: np.ndarray, mixtures: Sequence[Any], objective: np.nda
 
 @dataclass(frozen=True)
 class Held:
-    """Predictions of a round's held-out rows.
+    """Predictions of the held-out rows, H in each of N rounds.
 
     Attributes:
-      rows: [H].
-      mean: [H, J], nats per token.
-      deviations: [H, J], of each target; NaN where the regressor does not say.
-      deviation: [H], of the objective.
+      rows: [N, H].
+      mean: [N, H, J], nats per token.
+      deviations: [N, H, J], of each target; NaN where the regressor does not say.
+      deviation: [N, H], of the objective.
     """
 
     rows: np.ndarray
@@ -186,27 +182,25 @@ class Held:
 
 def held_out(
     estimator: Any, design: np.ndarray, observed: np.ndarray, rounds: Sequence[Round], objective: np.ndarray
-) -> list[Held]:
+) -> Held:
     """Fits a clone on every split of every round, in one batch where the estimator can."""
     every = [split for round_ in rounds for split in round_]
-    fitted = iter(fit_many(estimator, [(design[train], observed[train]) for train, _ in every]))
-    found = []
-    for round_ in rounds:
-        parts = []
-        for one, (_, test) in zip(fitted, round_, strict=False):
-            mean, deviations = predict_with_deviation(one, design[test])
-            parts.append(Held(test, mean, deviations, objective_deviation(one, deviations, objective)))
-        fields = (np.concatenate([getattr(part, name) for part in parts]) for name in Held.__dataclass_fields__)
-        found.append(Held(*fields))
-    return found
+    fitted = fit_many(estimator, [(design[train], observed[train]) for train, _ in every])
+    parts = []
+    for one, (_, test) in zip(fitted, every, strict=True):
+        mean, deviations = predict_with_deviation(one, design[test])
+        parts.append((test, mean, deviations, objective_deviation(one, deviations, objective)))
+    rows, mean, deviations, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
+    n, j = len(rounds), observed.shape[1]
+    return Held(rows.reshape(n, -1), mean.reshape(n, -1, j), deviations.reshape(n, -1, j), deviation.reshape(n, -1))
 
 
 def affordable(estimator: Any, rounds: Sequence[Round]) -> Sequence[Round]:
-    """The first of the rounds, at least two if there are, as far as the budget of an expensive method goes."""
+    """The first of the rounds, two to twenty, as far as the budget of an expensive method goes."""
     if not getattr(estimator, "cubic_in_rows", False):
         return rounds
     cost = np.cumsum([sum(float(len(train)) ** 3 for train, _ in round_) for round_ in rounds])
-    return rounds[: max(2, int(np.searchsorted(cost, BUDGET)))]
+    return rounds[: min(20, max(2, int(np.searchsorted(cost, BUDGET))))]
 
 
 def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:
@@ -216,9 +210,9 @@ def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:
     return [rng.permutation(n_rows) for _ in range(repeats)]
 
 
-def _mean_by_row(held: Sequence[Held], shape: tuple[int, ...]) -> np.ndarray:
+def _mean_by_row(held: Held, shape: tuple[int, ...]) -> np.ndarray:
     total, count = np.zeros(shape), np.zeros((shape[0], 1))
-    for one in held:
-        total[one.rows] += one.mean
-        count[one.rows] += 1
+    for rows, mean in zip(held.rows, held.mean, strict=True):
+        total[rows] += mean
+        count[rows] += 1
     return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)

@@ -3,7 +3,7 @@
 The observations are the study's own, or somebody else's in two CSV files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,10 @@ def fit(
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses one.
 
-    The choice is `auto`, or the one with the fewest features where `auto` is clearly worse, among those whose error on
-    the objective is not clearly more than the least: the gap is within the standard error of the two (after the rule of
-    Breiman et al., Classification and Regression Trees, 1984). Sets with merged features are judged and not chosen, unless `features` names them: a search over mixtures
-    would have to run a merged model for every candidate.
+    The choice is among those whose error on the objective is not clearly more than the least: the gap is within the
+    standard error of the two (after the rule of Breiman et al., Classification and Regression Trees, 1984). It is
+    `auto` if that is among them, else the one with the fewest features. Sets with merged features are judged and not
+    chosen, unless `features` names them: a search would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
@@ -74,12 +74,10 @@ def fit(
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    least = learnt.iloc[int(learnt["mse"].argmin())]
-    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
-    simplest = near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
-    stacked = near[near["regressor"] == "auto"]
-    best = stacked.iloc[int(stacked["mse"].argmin())] if len(stacked) else simplest
-    fitted = estimators.make(best["regressor"], best["features"]).fit(designs[best["features"]], inputs.losses.to_numpy())
+    best = _choose(learnt, designs)
+    fitted = estimators.make(best["regressor"], best["features"]).fit(
+        designs[best["features"]], inputs.losses.to_numpy()
+    )
     study.write_object("fit/regressor.joblib", fitted)
     study.write_json(
         "fit/choice.json",
@@ -163,6 +161,15 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     sets = dict.fromkeys([*evaluated, *filter(None, [together])])
     alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
     return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
+
+
+def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
+    least = learnt.iloc[int(learnt["mse"].argmin())]
+    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
+    stacked = near[near["regressor"] == "auto"]
+    if len(stacked):
+        return stacked.iloc[int(stacked["mse"].argmin())]
+    return near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
 
 
 def _for_auto(features: str) -> str:

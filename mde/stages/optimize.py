@@ -183,8 +183,8 @@ def _intervals(
         design, losses, predictor.design(pool), predictor.regressor, weights, refits, seed, bounds.penalty(pool)
     )
     shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    mean, deviations = predictor.with_deviations(table.to_numpy())
-    if goal.worst and deviations is not None:
+    if goal.worst and getattr(predictor.regressor, "calibrated", False):
+        mean, deviations = predictor.with_deviations(table.to_numpy())
         reach = norm.ppf((1 + LEVEL) / 2) * deviations
         return shares, np.stack([goal(mean - reach), goal(mean + reach)], axis=1)
     around = predictor.design(table.to_numpy())

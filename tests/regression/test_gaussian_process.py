@@ -20,7 +20,8 @@ def swarm():
 def reference(log_scales, inputs):
     """tinygp's process, and its covariance, from the definition of our scales."""
     length, (matern, linear, noise) = jnp.exp(log_scales[:-3]), jnp.exp(log_scales[-3:])
-    kernel = matern * tinygp.transforms.Linear(1 / length, tinygp.kernels.Matern52(distance=tinygp.kernels.distance.L2Distance()))
+    matern52 = tinygp.kernels.Matern52(distance=tinygp.kernels.distance.L2Distance())
+    kernel = matern * tinygp.transforms.Linear(1 / length, matern52)
     kernel += linear * tinygp.kernels.DotProduct() + tinygp.kernels.Constant(gp.CONSTANT)
     return tinygp.GaussianProcess(kernel, inputs, diag=noise)
 
@@ -29,15 +30,15 @@ def test_likelihood_and_gradient_are_tinygps():
     rng = np.random.default_rng(0)
     inputs, losses, log_scales = rng.normal(size=(3, 15, 4)), rng.normal(size=(3, 15)), rng.normal(size=(3, 7))
     values, gradients = gp.negative_log_likelihood(log_scales, inputs, losses)
+
+    def theirs(scales, x, y):
+        return -reference(scales, x).log_probability(y) - 15 / 2 * jnp.log(2 * jnp.pi)
+
     with jax.enable_x64():
-        for b in range(3):
-
-            def theirs(scales, b=b):
-                return -reference(scales, inputs[b]).log_probability(losses[b]) - 15 / 2 * jnp.log(2 * jnp.pi)
-
-            value, gradient = jax.value_and_grad(theirs)(jnp.array(log_scales[b]))
-            np.testing.assert_allclose(values[b], value, rtol=1e-10)
-            np.testing.assert_allclose(gradients[b], gradient, rtol=1e-7, atol=1e-8)
+        found = jax.jit(jax.vmap(jax.value_and_grad(theirs)))(log_scales, inputs, losses)
+        value, gradient = map(np.asarray, found)
+    np.testing.assert_allclose(values, value, rtol=1e-10)
+    np.testing.assert_allclose(gradients, gradient, rtol=1e-7, atol=1e-8)
 
 
 def test_many_rows_take_the_other_path_to_the_same_inverse():
@@ -50,16 +51,18 @@ def test_predictions_and_deviations_are_tinygps(swarm):
     design, losses = swarm
     fitted = GaussianProcess().fit(design[:16], losses[:16])
     mean, deviation = fitted.predict(design[16:], return_std=True)
-    ours, processes = (design - fitted.feature_mean_) / fitted.feature_scale_, fitted.processes_
+    inputs, scales = (design - fitted.feature_mean_) / fitted.feature_scale_, fitted.processes_.log_scales
+    targets = ((losses[:16] - fitted.loss_mean_) / fitted.loss_scale_).T
+
+    def theirs(scales, target):
+        held = reference(scales, inputs[:16]).condition(target, inputs[16:]).gp
+        return held.loc, jnp.sqrt(held.variance + jnp.exp(scales[-1]))
+
     with jax.enable_x64():
-        for j in range(3):
-            process = reference(processes.log_scales[j], ours[:16])
-            target = (losses[:16, j] - fitted.loss_mean_[j]) / fitted.loss_scale_[j]
-            held = process.condition(target, ours[16:]).gp
-            noise = np.exp(processes.log_scales[j, -1])
-            # Near-noiseless covariances have condition numbers of about 1e7: 1e-16 * 1e7.
-            np.testing.assert_allclose(mean[:, j], held.loc * fitted.loss_scale_[j] + fitted.loss_mean_[j], rtol=1e-8)
-            np.testing.assert_allclose(deviation[:, j] / fitted.loss_scale_[j], np.sqrt(held.variance + noise), rtol=1e-5)
+        loc, spread = map(np.asarray, jax.jit(jax.vmap(theirs))(scales, targets))
+    # Near-noiseless covariances have condition numbers of about 1e7: 1e-16 * 1e7, and its root for the deviations.
+    np.testing.assert_allclose(mean, loc.T * fitted.loss_scale_ + fitted.loss_mean_, rtol=1e-8)
+    np.testing.assert_allclose(deviation / fitted.loss_scale_, spread.T, rtol=1e-5)
 
 
 def test_leave_one_out_is_a_loop_at_fixed_hyper_parameters(swarm):
@@ -132,8 +135,8 @@ def test_the_jax_form_is_the_same_function_with_gradients(swarm):
     fitted = GaussianProcess().fit(design, losses)
     with jax.enable_x64():
         losses_of = fitted.jax_predict()
-        np.testing.assert_allclose(jax.vmap(losses_of)(design), fitted.predict(design), atol=1e-10)
-        gradient = jax.jacobian(losses_of)(jnp.array(design[3]))  # on a row of the swarm
+        np.testing.assert_allclose(jax.jit(jax.vmap(losses_of))(design), fitted.predict(design), atol=1e-10)
+        gradient = jax.jit(jax.jacobian(losses_of))(design[3])  # on a row of the swarm
         step = 1e-5 * np.eye(4)
         slopes = [(fitted.predict(design[[3]] + h) - fitted.predict(design[[3]] - h))[0] / 2e-5 for h in step]
         np.testing.assert_allclose(gradient, np.array(slopes).T, atol=1e-4)
