@@ -16,12 +16,13 @@ import pandas as pd
 from mde.optimization import acquisition, search, simplex
 from mde.optimization.region import Region
 from mde.regression import estimators
+from mde.regression.features import FEATURES
 
 Truth = Callable[[np.ndarray], np.ndarray]
 TRUTHS = {
-    "gp": ("gp", np.sqrt),
-    "gbm-regmix": ("gbm-regmix", np.array),
-    "ridge": ("ridge", lambda mixtures: np.log(mixtures + 0.01)),
+    "gp": ("gp", FEATURES["sqrt"]),
+    "gbm-regmix": ("gbm-regmix", FEATURES["lambda"]),
+    "ridge": ("ridge", FEATURES["log"]),
 }
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where train_mixture_1m.csv is")
     parser.add_argument("--truths", nargs="+", default=list(TRUTHS), choices=TRUTHS)
     parser.add_argument("--regressor", default="gp")
+    parser.add_argument("--features", default="sqrt", choices=FEATURES)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=24, help="runs that both start from")
     parser.add_argument("--rounds", type=int, default=4)
@@ -73,16 +75,16 @@ def compete(truth: Truth, region: Region, seed: int, args: argparse.Namespace) -
     total = args.first + args.rounds * args.batch
     drawn = simplex.space_filling(total, region.k, seed)
     observed = truth(drawn) + args.noise * noise.normal(size=total)
-    model = estimators.make(args.regressor)
+    model, features = estimators.make(args.regressor), FEATURES[args.features]
     known, values = drawn[: args.first], observed[: args.first]
     for number in range(args.rounds):
-        new = acquisition.propose(model, np.sqrt, known, values, region, args.batch, seed=number).mixtures
+        new = acquisition.propose(model, features, known, values, region, args.batch, seed=number).mixtures
         known = np.vstack([known, new])
         values = np.append(values, truth(new) + args.noise * noise.normal(size=len(new)))
     ends = [truth(known).min(), truth(drawn).min()]
     for mixtures, losses in ((known, values), (drawn, observed)):
-        model.fit(np.sqrt(mixtures), losses[:, None])
-        advised = search.minimize(lambda p: model.predict(np.sqrt(p))[:, 0], region, seed, start=mixtures).mixture
+        model.fit(features(mixtures), losses[:, None])
+        advised = search.minimize(lambda p: model.predict(features(p))[:, 0], region, seed, start=mixtures).mixture
         ends.append(truth(advised[None])[0])
     return np.array(ends)
 
