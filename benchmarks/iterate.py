@@ -1,7 +1,7 @@
-"""Rounds of Bayesian optimisation beside random search: python -m benchmarks.iterate --folder=REGMIX
+"""Rounds of Bayesian optimisation beside random search: python -m benchmarks.iterate --regmix=FOLDER or --study=STUDY
 
-A regressor fitted on RegMix's 512 published runs (arXiv 2407.01492) plays the truth: it says what training a mixture of
-its 17 domains would give, and noise is added. Both searches start from the same runs, then spend the same number of
+A regressor fitted on RegMix's 512 published runs (arXiv 2407.01492), or on those of a study such as the demo's, plays
+the truth: it says what training a mixture of its domains would give, and noise is added. Both searches start from the same runs, then spend the same number of
 further ones. Shown is the true objective of the best of all runs, as its excess over the truth's optimum; then that of
 the mixture that the same regressor recommends, untrained, after the runs of each.
 """
@@ -17,6 +17,7 @@ from mde.optimization import acquisition, search, simplex
 from mde.optimization.region import Region
 from mde.regression import estimators
 from mde.regression.features import FEATURES
+from mde.study import Study
 
 Truth = Callable[[np.ndarray], np.ndarray]
 TRUTHS = {
@@ -28,7 +29,9 @@ TRUTHS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where train_mixture_1m.csv is")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--regmix", type=Path, help="where train_mixture_1m.csv is")
+    source.add_argument("--study", type=Path, help="a study with observations")
     parser.add_argument("--truths", nargs="+", default=list(TRUTHS), choices=TRUTHS)
     parser.add_argument("--regressor", default="gp")
     parser.add_argument("--features", default="sqrt", choices=FEATURES)
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--noise", type=float, default=0.005, help="nats per token")
     args = parser.parse_args()
-    mixtures, objective = read(args.folder)
+    mixtures, objective = read_study(args.study) if args.study else read_regmix(args.regmix)
     print(
         f"{args.first} runs, then {args.rounds} rounds of {args.batch}; excess over the optimum, nats per token x1000"
     )
@@ -53,13 +56,21 @@ def main() -> None:
         print(table.rename_axis("seed").round(2).to_string(), flush=True)
 
 
-def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_regmix(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mixtures [512, 17] and the mean loss over 13 domains [512]."""
     mixtures, losses = (
         pd.read_csv(folder / f"train_{part}_1m.csv", index_col="index") for part in ("mixture", "pile_loss")
     )
     weights = simplex.check_mixtures(mixtures, list(mixtures.columns), tolerance=5e-3)
     return weights, losses.loc[mixtures.index].to_numpy().mean(axis=1)
+
+
+def read_study(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mixtures [R, K] of the observations and their mean loss [R]."""
+    study = Study(folder)
+    runs = study.mixtures()
+    mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    return mixtures.to_numpy(), study.losses().loc[mixtures.index].to_numpy().mean(axis=1)
 
 
 def fitted(name: str, mixtures: np.ndarray, objective: np.ndarray) -> Truth:
