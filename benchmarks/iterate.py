@@ -2,8 +2,9 @@
 
 A regressor fitted on RegMix's 512 published runs (arXiv 2407.01492), or on those of a study such as the demo's, plays
 the truth: it says what training a mixture of its domains would give, and noise is added. Both searches start from the
-same runs, then spend the same number of further ones. Shown is the true objective of the best of all runs, as its excess
-over the truth's optimum; then that of the mixture that the same regressor recommends, untrained, after the runs of each.
+same runs, then spend the same number of further ones. Shown is the true objective of the best of all runs, as its
+excess over the truth's optimum; then that of the mixture that the same regressor recommends, untrained, after the runs
+of each.
 """
 
 import argparse
