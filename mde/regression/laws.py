@@ -163,8 +163,8 @@ class BiMix(RegressorMixin, BaseEstimator):
         if (losses <= 0).any():
             raise UserError(f"BiMix takes positive losses, not {losses.min():.4g}")
         log_JRF = np.log(own_JRF)
-        self.scale_ = np.exp(log_JRF[:, :, 1:].mean(axis=1)).T  # amounts in units of their geometric mean
-        amount_JR = log_JRF[:, :, 1] - log_JRF[:, :, 1].mean(axis=1, keepdims=True) if own_JRF.shape[2] == 2 else None
+        unit_J1 = log_JRF[:, :, -1].mean(axis=1, keepdims=True)  # amounts are in units of their geometric mean
+        amount_JR = log_JRF[:, :, 1] - unit_J1 if own_JRF.shape[2] == 2 else None
         n_targets = len(log_JRF)
         betas = (0.05, 0.2, 0.5, 1.0) if amount_JR is not None else (0.0,)
         starts = np.concatenate([self._start(log_JRF[:, :, 0], losses, beta) for beta in betas])
@@ -185,7 +185,8 @@ class BiMix(RegressorMixin, BaseEstimator):
         best = _best(*batched.least_squares(law, repeated, starts, iterations=1000), n_targets)
         self.level_, self.alpha_ = np.exp(best[:, 0]), best[:, 1]
         if amount_JR is not None:
-            self.data_level_, self.beta_ = np.exp(best[:, 2]) * self.scale_[0] ** np.exp(best[:, 3]), np.exp(best[:, 3])
+            self.beta_ = np.exp(best[:, 3])
+            self.data_level_ = np.exp(best[:, 2] + self.beta_ * unit_J1[:, 0])
         self.design_shape_ = design.shape[1:]
         return self
 
