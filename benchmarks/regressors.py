@@ -1,7 +1,7 @@
 """Regressors beside published figures and direct calls: python -m benchmarks.regressors --regmix=DIR --study=DIR
 
 `--regmix` is a folder with the four CSV files of RegMix's 1M-parameter runs (arXiv 2407.01492): 512 mixtures to train
-on and 256 to test on. `--study` is a finished study, such as the demo's, for the learning curve with evaluated features.
+on and 256 to test on. `--study` is a finished study, such as the demo's: errors by number of training mixtures.
 """
 
 import argparse

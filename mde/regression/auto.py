@@ -11,7 +11,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
-from mde.regression.designs import check_fit, check_predict, fit_many, predict_with_deviation
+from mde.regression.designs import adopt, check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
 from mde.regression.uncertainty import shrunk_correlation
@@ -32,10 +32,10 @@ class Auto(RegressorMixin, BaseEstimator):
     K]. The candidates' feature sets are made from it inside, so that cross-validation of an `Auto` is nested.
 
     The weights are those of least squared out-of-fold error (Breiman, Stacked regressions, 1996), not negative, of sum
-    one, the same for all targets, and pulled towards equality: with eight rows they are nearly equal, with hundreds
-    they are free. Errors are measured in units of each target's standard deviation. Candidates are refitted in every
-    inner fold, hyper-parameters and all; from `MANY` rows on, those that know their leave-one-out errors in closed form
-    are asked for them instead.
+    one, the same for all targets, and pulled towards equality, so that candidates which are about as good share about
+    equally and only a bad one is left out. Errors are measured in units of each target's standard deviation. Candidates
+    are refitted in every inner fold, hyper-parameters and all; from `MANY` rows on, those that know their leave-one-out
+    errors in closed form are asked for them instead.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
@@ -62,7 +62,7 @@ class Auto(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `regressors_` on all rows, their `weights_`, `inner_error_` and the calibration of deviations."""
-        self.__dict__.update(self.fit_many([(X, y)])[0].__dict__)
+        adopt(self, self.fit_many([(X, y)])[0])
         return self
 
     def fit_many(self, tables: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Self]:
@@ -110,7 +110,7 @@ class Auto(RegressorMixin, BaseEstimator):
         return mean, self.calibration_ * _blended(weights, means - mean, deviations)
 
     def describe(self) -> str:
-        """What was chosen, in a line: each candidate's feature set, weight and inner mean squared error."""
+        """What was chosen, in a line: each candidate's feature set, weight and inner R², the mean over targets."""
         check_is_fitted(self)
         order = np.argsort(-self.weights_, kind="stable")
         parts = [

@@ -8,6 +8,7 @@ its neighbours.
 from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 # Points [B, P] of the problems `which` [B] -> values [B] and gradients [B, P].
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -131,7 +132,13 @@ def least_squares(
     Returns:
       The best parameters [B, P] and their losses [B], the sum over rows.
     """
-    x = np.array(start, dtype=np.float64)
+    with threadpool_limits(1, user_api="blas"):  # its threads would cost more than these small products
+        return _levenberg_marquardt(model, observed, np.array(start, dtype=np.float64), huber, iterations)
+
+
+def _levenberg_marquardt(
+    model: Model, observed: np.ndarray, x: np.ndarray, huber: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
     n, p = x.shape
     which = np.arange(n)
     predicted, slopes = model(x, which)

@@ -75,6 +75,11 @@ def fit_many(estimator: BaseEstimator, tables: Sequence[tuple[np.ndarray, np.nda
     return [clone(estimator).fit(X, y) for X, y in tables]
 
 
+def adopt(estimator: BaseEstimator, fitted: BaseEstimator) -> None:
+    """Gives an estimator what a fitted clone has learnt; its own parameters stay the very objects they were."""
+    vars(estimator).update({name: value for name, value in vars(fitted).items() if name.endswith("_")})
+
+
 def predict_with_deviation(regressor: Any, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Losses and their standard deviations [C, J], NaN from a regressor that does not know them."""
     if knows_deviation(regressor):

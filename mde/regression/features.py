@@ -2,7 +2,8 @@
 
 A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts are
 
-  lambda, sqrt, cbrt, log  functions of the mixture alone, in `FEATURES`;
+  lambda, sqrt,
+  cbrt, log          functions of the mixture alone, in `FEATURES`;
   an evaluated name  losses that an evaluator predicts for the mixture from the pool of experts, [R, J], computed
                      elsewhere and handed in by name: `mde[0]` (the mixture of data experts, arXiv 2502.15950),
                      `mde[0.03]` and `mde[1]` (its prefix-posterior forms), `merged` (the averaged experts). Each target

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from mde.regression import batched
-from mde.regression.designs import by_target, check_fit, check_predict, standardisation
+from mde.regression.designs import adopt, by_target, check_fit, check_predict, standardisation
 from mde.regression.uncertainty import shrunk_correlation
 
 CONSTANT = 4.0  # variance of the mean, in units of the losses' own variance
@@ -166,8 +166,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `processes_`, one a target."""
-        fitted = self.fit_many([(X, y)])[0]
-        self.__dict__.update(fitted.__dict__)
+        adopt(self, self.fit_many([(X, y)])[0])
         return self
 
     def fit_many(self, tables: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Self]:

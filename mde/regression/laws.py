@@ -15,6 +15,7 @@ from mde.regression import batched
 from mde.regression.designs import check_fit, check_predict
 
 FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # starts: what remains, as a share of the least loss observed
+SPIKE = 40.0  # a wider range of exponents is a needle around one run: a factor e for every 2.5% of share
 
 
 class MixingLaw(RegressorMixin, BaseEstimator):
@@ -48,11 +49,11 @@ class MixingLaw(RegressorMixin, BaseEstimator):
             )
             return floor + term, slopes
 
-        found = _best(*batched.least_squares(law, np.tile(losses.T, (len(FLOORS), 1)), starts), losses.shape[1])
+        found = self._fitted(law, losses, starts, np.inf)
         if np.isfinite(self.huber):
             # A run that diverged holds least squares fast; flat laws at the median do not see it.
             starts = np.vstack([found, *(self._flat(design, losses, share) for share in (0.3, 0.8))])
-            found = _best(*batched.least_squares(law, np.tile(losses.T, (3, 1)), starts, self.huber), losses.shape[1])
+            found = self._fitted(law, losses, starts, self.huber)
         exponents_JK = found[:, 1:]
         mean_J = exponents_JK.mean(axis=1)
         self.floor_, self.factor_ = np.exp(found[:, 0]), np.exp(mean_J)
@@ -81,6 +82,14 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         floor_J = losses.min(axis=0) * max(share, 1e-3)
         exponents_KJ = np.linalg.lstsq(design, np.log(losses - floor_J), rcond=1e-6)[0]
         return np.hstack([np.log(floor_J)[:, None], exponents_KJ.T])
+
+    @staticmethod
+    def _fitted(law: batched.Model, losses: np.ndarray, starts: np.ndarray, huber: float) -> np.ndarray:
+        """The best of the starts, [J, 1 + K], spikes only where there is nothing else."""
+        n_targets = losses.shape[1]
+        found, value = batched.least_squares(law, np.tile(losses.T, (len(starts) // n_targets, 1)), starts, huber)
+        spike = np.ptp(found[:, 1:], axis=1) > SPIKE
+        return _best(found, np.where(spike, value.max(initial=0) + value, value), n_targets)
 
     @staticmethod
     def _flat(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
@@ -154,8 +163,8 @@ class BiMix(RegressorMixin, BaseEstimator):
         if (losses <= 0).any():
             raise UserError(f"BiMix takes positive losses, not {losses.min():.4g}")
         log_JRF = np.log(own_JRF)
-        self.scale_ = np.exp(log_JRF[:, :, 1:].mean(axis=1)).T  # amounts in units of their geometric mean
-        amount_JR = log_JRF[:, :, 1] - log_JRF[:, :, 1].mean(axis=1, keepdims=True) if own_JRF.shape[2] == 2 else None
+        unit_J1 = log_JRF[:, :, -1].mean(axis=1, keepdims=True)  # amounts are in units of their geometric mean
+        amount_JR = log_JRF[:, :, 1] - unit_J1 if own_JRF.shape[2] == 2 else None
         n_targets = len(log_JRF)
         betas = (0.05, 0.2, 0.5, 1.0) if amount_JR is not None else (0.0,)
         starts = np.concatenate([self._start(log_JRF[:, :, 0], losses, beta) for beta in betas])
@@ -176,7 +185,8 @@ class BiMix(RegressorMixin, BaseEstimator):
         best = _best(*batched.least_squares(law, repeated, starts, iterations=1000), n_targets)
         self.level_, self.alpha_ = np.exp(best[:, 0]), best[:, 1]
         if amount_JR is not None:
-            self.data_level_, self.beta_ = np.exp(best[:, 2]) * self.scale_[0] ** np.exp(best[:, 3]), np.exp(best[:, 3])
+            self.beta_ = np.exp(best[:, 3])
+            self.data_level_ = np.exp(best[:, 2] + self.beta_ * unit_J1[:, 0])
         self.design_shape_ = design.shape[1:]
         return self
 
