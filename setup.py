@@ -24,6 +24,7 @@ REQUIRED = [
     "scikit-learn>=1.6",
     "scipy>=1.14",
     "tensorstore>=0.1.80",
+    "threadpoolctl>=3.5",
     "tqdm>=4.66",
 ]
 
