@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 _ITERATIONS = 60
-_PATIENCE = 3  # iterations without progress, after which rounding has the say
-_EXACT = 1e-15  # complementarity and residuals, relative to the scale of the problem, at which a problem is solved
+_PATIENCE = 8  # iterations without progress, after which rounding has the say
+_EXACT = 1e-14  # complementarity and residuals, relative to the scale of the problem, at which a problem is solved
 _RIDGE = 1e-14  # keeps the linear systems regular where two experts are identical; the residuals do not see it
 
 
@@ -56,15 +56,16 @@ def minimize(
     at = _Point(
         np.tile(start_F, (n, 1)), np.tile(program.limits - program.rows @ start_F, (n, 1)), np.ones((n, r)), np.zeros(n)
     )
-    best, least, stalled = at, np.full(n, np.inf), 0
+    best, least, stalled = at, np.full(n, np.inf), np.zeros(n, int)
     for _ in range(_ITERATIONS):
         residual, error = program.residual(at)
         better = error < least
         best, least = _choose(better, at, best), np.where(better, error, least)
-        stalled = 0 if better.any() else stalled + 1
-        if (least <= _EXACT).all() or stalled == _PATIENCE:
+        stalled = np.where(better, 0, stalled + 1)
+        going = (least > _EXACT) & (stalled < _PATIENCE)
+        if not going.any():
             break
-        at = _choose(least > _EXACT, program.advance(at, residual), at)
+        at = _choose(going, program.advance(at, residual), best)
     multipliers = np.zeros((n, len(limits_R)))
     multipliers[:, real] = best.price * program.scale[:, None]
     return best.x, multipliers
@@ -96,18 +97,21 @@ class _Program:
     def advance(self, at: _Point, residual: _Residual) -> _Point:
         """One predictor and corrector."""
         n, f = at.x.shape
-        system = np.zeros((n, f + 1, f + 1))
-        system[:, :f, :f] = self.curvature + (self.rows.T * (at.price / at.slack)[:, None]) @ self.rows
+        # Multipliers stay unknowns of the system, which is larger and far better conditioned than without them.
+        r = len(self.rows)
+        system = np.zeros((n, f + r + 1, f + r + 1))
+        system[:, :f, :f] = self.curvature
         system[:, range(f), range(f)] += _RIDGE
-        system[:, :f, f] = system[:, f, :f] = 1
+        system[:, :f, f:-1], system[:, f:-1, :f] = self.rows.T, self.rows
+        system[:, range(f, f + r), range(f, f + r)] = -at.slack / at.price
+        system[:, :f, -1] = system[:, -1, :f] = 1
 
         def solve(relaxed: np.ndarray) -> _Point:
             """The step after which each slack times its multiplier is less by `relaxed`, to first order."""
-            pull = (at.price * residual.slack - relaxed) / at.slack
-            right = np.column_stack([-residual.dual - pull @ self.rows, -residual.total])
+            right = np.column_stack([-residual.dual, relaxed / at.price - residual.slack, -residual.total])
             found = np.linalg.solve(system, right[..., None])[..., 0]
-            slack = -residual.slack - found[:, :f] @ self.rows.T
-            return _Point(found[:, :f], slack, -(relaxed + at.price * slack) / at.slack, found[:, f])
+            x, price = found[:, :f], found[:, f:-1]
+            return _Point(x, -residual.slack - x @ self.rows.T, price, found[:, -1])
 
         product = at.slack * at.price
         affine = solve(product)
