@@ -28,7 +28,6 @@ _SAMPLE = 1 << 15  # rows that are solved first
 _INWARD = 1e-3  # a start from the sample is moved inside by this: rows outside the sample may need any expert
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
 _ROUNDING = 1e-13  # of values, relative
-_ULP = 1e-15  # by which a sum of weights may be off
 _SHORTER = (0.9, 0.5)  # a step that was refused is first kept off the boundary, then halved
 
 
@@ -231,7 +230,6 @@ def _snap(allowed: Polytope, weights: np.ndarray, prices: np.ndarray) -> np.ndar
     x = np.where(to_high < np.minimum(prices[:, len(free) : 2 * len(free)], 1e-6), high, x)
     snapped = weights.copy()
     snapped[:, free] = x
-    roomiest = free[np.argmax(np.minimum(x - low, high - x), axis=1)]
-    missing = 1 - snapped.sum(axis=1)
-    snapped[np.arange(len(x)), roomiest] += np.where(np.abs(missing) > _ULP, missing, 0)
+    room, missing = np.minimum(x - low, high - x), 1 - snapped.sum(axis=1)
+    snapped[np.arange(len(x)), free[np.argmax(room, axis=1)]] += np.clip(missing, -room.max(axis=1), room.max(axis=1))
     return snapped
