@@ -179,20 +179,31 @@ def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float
         tried = np.where(share == 1, then, now + share * (then - now))
         found = rows.evaluate(tried, rest)
         passes += 1
-        slope = (model.gradient[rest] * (then - now)).sum(axis=1)
-        slope_there = (found.gradient * (then - now)).sum(axis=1)
-        rounding = _ROUNDING * (1 + np.abs(model.value[rest]))
-        good = found.value <= model.value[rest] + _SUFFICIENT * size[rest] * slope + rounding
-        # Far beyond the least value on the way, a weight may have become so small that steps only double it.
-        good &= slope_there <= np.abs(slope) + rounding
+        good = _good_enough(model.at(rest), found, then - now, size[rest])
         done = rest[good]
         weights[done], size[done] = tried[good], 1
         _put(model, done, found, good)
         _put(proposal, done, _propose(allowed, weights[done], model.at(done)), slice(None))
         refused = rest[~good]
         size[refused] = np.where(size[refused] == 1, _SHORTER[0], _SHORTER[1] * size[refused])
-    k, free = len(allowed.upper), allowed.free
-    lower_price, upper_price = np.zeros((2, len(start), k))
+    return _optima(allowed, weights, model, proposal, passes)
+
+
+def _good_enough(before: Model, after: Model, direction: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """[N] whether steps of this size are taken: Armijo's rule, and one against going too far.
+
+    Far beyond the least value on the way a weight may be so small that the steps from there only double it.
+    """
+    slope = (before.gradient * direction).sum(axis=1)
+    slope_there = (after.gradient * direction).sum(axis=1)
+    rounding = _ROUNDING * (1 + np.abs(before.value))
+    lower = after.value <= before.value + _SUFFICIENT * size * slope + rounding
+    return lower & (slope_there <= np.abs(slope) + rounding)
+
+
+def _optima(allowed: Polytope, weights: np.ndarray, model: Model, proposal: _Proposal, passes: int) -> Optima:
+    free = allowed.free
+    lower_price, upper_price = np.zeros((2, *weights.shape))
     lower_price[:, free], upper_price[:, free], cap_price = np.split(
         proposal.prices, [len(free), 2 * len(free)], axis=1
     )

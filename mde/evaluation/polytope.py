@@ -1,4 +1,4 @@
-"""The mixtures that are allowed, and small convex problems over them, many at once. Sees numbers only.
+"""The mixtures that are allowed: bounds and caps on the simplex. Sees numbers only.
 
 Shapes: N problems, K experts, F experts whose weight is free, G caps, R inequalities.
 """
