@@ -26,6 +26,7 @@ from mde.evaluation.mixture import MixtureLosses
 _CLUSTERED = 1 << 17  # tokens that the pseudo-tokens are found from
 _RIDGE = 1e-9  # share of the mean diagonal; keeps weights small enough for float32
 _PER_NODE = 10  # mixtures that the weights are fitted to, for each pseudo-token
+_FITTED = 4096  # of them, that are looked at in one go
 _HELD_OUT = 2048
 _ROUNDS, _NEIGHBOURS = 3, 256  # of the search for worse mixtures around the worst
 _CANDIDATE_BLOCK = 512
@@ -123,7 +124,7 @@ def compress(
     nodes = _nodes(log_probs, segment_ids, pseudo_tokens, rng)
     k = log_probs.shape[1]
     seen = spread(_PER_NODE * len(nodes), k, rng)
-    node_weights, offsets = _fit(np.log(seen @ nodes.T), exact(seen))
+    node_weights, offsets = _fit(nodes, seen, exact(seen))
     found = CompressedLosses(nodes, node_weights, offsets, np.zeros(len(offsets)))
     return CompressedLosses(nodes, node_weights, offsets, _largest_error(found, exact, spread(_HELD_OUT, k, rng), rng))
 
@@ -161,14 +162,19 @@ def _nodes(log_probs: np.ndarray, segment_ids: np.ndarray, count: int, rng: np.r
     return np.maximum(np.exp(logs), np.finfo(np.float32).tiny)
 
 
-def _fit(logs_CxM: np.ndarray, losses_CxJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [M, J] and offsets [J] with `offsets − logs @ weights` as near to the losses as a ridge lets them."""
-    middle, mean = logs_CxM.mean(axis=0), losses_CxJ.mean(axis=0)
-    x, y = logs_CxM - middle, mean - losses_CxJ
-    gram = x.T @ x
-    gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram)
-    weights = np.linalg.solve(gram, x.T @ y)
-    return weights, mean + middle @ weights
+def _fit(nodes_MxK: np.ndarray, weights_CxK: np.ndarray, losses_CxJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[M, J] and [J] so that the losses are `offsets − log(weights @ nodesᵀ) @ node_weights` but for the ridge."""
+    m = len(nodes_MxK)
+    middle = np.log(nodes_MxK.mean(axis=1))  # taken away, so that the normal equations do not cancel
+    gram, right = np.zeros((m + 1, m + 1)), np.zeros((m + 1, losses_CxJ.shape[1]))
+    for start in range(0, len(weights_CxK), _FITTED):
+        part = slice(start, start + _FITTED)
+        x = np.pad(np.log(weights_CxK[part] @ nodes_MxK.T) - middle, ((0, 0), (0, 1)), constant_values=1)
+        gram += x.T @ x
+        right += x.T @ losses_CxJ[part]
+    gram[range(m), range(m)] += _RIDGE * np.trace(gram)
+    *solved, constant = np.linalg.solve(gram, right)
+    return -np.array(solved), constant - middle @ np.array(solved)
 
 
 def _largest_error(
