@@ -75,8 +75,7 @@ class Predictor:
 
     def design(self, mixtures: np.ndarray) -> np.ndarray:
         """Features of any mixtures [C, K]."""
-        evaluated = {name: evaluator(mixtures) for name, evaluator in self._evaluators.items()}
-        return feature_sets.assemble(self._features, mixtures, evaluated)
+        return feature_sets.assemble(self._features, mixtures, self._evaluators(mixtures))
 
     def __call__(self, mixtures: np.ndarray) -> np.ndarray:
         """Predicted losses [C, J] in nats per token."""
