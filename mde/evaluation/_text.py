@@ -50,7 +50,7 @@ class Text:
                 raise UserError(f"tau={tau} needs sequence_ids or bounds: which tokens share a prefix")
 
     def terms(
-        self, taus: Sequence[float], start: int, stop: int, carry: np.ndarray | None = None
+        self, taus: Sequence[float], start: int, stop: int, devices: int, carry: np.ndarray | None = None
     ) -> tuple[list[Terms], np.ndarray]:
         """The terms of each τ for the tokens from `start` to `stop`, which are read once.
 
@@ -58,13 +58,14 @@ class Text:
           taus: exponents that were checked.
           start: the first token.
           stop: the one behind the last.
+          devices: how many the terms are for.
           carry: [K] sums over the part of a sequence that lies before `start`, as the call before returned them.
 
         Returns:
           The terms, and the sums over the part of a sequence that `stop` cuts off.
         """
         k = len(self.experts)
-        builders = [[TermBuilder(k, len(self.domains)) for _ in range(2 if 0 < tau < 1 else 1)] for tau in taus]
+        builders = [[TermBuilder(len(self.domains), devices) for _ in range(2 if 0 < tau < 1 else 1)] for tau in taus]
         carry = np.zeros(k) if carry is None else carry
         size = max(1, _CHUNK // k)
         for first in range(start, stop, size):

@@ -37,11 +37,11 @@ Kernel = Callable[..., _logmix.Pair]
 class Tier:
     """Tokens of one tier in blocks that never cross a domain, dealt to the devices."""
 
-    blocks: jax.Array  # [shards · capacity, N, K + 1] probabilities, or [..., 2, K + 1] logarithms of them as pairs
-    domains: jax.Array  # [shards · capacity]
-    steps: jax.Array  # [1] blocks of each shard that are in use
-    range: float = dataclasses.field(metadata={"static": True})
-    shards: int = dataclasses.field(metadata={"static": True})
+    blocks: jax.Array  # [capacity, shards, N, K + 1] probabilities, or [..., 2, K + 1] logarithms of them as pairs
+    domains: jax.Array  # [capacity, shards]
+    steps: jax.Array  # blocks of each shard that are in use
+    reach: float = dataclasses.field(metadata={"static": True})  # nats between the experts, at most
+    mesh: Mesh = dataclasses.field(metadata={"static": True})  # tokens × candidates
 
 
 @jax.tree_util.register_dataclass
@@ -73,18 +73,13 @@ class Term:
         found = [_traced_tier(kernel, len(self.offsets), tier, weights_CxK) for tier in self.tiers]
         return functools.reduce(jnp.add, found)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes on each device."""
-        return sum(tier.blocks.nbytes // tier.shards for tier in self.tiers)
-
     def _add(self, kernel: Kernel, weights_CxK: np.ndarray, out: np.ndarray) -> None:
         """Adds to `out`, [C, J] or [C, K, J], whatever the tiers give."""
         waiting: deque = deque()
         for tier in self.tiers:
-            for group, support_K, rows in _classes(tier.range, weights_CxK):
+            for group, support_K, rows in _classes(tier.reach, weights_CxK):
                 for part, weights in _batches(tier, group, weights_CxK[rows]):
-                    program = _program(kernel, group, len(self.offsets), tier.shards)
+                    program = _program(kernel, group, len(self.offsets), tier.mesh)
                     pair = program(tier.steps, tier.blocks, tier.domains, support_K, weights)
                     waiting.append((rows[part], pair))
                     if len(waiting) > _UNDER_WAY:
@@ -96,8 +91,8 @@ class Term:
 class TermBuilder:
     """Collects rows, a chunk at a time, into a term."""
 
-    def __init__(self, n_experts: int, n_domains: int):
-        self._k = n_experts
+    def __init__(self, n_domains: int, n_devices: int):
+        self._devices = n_devices
         self._offsets = np.zeros(n_domains)
         self._parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in _REACHES]
 
@@ -121,7 +116,7 @@ class TermBuilder:
         tiers = []
         for i, parts in enumerate(self._parts):
             if parts:
-                tiers.append(_deal(_REACHES[i], parts, len(self._offsets)))
+                tiers.append(_deal(_REACHES[i], parts, len(self._offsets), self._devices))
                 parts.clear()
         return Term(self._offsets, tuple(tiers))
 
@@ -134,12 +129,12 @@ def _split(values: np.ndarray) -> np.ndarray:
     return np.stack([high, low], axis=-2)
 
 
-def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: int) -> Tier:
+def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: int, n_devices: int) -> Tier:
     """Cuts the rows of each domain into blocks, fills these up with padding and deals them to the devices."""
     counts = np.bincount(np.concatenate([domains for _, domains in parts]), minlength=n_domains)
     size = _block_size(counts)
     used_J = -(-counts // size)
-    shards = _shards(used_J.sum())
+    shards = _shards(used_J.sum(), n_devices)
     steps = -(-used_J.sum() // shards)
     cut = (_rounded_up(steps), shards)  # blocks go round the shards
     logarithms = parts[0][0].ndim == 3
@@ -155,14 +150,19 @@ def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: 
         rows[target, ..., :-1], rows[target, ..., -1] = values[order], zero
         first += here
     domain_of = np.pad(np.repeat(np.arange(n_domains, dtype=np.int32), used_J), (0, cut[0] * cut[1] - used_J.sum()))
-    mesh = _mesh(shards)
+    mesh = jax.make_mesh(
+        (shards, n_devices // shards),
+        ("tokens", "candidates"),
+        (AxisType.Auto,) * 2,
+        devices=jax.devices()[:n_devices],
+    )
     dealt = NamedSharding(mesh, P(None, "tokens"))
     return Tier(
         jax.device_put(rows.reshape(*cut, size, *rows.shape[1:]), dealt),
         jax.device_put(domain_of.reshape(cut), dealt),
         jax.device_put(np.int32(steps), NamedSharding(mesh, P())),
         widest,
-        shards,
+        mesh,
     )
 
 
@@ -172,9 +172,8 @@ def _block_size(counts: np.ndarray) -> int:
     return large if counts.sum() >= 8 * large * np.count_nonzero(counts) else small
 
 
-def _shards(blocks: int) -> int:
+def _shards(blocks: int, devices: int) -> int:
     """Over how many devices tokens are spread; each has at least eight blocks."""
-    devices = jax.device_count()
     return max(n for n in range(1, devices + 1) if devices % n == 0 and (n == 1 or blocks >= 8 * n))
 
 
@@ -182,11 +181,6 @@ def _rounded_up(blocks: int) -> int:
     """The next of 4, 6, 8, 12, 16, …"""
     power = 1 << max(2, (int(blocks) - 1).bit_length())
     return 3 * power // 4 if power > 4 and blocks <= 3 * power // 4 else power
-
-
-@functools.cache
-def _mesh(shards: int) -> Mesh:
-    return jax.make_mesh((shards, jax.device_count() // shards), ("tokens", "candidates"), (AxisType.Auto,) * 2)
 
 
 def _classes(widest: float, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -207,7 +201,7 @@ def _classes(widest: float, weights: np.ndarray) -> Iterator[tuple[int, np.ndarr
 
 def _batches(tier: Tier, group: int, weights: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Which of the candidates, and their weights as the kernels want them, filled up to one of a few sizes."""
-    lanes = jax.device_count() // tier.shards
+    lanes = tier.mesh.shape["candidates"]
     sizes = [lanes * width for width in _WIDTHS]
     size = next((size for size in sizes if size >= len(weights)), sizes[-1])
     for start in range(0, len(weights), size):
@@ -225,16 +219,16 @@ def _fetch(out: np.ndarray, rows: np.ndarray, pair: _logmix.Pair) -> None:
 
 
 @functools.cache
-def _program(kernel: Kernel, group: int, n_domains: int, shards: int) -> Callable[..., _logmix.Pair]:
-    """The jitted program of a kernel, for tokens spread over so many shards."""
+def _program(kernel: Kernel, group: int, n_domains: int, mesh: Mesh) -> Callable[..., _logmix.Pair]:
+    """The jitted program of a kernel."""
     # Twice as fast as with the default of 256 bits; where processors have fewer it changes nothing.
     options = {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
-    program = _on_mesh(kernel, functools.partial(kernel, group, n_domains), shards, 2 if group else 3)
+    program = _on_mesh(kernel, functools.partial(kernel, group, n_domains), mesh, 2 if group else 3)
     return jax.jit(program, compiler_options=options)
 
 
 def _on_mesh(
-    kernel: Kernel, work: Callable[..., _logmix.Pair], shards: int, weight_axes: int
+    kernel: Kernel, work: Callable[..., _logmix.Pair], mesh: Mesh, weight_axes: int
 ) -> Callable[..., _logmix.Pair]:
     """The work of each shard of the tokens on each lane of candidates; sums get the shards as their first axis."""
 
@@ -248,14 +242,14 @@ def _on_mesh(
     lanes = P(*[None] * (weight_axes - 1), "candidates")
     found = P("tokens", *[None] * (2 if kernel is _logmix.gradients else 1), "candidates")
     return jax.shard_map(
-        local, mesh=_mesh(shards), in_specs=(P(), dealt, dealt, P(), lanes), out_specs=(found, found), check_vma=False
+        local, mesh=mesh, in_specs=(P(), dealt, dealt, P(), lanes), out_specs=(found, found), check_vma=False
     )
 
 
 def _traced_tier(kernel: Kernel, n_domains: int, tier: Tier, weights_CxK: jax.Array) -> jax.Array:
     """[C, J] sums or [C, K, J] gradients of one tier, float32."""
     c, k = weights_CxK.shape
-    lanes = jax.device_count() // tier.shards
+    lanes = tier.mesh.shape["candidates"]
     width = min(_WIDTHS[-1], 1 << (-(-c // lanes) - 1).bit_length())
     filled = jnp.pad(weights_CxK, ((0, -c % (lanes * width)), (0, 0)), constant_values=1 / k)
 
@@ -266,12 +260,12 @@ def _traced_tier(kernel: Kernel, n_domains: int, tier: Tier, weights_CxK: jax.Ar
             return lambda weights: kernel(group, n_domains, *tokens, weights if group else _log_pairs(weights))
 
         group, reach = GROUPS[0]
-        otherwise = next(group for group, reach in GROUPS if tier.range <= reach)
+        otherwise = next(group for group, reach in GROUPS if tier.reach <= reach)
         blocks = jnp.moveaxis(weights_KxC.reshape(k, -1, width), 1, 0)
         pair = lax.map(lambda w: lax.cond(jnp.min(w) >= np.exp(-reach), known(group), known(otherwise), w), blocks)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), pair)
 
-    program = _on_mesh(kernel, work, tier.shards, 2)
+    program = _on_mesh(kernel, work, tier.mesh, 2)
     total, lost = program(tier.steps, tier.blocks, tier.domains, jnp.ones(k, bool), filled.T)
     return (total.sum(axis=0) + lost.sum(axis=0)).T[:c]
 

@@ -45,8 +45,8 @@ class MixtureLosses:
       memory: bytes that tokens may take on the host and on each device.
 
     Raises:
-      UserError: an empty domain, a sequence that is torn or reaches into another domain; where log-probs are read, which
-        is here if they fit: NaN or a positive number, a token that is impossible under every expert.
+      UserError: an empty domain, a sequence that is torn or reaches into another domain; when log-probs are read, which
+        is at once if they fit, NaN or a positive number, a token that is impossible under every expert.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class MixtureLosses:
         self._text = Text(log_probs, segment_ids, sequence_ids, bounds, domains, experts)
         self._units = self._text.counts if bytes is None else _bits(bytes, self._text.domains)
         self._memory = memory
-        self._kept: dict[float, Terms] = {}
+        self._kept: dict[tuple[float, int], Terms] = {}  # by τ and number of devices
         if self._fits(1):
-            self._prepared([0.0])
+            self._prepared([0.0], jax.device_count())
 
     def __call__(self, weights: Any, tau: Any = 0.0) -> Any:
         """Losses of mixtures.
@@ -94,7 +94,7 @@ class MixtureLosses:
                 "`value_and_grad` does without"
             )
         with jax.ensure_compile_time_eval():
-            terms = self._prepared([float(tau)])[0]
+            terms = self._prepared([float(tau)], _devices_when_traced())[0]
         sums = _traced_sums(weights.reshape(-1, weights.shape[-1]), terms)
         return (sums / -self._units.astype(np.float32)).reshape(*weights.shape[:-1], -1)
 
@@ -131,23 +131,25 @@ class MixtureLosses:
     def _passes(self, taus: list[float]) -> Iterator[list[Terms]]:
         """The terms of each τ: of all of the text if it fits, else of one block of it after another."""
         if self._fits(len(taus)):
-            yield self._prepared(taus)
+            yield self._prepared(taus, jax.device_count())
             return
         carry = None
         size = self._block(len(taus))
         for start in range(0, len(self._text), size):
-            terms, carry = self._text.terms(taus, start, min(start + size, len(self._text)), carry)
+            stop = min(start + size, len(self._text))
+            terms, carry = self._text.terms(taus, start, stop, jax.device_count(), carry)
             yield terms
 
-    def _prepared(self, taus: Sequence[float]) -> list[Terms]:
-        """The terms of all of the text, read once for all τ; those of other τ make room if they must."""
-        missing = [tau for tau in taus if tau not in self._kept]
+    def _prepared(self, taus: Sequence[float], devices: int) -> list[Terms]:
+        """The terms of all of the text, read once for all τ; those of other calls make room if they must."""
+        wanted = [(tau, devices) for tau in taus]
+        missing = [key for key in wanted if key not in self._kept]
         if missing:
             if not self._fits(len(self._kept) + len(missing)):
-                self._kept = {tau: terms for tau, terms in self._kept.items() if tau in taus}
-            terms, _ = self._text.terms(missing, 0, len(self._text))
+                self._kept = {key: self._kept[key] for key in wanted if key in self._kept}
+            terms, _ = self._text.terms([tau for tau, _ in missing], 0, len(self._text), devices)
             self._kept.update(zip(missing, terms, strict=True))
-        return [self._kept[tau] for tau in taus]
+        return [self._kept[key] for key in wanted]
 
     def _fits(self, n_taus: int) -> bool:
         return self._block(n_taus) >= len(self._text)
@@ -186,6 +188,12 @@ def _difference(found: list[np.ndarray]) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         # Where nothing is left of a prefix, the token that left nothing has made the sum −inf already.
         return found[0] - np.where(np.isneginf(found[1]), 0, found[1])
+
+
+def _devices_when_traced() -> int:
+    """All, but for virtual devices of a processor: their collectives can wait for each other for ever when a caller
+    has several calls under way."""
+    return 1 if jax.default_backend() == "cpu" else jax.device_count()
 
 
 @jax.custom_jvp
