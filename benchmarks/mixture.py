@@ -4,13 +4,16 @@ Contenders that would take minutes are given fewer candidates, and their times s
 in float32 but SciPy. Text is drawn, so that it has tokens on which the experts agree and some on which they do not.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 
 from benchmarks.timing import Row, interleaved
 from mde.evaluation import MixtureLosses
@@ -37,14 +40,20 @@ def against_blocks() -> list[Row]:
     losses = MixtureLosses(log_probs, domains)
     some = 1024  # candidates for those who take longer; the blocks are as large
     columns = np.ascontiguousarray(single[:some].T)
-    out = np.empty((BLOCK, BLOCK), np.float32)
+    cores = len(os.sched_getaffinity(0))
 
     def numpy_blocks(then: Callable[[np.ndarray], object]) -> None:
-        for c in range(0, some, BLOCK):
-            part = np.ascontiguousarray(columns[:, c : c + BLOCK])
-            for t in range(0, T, BLOCK):
-                block = probs[t : t + BLOCK]
-                then(np.matmul(block, part, out=out[: len(block)]))
+        def share(core: int) -> None:
+            out = np.empty((BLOCK, BLOCK), np.float32)
+            for c in range(0, some, BLOCK):
+                part = np.ascontiguousarray(columns[:, c : c + BLOCK])
+                for t in range(core * BLOCK, T, cores * BLOCK):
+                    block = probs[t : t + BLOCK]
+                    then(np.matmul(block, part, out=out[: len(block)]))
+
+        # One thread a core: OpenBLAS's own threads take longer to agree than such a block takes to multiply.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+            list(pool.map(share, range(cores)))
 
     matmul = bare_matmul()
     filled = np.pad(probs, ((0, -T % (2 * BLOCK * jax.device_count())), (0, 0))).reshape(-1, BLOCK, K)
