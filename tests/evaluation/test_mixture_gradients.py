@@ -61,7 +61,7 @@ def test_a_derivative_that_float32_cannot_hold_is_infinite_and_the_others_stay_e
 
 def test_weights_times_derivatives_are_minus_one():
     """Σ_k λ_k ∂/∂λ_k log Σ_k λ_k p_k = 1, whatever the text."""
-    log_probs, segment_ids, _ = text(20.0, seed=3)
+    log_probs, segment_ids, _ = text(9.0, seed=3)
     weights = mixtures()
     slopes = MixtureLosses(log_probs, segment_ids).value_and_grad(weights)[1]
     assert_allclose(np.einsum("cjk,ck->cj", slopes, weights), -1, rtol=RELATIVE)
@@ -101,10 +101,12 @@ def test_traced_losses_equal_those_of_arrays(widest, tau):
     assert_allclose(found, losses(weights, tau), rtol=3e-7, atol=1e-6)  # the result itself is rounded to float32
 
 
-@pytest.mark.parametrize("widest", [9.0, pytest.param(60.0, marks=SLOW)])
-@pytest.mark.parametrize("chosen", [slice(None), slice(-4, None)])  # with corners, and only where shares are large
-def test_jax_derivatives_equal_those_of_arrays(widest, chosen):
-    weights, losses = mixtures()[chosen], prepared(widest)
+@pytest.mark.parametrize(
+    ("widest", "first"),  # with corners, and only where shares are large
+    [(9.0, 0), pytest.param(60.0, 0, marks=SLOW), pytest.param(60.0, -4, marks=SLOW)],
+)
+def test_jax_derivatives_equal_those_of_arrays(widest, first):
+    weights, losses = mixtures()[first:], prepared(widest)
     slopes = losses.value_and_grad(weights)[1]
     single = jnp.float32(weights)
     assert_allclose(jax.grad(lambda w: losses(w).sum())(single), slopes.sum(axis=1), rtol=RELATIVE)
