@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mde.errors import UserError
-from mde.evaluation import MixtureLosses, merged_nll
+from mde.evaluation import MergedLosses, MixtureLosses
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
 from mde.stages.score import evaluation_data, log_probs_of
@@ -61,9 +61,10 @@ def evaluators(study: Study, about: Mapping[str, Any], only: Sequence[str] | Non
       about: which there are: the content of `evaluators.json`.
       only: names of those that are needed.
     """
-    data = evaluation_data(study, study.read_json("scoring.json", "score"))
+    scored = study.read_json("scoring.json", "score")
+    data = evaluation_data(study, scored)
     experts = [f"expert-{name}" for name in study.domains.training]
-    log_probs = np.stack([log_probs_of(study, run) for run in experts], axis=1)
+    log_probs = log_probs_of(study, scored, experts)[:]
     made: dict[str, Evaluator] = {}
     for tau in about["taus"]:
         name = f"mde[{tau:g}]"
@@ -75,6 +76,19 @@ def evaluators(study: Study, about: Mapping[str, Any], only: Sequence[str] | Non
 
 
 def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Evaluator:
+    records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in experts}
+    for run, record in records.items():
+        for field, what in (("model", "architecture"), ("data", "tokens")):
+            if record[field] != records[experts[0]][field]:
+                raise UserError(
+                    f"{study.root}/runs/{run}: trained with another {what} than {experts[0]} "
+                    f"({record[field]}, {records[experts[0]][field]}); merged experts need one model and one tokenizer"
+                )
     config = model_config(study)
-    params = [load_run(study, run, config) for run in experts]
-    return lambda weights: merged_nll(config, params, data, weights)
+    losses = MergedLosses(config, (load_run(study, run, config) for run in experts), data, names=experts)
+
+    def evaluator(weights: np.ndarray) -> np.ndarray:
+        with tqdm(total=len(weights), desc="merged", unit="model", leave=False) as bar:
+            return losses(weights, bar.update)
+
+    return evaluator
