@@ -4,7 +4,7 @@ Every leaf is kept as [K, n]: a row for each expert, columns cut over all device
 however many devices there are, and a device averages its columns and is sent the rest (see `average`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,24 +31,33 @@ def stack(
 
     Args:
       config: the architecture that they must have.
-      experts: one tree a model, which may come from a generator (then no second copy of them is held), or one tree
-        whose leaves have a leading axis K.
-      names: what to call them in messages; their numbers otherwise.
+      experts: one tree a model, or one tree whose leaves have a leading axis K. With names they may come from a
+        generator, and no second copy of them is ever held.
+      names: of the K experts, for messages; their numbers otherwise.
       base: one more tree, called "base".
       mesh: the devices.
 
     Raises:
-      UserError: see `_checked`; also a number of experts that is not that of their names.
+      UserError: see `_checked`; also experts whose dtypes differ, and more or fewer experts than names.
     """
-    rows: list[list[np.ndarray]] = []
-    first: tuple[str, list[np.dtype]] | None = None
-    for name, tree in _named(experts, names, base):
-        leaves = _checked(config, name, tree, first)
-        first = first or (name, [leaf.dtype for leaf in leaves])
-        rows.append(leaves)
-    columns = [list(leaf) for leaf in zip(*rows, strict=True)]
-    del rows, leaves, tree  # so that each leaf can go as soon as it is on the devices
-    return [_spread(columns.pop(0), mesh) for _ in range(len(columns))]
+    if isinstance(experts, dict):
+        experts = _unstacked(experts)
+    if names is None:
+        experts = list(experts)
+        names = [str(k) for k in range(len(experts))]
+    count = len(names) + (base is not None)
+    columns: list[np.ndarray] = []  # of each leaf [devices, K, n / devices]
+    for k, (name, tree) in enumerate(_named(experts, names, base)):
+        leaves = _checked(config, name, tree)
+        if not columns:
+            columns = [np.zeros((mesh.size, count, -(-leaf.size // mesh.size)), leaf.dtype) for leaf in leaves.values()]
+        for (path, leaf), part in zip(leaves.items(), columns, strict=True):
+            if leaf.dtype != part.dtype:
+                raise UserError(
+                    f"expert {name!r}: parameter {path!r} is {leaf.dtype}, that of expert {names[0]!r} {part.dtype}"
+                )
+            part[:, k] = np.pad(leaf.reshape(-1), (0, part[:, k].size - leaf.size)).reshape(mesh.size, -1)
+    return [_spread(columns.pop(0), mesh) for _ in range(len(columns))]  # what is on the devices is kept nowhere else
 
 
 def average(config: DecoderConfig, stacked: Sequence[jax.Array], weights_CxK: jax.Array) -> decoder.Params:
@@ -86,42 +95,43 @@ def abstract(config: DecoderConfig) -> Any:
     return jax.eval_shape(lambda: decoder.init(config, 0))
 
 
+def _unstacked(experts: decoder.Params) -> list[decoder.Params]:
+    """A tree for each expert, of views."""
+    stacked = jax.tree.map(np.asarray, experts)
+    counts = {len(leaf) for leaf in jax.tree.leaves(stacked) if leaf.ndim}
+    if len(counts) != 1:
+        raise UserError(f"stacked experts: leading axes of {sorted(counts)}, expected one K for all parameters")
+    return [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(counts.pop())]
+
+
 def _named(
-    experts: decoder.Params | Iterable[decoder.Params], names: Sequence[str] | None, base: decoder.Params | None
+    experts: Iterable[decoder.Params], names: Sequence[str], base: decoder.Params | None
 ) -> Iterator[tuple[str, Any]]:
     """Every expert with its name, then the base."""
-    if isinstance(experts, Mapping):
-        counts = {len(x) for x in jax.tree.leaves(experts) if np.ndim(x)}
-        if len(counts) != 1:
-            raise UserError(f"stacked experts: leading axes of {sorted(counts)}, expected one K for all leaves")
-        stacked = jax.tree.map(np.asarray, experts)
-        experts = (jax.tree.map(lambda x, k=k: x[k], stacked) for k in range(counts.pop()))
     k = -1
     for k, tree in enumerate(experts):
-        if names is not None and k >= len(names):
+        if k == len(names):
             raise UserError(f"more experts than names: {len(names)} names, {', '.join(names)}")
-        yield str(k) if names is None else names[k], tree
-    if k < 0 or (names is not None and k + 1 < len(names)):
-        raise UserError(f"{k + 1} experts, expected {'at least one' if names is None else ', '.join(names)}")
+        yield names[k], tree
+    if k + 1 < max(1, len(names)):
+        raise UserError(f"{k + 1} experts, expected {', '.join(names) or 'at least one'}")
     if base is not None:
         yield "base", base
 
 
-def _checked(
-    config: DecoderConfig, name: str, tree: Any, first: tuple[str, Sequence[np.dtype]] | None
-) -> list[np.ndarray]:
-    """The leaves of an expert, on the host.
+def _checked(config: DecoderConfig, name: str, tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of an expert by their path, on the host, in the model's order.
 
     Raises:
       UserError: names the expert and the leaf that the model does not have or lacks, whose shape is not the model's,
-        whose dtype is not that of the `first` expert (name and dtypes), or that is not finite.
+        or that is not finite.
     """
     wanted = {_path(path): like for path, like in jax.tree.leaves_with_path(abstract(config))}
     found = {_path(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
     for path in found:
         if path not in wanted:
             raise unknown(f"parameter of expert {name!r}", path, wanted)
-    for i, (path, like) in enumerate(wanted.items()):
+    for path, like in wanted.items():
         if path not in found:
             raise UserError(f"expert {name!r} has no parameter {path!r}; the model has it, of shape {like.shape}")
         leaf = found[path]
@@ -130,31 +140,21 @@ def _checked(
                 f"expert {name!r}: parameter {path!r} has shape {leaf.shape}, the model {like.shape}; "
                 "experts must have one architecture and one tokenizer"
             )
-        if first and leaf.dtype != first[1][i]:
-            raise UserError(
-                f"expert {name!r}: parameter {path!r} is {leaf.dtype}, that of expert {first[0]!r} {first[1][i]}"
-            )
         bad = ~np.isfinite(leaf)
         if bad.any():
-            at = tuple(int(i) for i in np.argwhere(bad)[0])
+            at = tuple(map(int, np.argwhere(bad)[0]))
             raise UserError(f"expert {name!r}: parameter {path!r} is {leaf[at]} at {at}, expected a finite number")
-    return [found[path].reshape(-1) for path in wanted]
+    return {path: found[path] for path in wanted}
 
 
-def _spread(rows: list[np.ndarray], mesh: Mesh) -> jax.Array:
-    """[K, n] on the devices, filled up with zeros to a multiple of their number."""
-    n = rows[0].size
-    width = -(-n // mesh.size) * mesh.size
+def _spread(columns: np.ndarray, mesh: Mesh) -> jax.Array:
+    """[K, n] on the devices, given as [devices, K, n / devices]."""
+    devices, count, width = columns.shape
 
     def part(index: Any) -> np.ndarray:
-        start, stop, _ = index[1].indices(width)
-        columns = np.zeros((len(rows), stop - start), rows[0].dtype)
-        for row, out in zip(rows, columns, strict=True):
-            here = row[start:stop]
-            out[: len(here)] = here
-        return columns
+        return columns[(index[1].start or 0) // width]
 
-    return jax.make_array_from_callback((len(rows), width), NamedSharding(mesh, P(None, AXES)), part)
+    return jax.make_array_from_callback((count, devices * width), NamedSharding(mesh, P(None, AXES)), part)
 
 
 def _path(path: Any) -> str:

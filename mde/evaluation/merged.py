@@ -33,11 +33,11 @@ class MergedLosses:
 
     Args:
       config: architecture of the experts.
-      experts: parameters of the K experts: a tree for each, from a generator if they should not be held twice, or one
-        tree whose leaves have a leading axis K. Any floating dtype; averages are float32.
+      experts: parameters of the K experts: a tree for each, or one tree whose leaves have a leading axis K. With
+        `names` they may come from a generator, and are then never held twice. Any floating dtype; averages are float32.
       data: the text.
       base: parameters θ_0 that the average is taken around; the weights may then be any numbers.
-      names: what to call the experts in messages; their numbers otherwise.
+      names: of the experts, for messages; their numbers otherwise.
       batch_size: windows run through a merged model at a time; by default as many as keep a device busy.
       memory: bytes that the activations of a batch may take on a device, where `batch_size` is not given.
 
