@@ -4,6 +4,7 @@ Every leaf is kept as [K, n]: a row for each expert, columns cut over all device
 however many devices there are, and a device averages its columns and is sent the rest (see `average`).
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -77,19 +78,20 @@ def average(config: DecoderConfig, stacked: Sequence[jax.Array], weights_CxK: ja
     shapes = abstract(config)
     leaves = []
     for part, like in zip(stacked, jax.tree.leaves(shapes), strict=True):
-
-        def add(sums: jax.Array, expert: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            row, weights_C = expert
-            return sums + weights_C[:, None] * row.astype(jnp.float32), None
-
         zeros = jnp.zeros((len(weights_CxK), part.shape[1]), jnp.float32)
-        sums, _ = jax.lax.scan(add, zeros, (part, weights_CxK.T), unroll=min(8, len(part)))
+        sums, _ = jax.lax.scan(_add, zeros, (part, weights_CxK.T), unroll=min(8, len(part)))
         own = jax.lax.all_to_all(sums, "candidates", split_axis=0, concat_axis=1, tiled=True)
         whole = jax.lax.all_gather(own, "data", axis=1, tiled=True)
         leaves.append(whole[0, : like.size].reshape(like.shape))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
+def _add(sums_CxN: jax.Array, expert: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    row_N, weights_C = expert
+    return sums_CxN + weights_C[:, None] * row_N.astype(jnp.float32), None
+
+
+@functools.cache
 def abstract(config: DecoderConfig) -> Any:
     """Shapes and dtypes of the parameters of a model."""
     return jax.eval_shape(lambda: decoder.init(config, 0))

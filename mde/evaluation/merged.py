@@ -21,7 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from mde.errors import UserError
 from mde.evaluation import experts as stacks
-from mde.evaluation.scoring import MEMORY, EvaluationSet, check_vocabulary, filled_up, windows_per_batch
+from mde.evaluation.scoring import (
+    MEMORY,
+    EvaluationSet,
+    check_vocabulary,
+    filled_up,
+    token_log_probs,
+    windows_per_batch,
+)
 from mde.models import decoder
 from mde.models.config import DecoderConfig
 
@@ -72,15 +79,21 @@ class MergedLosses:
           advance: told how many more candidates are done.
 
         Raises:
-          UserError: weights that are neither.
+          UserError: weights that are neither; a loss that is not a number.
         """
-        data = self._data
-        owners = np.eye(len(data.domains))[data.window_domains]  # [N, J]
-        blocks = [np.empty((0, len(data.domains)))]
+        domains, owners, counts = self._data.domains, self._data.window_domains, self._data.token_counts
+        rows: list[np.ndarray] = []
         for sums_CxN in self._blocks(weights, per_token=False):
-            blocks.append(-(sums_CxN.astype(np.float64) @ owners) / data.token_counts)
+            rows += [-np.bincount(owners, sums_N, len(domains)) / counts for sums_N in sums_CxN]
             advance(len(sums_CxN))
-        return np.concatenate(blocks)
+        losses = np.array(rows).reshape(-1, len(domains))
+        bad = np.isnan(losses)
+        if bad.any():
+            c, j = np.argwhere(bad)[0]
+            raise UserError(
+                f"candidate {c}, domain {domains[j]!r}: the merged model's loss is nan; weights {weights[c]}"
+            )
+        return losses
 
     def token_log_probs(self, weights: np.ndarray) -> np.ndarray:
         """Log-probs in nats of the T scored tokens under each of the [C, K] merged models, [C, T] float32."""
@@ -171,7 +184,7 @@ def _program(config: DecoderConfig, abreast: int, per_token: bool) -> Callable[.
 
     def run(params: decoder.Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         tokens, segments = batch
-        log_probs = jnp.minimum(decoder.token_log_probs(config, params, tokens, segments), 0)
+        log_probs = token_log_probs(config, params, tokens, segments)
         return log_probs if per_token else jnp.where(decoder.target_mask(segments), log_probs, 0).sum(axis=1)
 
     def local(stacked: list[jax.Array], batches: tuple[jax.Array, ...], weights_CxK: jax.Array) -> jax.Array:

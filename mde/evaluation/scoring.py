@@ -4,6 +4,7 @@ Shapes: N windows, L predicted tokens a window, T scored tokens in all, J evalua
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
@@ -126,6 +127,11 @@ def windows_per_batch(config: DecoderConfig, windows: int, seq_len: int, memory:
     return -(-windows // -(-windows // most))  # as many batches as `most` makes, and all alike
 
 
+def token_log_probs(config: DecoderConfig, params: decoder.Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """The decoder's, at most 0: where a token is all but certain, rounding can leave a logarithm above."""
+    return jnp.minimum(decoder.token_log_probs(config, params, tokens, segments), 0)
+
+
 class Scorer:
     """Scores models of one architecture on one evaluation set: a pass over the tokens, batches over the devices.
 
@@ -146,10 +152,7 @@ class Scorer:
         self._batch = devices * (batch_size or windows_per_batch(config, per_device, data.seq_len))
         self._mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,))
 
-        def log_probs(params: decoder.Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-            # Where a token is all but certain, rounding can leave a logarithm above 0.
-            return jnp.minimum(decoder.token_log_probs(config, params, tokens, segments), 0)
-
+        log_probs = functools.partial(token_log_probs, config)
         specs = (P(), P("data"), P("data"))
         mapped = jax.shard_map(log_probs, mesh=self._mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
         self._program = jax.jit(mapped)

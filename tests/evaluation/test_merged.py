@@ -199,6 +199,13 @@ def test_around_a_base_weights_must_be_finite(config, models, data):
         around(np.array([[0, np.inf]]))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_merged_model_that_gives_no_number_is_named(config, models, data):
+    around = MergedLosses(config, models[:2], data, base=models[2])
+    with pytest.raises(UserError, match="candidate 1, domain 'law': the merged model's loss is nan"):
+        around(np.array([[0.5, 0.5], [1e39, 0]]))
+
+
 def test_experts_and_names_must_be_as_many(config, models, data):
     for names, expected in ((["a", "b"], "more experts than names"), (list("abcd"), "3 experts, expected a, b, c, d")):
         with pytest.raises(UserError, match=expected):
