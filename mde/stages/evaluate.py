@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mde.errors import UserError
-from mde.evaluation import MixtureLosses, merged_nll
+from mde.evaluation import MergedLosses, MixtureLosses
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
 from mde.regression.features import MERGED
@@ -60,12 +61,13 @@ def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Seque
       only: names of those that are needed.
     """
     about = about or study.read_json("evaluators.json", "evaluate")
-    data = evaluation_data(study, study.read_json("scoring.json", "score"))
+    scored = study.read_json("scoring.json", "score")
+    data = evaluation_data(study, scored)
     experts = [f"expert-{name}" for name in study.domains.training]
     wanted = lambda name: only is None or name in only  # noqa: E731
     taus = {f"mde[{tau:g}]": tau for tau in about["taus"] if wanted(f"mde[{tau:g}]")}
     if taus:
-        log_probs = np.stack([log_probs_of(study, run) for run in experts], axis=1)
+        log_probs = log_probs_of(study, scored, experts)
         mde = MixtureLosses(log_probs, data.segment_ids, data.sequence_ids, domains=data.domains, experts=experts)
     if about["merged_windows"] and wanted(MERGED):
         merged = _merged(study, data.subset(about["merged_windows"]), experts)
@@ -84,6 +86,19 @@ def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Seque
 
 
 def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
+    records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in experts}
+    for run, record in records.items():
+        for field, what in (("model", "architecture"), ("data", "tokens")):
+            if record[field] != records[experts[0]][field]:
+                raise UserError(
+                    f"{study.root}/runs/{run}: trained with another {what} than {experts[0]} "
+                    f"({record[field]}, {records[experts[0]][field]}); merged experts need one model and one tokenizer"
+                )
     config = model_config(study)
-    params = [load_run(study, run, config) for run in experts]
-    return lambda weights: merged_nll(config, params, data, weights)
+    losses = MergedLosses(config, (load_run(study, run, config) for run in experts), data, names=experts)
+
+    def evaluator(weights: np.ndarray) -> np.ndarray:
+        with tqdm(total=len(weights), desc="merged", unit="model", leave=False) as bar:
+            return losses(weights, bar.update)
+
+    return evaluator
