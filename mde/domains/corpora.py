@@ -19,6 +19,8 @@ from mde.errors import UserError, unknown
 
 SHARD_BYTES = 128 << 20  # bytes of files a shard: the unit of work, and what is read again after a kill
 PART = 2_000  # characters a part of a text that is alone in its place, as in `harvest`
+# JSON lines, rows, a text a file, or files that are cut into parts, each a document.
+FORMATS = ("jsonl", "parquet", "text", "parts")
 _JSON = (".jsonl", ".ndjson", ".json")
 _NAME = re.compile(r"\w[\w.-]*")
 _TFDS = re.compile(r"tfds:(.+):(\w+(?:\[[^\]]*\])?)")
@@ -35,7 +37,7 @@ class Corpus:
         text_field: what holds the text of a JSON line, a row or a TFDS example; may be nested (`content.text`).
         domain_field: what holds the domain's name, where the corpus is several domains.
         domains: domain by the value that `domain_field` has for it, in the study's order.
-        format: `jsonl`, `parquet`, `text`, or None to tell by the files' names.
+        format: one of `FORMATS`, or None to tell by the files' names.
         trained: whether it is trained on.
     """
 
@@ -83,11 +85,12 @@ class Shard:
     size: int
 
 
-def parse(domains: Sequence[str] | Mapping[str, Any], text_field: str, trained: bool) -> list[Corpus]:
+def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_field: str, trained: bool) -> list[Corpus]:
     """The corpora that `prepare.training_domains` or `prepare.evaluation_domains` says.
 
     Args:
         domains: names of registered domains; or by name a place, or the arguments of `Corpus` as a mapping.
+        root: the folder or bucket where relative places begin.
         text_field: of those that do not say one themselves.
         trained: whether they are trained on.
 
@@ -105,6 +108,11 @@ def parse(domains: Sequence[str] | Mapping[str, Any], text_field: str, trained: 
                 raise unknown(f"setting of domain {name!r}", key, known)
         if not isinstance(given.get("files"), str):
             raise UserError(f"domain {name!r}: expected 'files', the place of its text, found {given.get('files')!r}")
+        if given.get("format", "text") not in FORMATS:
+            raise unknown(f"format of domain {name!r}", given["format"], FORMATS)
+        for key in ("files", "validation"):
+            if root and key in given and not re.match(r"tfds:|mde:|\w+://", given[key]):
+                given[key] = str(epath.Path(root) / given[key])
         if isinstance(given.get("domains"), list | tuple):
             given["domains"] = {value: value for value in given["domains"]}
         corpus = Corpus(name, **{"text_field": text_field, **given}, trained=trained)
@@ -163,14 +171,25 @@ def _files(corpus: Corpus, place: str) -> tuple[bool, list[tuple[epath.Path, boo
     if path.is_dir():
         files = [(file, True) for file in _walk(path)]
     else:
-        # Patterns are epath's own, so that they mean the same in a bucket.
-        fixed = re.match(r"[^*?\[]*/|", place)[0]  # type: ignore[index]
-        pattern = re.sub(r"\*\*$", "**/*", place[len(fixed) :])
-        found = epath.Path(fixed or ".").expanduser().glob(pattern)
-        files = [(file, False) for file in found if file.is_file()]
+        files = [(file, False) for file in _matching(place) if file.is_file()]
     if not files:
         raise UserError(f"domain {corpus.name!r}: no file matches {place!r}")
     return False, sorted(files)
+
+
+def _matching(place: str) -> Iterator[epath.Path]:
+    """What matches a pattern, which means the same locally and in a bucket; `**` is any number of folders."""
+    fixed = re.match(r"[^*?\[]*/|", place)[0]  # type: ignore[index]
+    root, pattern = epath.Path(fixed or ".").expanduser(), place[len(fixed) :]
+    if "**" not in pattern:
+        yield from root.glob(pattern) if root.exists() else ()
+        return
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    wanted = re.compile("".join(signs.get(part) or re.escape(part) for part in parts))
+    for path in _walk(root) if root.is_dir() else ():
+        if wanted.fullmatch(path.relative_to(root).as_posix()):
+            yield path
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:

@@ -57,7 +57,7 @@ def blocks(piece: Piece) -> Iterator[bytes]:
                 yield from _zstd(file)
             elif piece.path.endswith(GZIP):
                 unpacked = gzip.GzipFile(fileobj=file)
-                yield from iter(lambda: unpacked.read(_BLOCK), b"")
+                yield from iter(lambda: unpacked.read1(_BLOCK), b"")  # what comes before a break
             elif piece.stop is None:
                 yield from iter(lambda: file.read(_BLOCK), b"")
             else:

@@ -23,6 +23,7 @@ def prepare(
     study: Study,
     training_domains: Sequence[str] | Mapping[str, Any],
     evaluation_domains: Sequence[str] | Mapping[str, Any] = (),
+    root: str | None = None,
     tokenizer: str = "train",
     vocab_size: int = 8192,
     start_token: str | None = None,
@@ -49,6 +50,7 @@ def prepare(
         pattern, `tfds:name/config:split`, `mde:registered`), or a mapping with its `files` and, if need be,
         `validation`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in one.
       evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
+      root: the folder or bucket where relative places begin; where the command is run if None.
       tokenizer: `train` (SentencePiece, on a sample of all training domains), `bytes`, or the path of a
         SentencePiece model or of a Hugging Face `tokenizer.json`.
       vocab_size: pieces of the tokenizer, if it is trained.
@@ -82,8 +84,8 @@ def prepare(
         raise UserError(f"shortest={shortest} and overlap_words={overlap_words} must not be negative")
     if on_error not in ("skip", "fail"):
         raise unknown("value of on_error", on_error, ["skip", "fail"])
-    found = corpora.parse(training_domains, text_field, trained=True)
-    found += corpora.parse(evaluation_domains, text_field, trained=False)
+    found = corpora.parse(training_domains, root, text_field, trained=True)
+    found += corpora.parse(evaluation_domains, root, text_field, trained=False)
     training = [name for corpus in found if corpus.trained for name in corpus.names]
     everything = [name for corpus in found for name in corpus.names]
     if len(training) < 2 or len(set(everything)) < len(everything):
