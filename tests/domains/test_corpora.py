@@ -134,7 +134,7 @@ def test_tfds(tfds_folder, shard_bytes):
 
 
 def test_tfds_names_that_are_none(tfds_folder):
-    with pytest.raises(UserError, match="unknown split of tfds:.* 'trian': did you mean 'train'"):
+    with pytest.raises(UserError, match=r"unknown split of tfds:.* 'trian': did you mean 'train'"):
         corpora.shards(Corpus("a", f"tfds:{tfds_folder}:trian"))
     with pytest.raises(UserError, match="expected tfds:name/config:split, found 'tfds:wikipedia'"):
         corpora.shards(Corpus("a", "tfds:wikipedia"))

@@ -1,6 +1,7 @@
 """Files as streams: every format, every way to be broken, told by file and line."""
 
 import gzip
+import itertools
 import json
 
 import pyarrow
@@ -49,7 +50,7 @@ def test_of_neighbouring_ranges_each_line_belongs_to_one(tmp_path_factory, lines
     bounds = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_BLOCK", block)
-        pieces = [Piece(str(path), *pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]
+        pieces = [Piece(str(path), *pair) for pair in itertools.pairwise(bounds)]
         found = [b"".join(reading.blocks(piece)) for piece in pieces]
         assert b"".join(found) == content
         assert all(part.endswith(b"\n") for part in list(filter(None, found))[:-1])
@@ -123,7 +124,7 @@ def test_parquet(tmp_path):
     columns = ["text", "meta"]
     assert list(reading.parquet_records(Piece(str(path)), columns)) == expected
     assert list(reading.parquet_records(Piece(str(path), 1, 3), columns)) == expected[4:]
-    assert list(reading.parquet_records(Piece(str(path)), ["absent"]))[0].value == rows[0]
+    assert next(iter(reading.parquet_records(Piece(str(path)), ["absent"]))).value == rows[0]
     path.write_bytes(path.read_bytes()[:-50])
     (problem,) = reading.parquet_records(Piece(str(path)), columns)
     assert problem[:3] == (str(path), 1, "broken_file")

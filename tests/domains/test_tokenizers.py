@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: exact against the library that it stands for, kept, checked, and refused where it must be."""
+"""Every kind of tokenizer: exact against the library that it stands for, kept, checked, refused where it must be."""
 
 import json
 
@@ -118,7 +118,7 @@ def test_special_tokens_of_ones_own(huggingface):
     content = json.dumps(about).encode()
     with pytest.raises(UserError, match=r"own\.json: none of .* ends a document; bind prepare\.end_token"):
         tokenizers.HuggingFaceTokenizer(content, "own.json")
-    with pytest.raises(UserError, match="unknown end token of own.json '<fim>': did you mean '<fin>'"):
+    with pytest.raises(UserError, match=r"unknown end token of own\.json '<fim>': did you mean '<fin>'"):
         tokenizers.HuggingFaceTokenizer(content, "own.json", end="<fim>")
     made = tokenizers.HuggingFaceTokenizer(content, "own.json", end="<fin>")
     assert made.start == made.end == about["model"]["vocab"]["<fin>"]
