@@ -17,7 +17,7 @@ from mde.domains import reading, registry
 from mde.domains.reading import Piece, Problem, Record
 from mde.errors import UserError, unknown
 
-SHARD_BYTES = 128 << 20  # bytes of files a shard: the unit of work, and what is read again after a kill
+SHARD_BYTES = 64 << 20  # bytes of files a shard: the unit of work, and what is read again after a kill
 PART = 2_000  # characters a part of a text that is alone in its place, as in `harvest`
 # JSON lines, rows, a text a file, or files that are cut into parts, each a document.
 FORMATS = ("jsonl", "parquet", "text", "parts")
@@ -213,10 +213,11 @@ def _format(path: str, in_folder: bool) -> str:
 
 def _pieces(path: epath.Path, kind: str, shard_bytes: int) -> list[tuple[Piece, int]]:
     """A file, or ranges of one that is long, with their sizes."""
-    size, name = path.stat().length, str(path)
+    stat, name = path.stat(), str(path)
+    size, stamp = stat.length, f"{stat.length}@{stat.mtime}"
     count = -(-size // shard_bytes)
     if count < 2 or kind == "text" or name.endswith(reading.GZIP + reading.ZSTD):
-        return [(Piece(name), size)]
+        return [(Piece(name, stamp=stamp), size)]
     total = size
     if kind == "parquet":
         import pyarrow.parquet
@@ -225,10 +226,10 @@ def _pieces(path: epath.Path, kind: str, shard_bytes: int) -> list[tuple[Piece, 
             with path.open("rb") as handle:
                 total = pyarrow.parquet.ParquetFile(handle).num_row_groups
         except (pyarrow.ArrowException, OSError):
-            return [(Piece(name), size)]  # reading it will say what is wrong
+            return [(Piece(name, stamp=stamp), size)]  # reading it will say what is wrong
         count = min(count, total)
     bounds = [total * i // count for i in range(count + 1)]
-    return [(Piece(name, *pair), size // count) for pair in itertools.pairwise(bounds)]
+    return [(Piece(name, *pair, stamp), size // count) for pair in itertools.pairwise(bounds)]
 
 
 def records(shard: Shard, limit: int) -> Iterator[tuple[Piece, Record | Problem]]:
@@ -266,7 +267,8 @@ def _tfds_shards(corpus: Corpus, place: str, split: str | None, shard_bytes: int
     parts = min(max(1, -(-size // shard_bytes)), max(count, 1))
     bounds = [count * i // parts for i in range(parts + 1)]
     pairs = itertools.pairwise(bounds)
-    return [Shard(corpus, split, (Piece(place, *pair),), "tfds", size // parts) for pair in pairs]
+    stamp = builder.info.full_name
+    return [Shard(corpus, split, (Piece(place, *pair, stamp),), "tfds", size // parts) for pair in pairs]
 
 
 def _tfds_records(piece: Piece) -> Iterator[Record]:

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mde.domains import hygiene
+from mde.domains import hygiene, passes, vocabulary
 from mde.domains.corpora import Shard
-from mde.domains.passes import OTHER_DOMAIN, SPLITS, TOO_SHORT, Settings
-from mde.domains.reading import REASONS
+from mde.domains.documents import Settings
+from mde.domains.passes import SPLITS
+from mde.domains.tables import DROPPED, EXACT, HELD_OUT, NEAR, Tally
 from mde.errors import UserError, unknown
 
-EXACT, NEAR, HELD_OUT, OVERLAP = "exact_duplicate", "near_duplicate", "held_out", "overlap"
-# Why documents are dropped, in the order in which it is asked.
-DROPPED = (*REASONS, OTHER_DOMAIN, TOO_SHORT, EXACT, NEAR, HELD_OUT, OVERLAP)
 _KEPT = len(DROPPED)
 
 
@@ -28,19 +26,6 @@ class Surveyed:
     shard: Shard
     about: dict[str, Any]
     folder: Path
-
-
-@dataclasses.dataclass
-class Tally:
-    """How many documents and bytes of each domain were dropped, by reason."""
-
-    documents: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
-    bytes: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
-
-    def add(self, domain: str, reason: str, documents: int, size: int) -> None:
-        """Counts documents of `size` bytes together."""
-        self.documents[domain, reason] += documents
-        self.bytes[domain, reason] += size
 
 
 def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> list[np.ndarray]:
@@ -81,7 +66,7 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
         starts = (
             np.cumsum(np.where(given, 0, 1)) - 1
         )  # rows among the signatures, which registered domains have none of
-        signatures = [np.load(surveyed[i].folder / "signatures.npy", mmap_mode="r") for i in own]
+        signatures = [passes.signatures(surveyed[i].folder) for i in own]
         near = order[~hygiene.first_of_similar(signatures, starts[order], settings.near_duplicates)]
         reason_N[near] = DROPPED.index(NEAR)
     for code in range(len(domains)):
@@ -103,11 +88,8 @@ def index_runs(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], where: 
     kept_runs: list[np.ndarray] = []
     for each, kept in zip(surveyed, keep, strict=True):
         split = np.load(each.folder / "documents.npz")["split"]
-        stored = np.load(each.folder / "grams.npz")
-        if len(stored["counts"]):  # none, where overlap is not asked for
-            runs = np.split(stored["grams"], np.cumsum(stored["counts"])[:-1])
-            staying = kept[split == SPLITS.index("validation")]
-            kept_runs += [run for run, stays in zip(runs, staying, strict=True) if stays]
+        staying = kept[split == SPLITS.index("validation")]
+        kept_runs += [run for run, stays in zip(passes.runs(each.folder), staying, strict=False) if stays]
     grams, owners = hygiene.index(kept_runs)
     np.save(f"{where}.grams.npy", grams)
     np.save(f"{where}.owners.npy", owners)
@@ -162,8 +144,6 @@ def surveys(surveyed: Sequence[Surveyed], tally: Tally) -> list[list[Any]]:
 
 def samples(surveyed: Sequence[Surveyed], size: int, seed: int) -> dict[str, list[str]]:
     """The chunks of each training domain that a tokenizer is trained on, out of the shards' own samples."""
-    from mde.domains import vocabulary
-
     merged: dict[str, vocabulary.Sample] = {}
     for each in surveyed:
         for domain, chunks in json.loads((each.folder / "sample.json").read_text()).items():

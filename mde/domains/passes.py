@@ -5,143 +5,35 @@ In between it is decided which documents stay (`mde.domains.decisions`). Each sh
 costs a tenth of what tokenizing does, so that nothing has to be held.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
-import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
-from mde.domains import corpora, hygiene, reading, tokenizers, vocabulary
+from mde.domains import hygiene, tokenizers, vocabulary
 from mde.domains.corpora import Shard
+from mde.domains.documents import Document, Dropped, Settings, documents
 from mde.domains.reading import Problem
-from mde.errors import UserError, unknown
+from mde.domains.workers import advance
+from mde.errors import UserError
 
 _TOLD = 100  # problems of a shard that are told one by one; all are counted
 _VALUES = 50  # values of a domain field that no domain has, which are told
 _BLOCK_TOKENS = 1 << 20  # that are copied at a time
 _BATCH_BYTES = 1 << 20  # text that is tokenized at a time
 SPLITS = ("train", "validation")
-TOO_SHORT, OTHER_DOMAIN = "too_short", "other_domain"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides about documents; see `mde.stages.prepare`."""
-
-    corpus_dir: str
-    validation_share: float
-    validation_bytes: int
-    shortest: int
-    near_duplicates: float
-    overlap_words: int
-    max_document_bytes: int
-    on_error: str
-    sample_bytes: int
-    seed: int
-
-
-class Document(NamedTuple):
-    """A document of a shard, before anything is known of the others."""
-
-    domain: str
-    split: str
-    text: str
-    data: bytes
-    digest: int
-
-
-class Dropped(NamedTuple):
-    """A document that is dropped for what it is."""
-
-    domain: str
-    reason: str
-    size: int
-    value: str = ""
-
-
-def documents(shard: Shard, settings: Settings) -> Iterator[Document | Problem | Dropped]:
-    """The documents of a shard, the same in both passes.
-
-    Raises:
-        UserError: the first problem, if `on_error` is "fail".
-    """
-    corpus = shard.corpus
-    if corpus.registered:
-        yield from _registered(shard, settings)
-        return
-    for piece, record in corpora.records(shard, settings.max_document_bytes):
-        found = record if isinstance(record, Problem) else _document(shard, piece.path, record, settings)
-        if isinstance(found, Problem) and settings.on_error == "fail":
-            raise UserError(f"{found.path}, line {found.line}: {found.reason}: {found.detail} (domain {corpus.name!r})")
-        yield found
-
-
-def _registered(shard: Shard, settings: Settings) -> Iterator[Document]:
-    from mde.domains import registry
-
-    assert shard.corpus.registered is not None
-    assert shard.split is not None
-    for text in registry.texts(shard.corpus.registered, shard.split, settings.corpus_dir):
-        data = text.encode()
-        yield Document(shard.corpus.name, shard.split, text, data, hygiene.digest(data))
-
-
-def _document(shard: Shard, path: str, record: Any, settings: Settings) -> Document | Problem | Dropped:
-    """A record's document, or why there is none."""
-    corpus = shard.corpus
-    try:
-        text = record.value if isinstance(record.value, str) else reading.field(record.value, corpus.text_field)
-        domain = corpus.name
-        if corpus.domain_field and not isinstance(record.value, str):
-            value = _plain(reading.field(record.value, corpus.domain_field))
-            if value not in corpus.domains:
-                return Dropped(corpus.name, OTHER_DOMAIN, 0, str(value))
-            domain = corpus.domains[value]
-        text = _plain(text)
-        if not isinstance(text, str):
-            detail = f"field {corpus.text_field!r} holds {type(text).__name__}, not text"
-            return Problem(path, record.line, "empty" if text is None else "missing_field", detail)
-        data = text.encode()  # refuses what JSON's escapes can say and Unicode cannot: half a surrogate pair
-    except KeyError as error:
-        return Problem(path, record.line, "missing_field", str(unknown("field", *error.args)))
-    except UnicodeError as error:
-        return Problem(path, record.line, "invalid_utf8", str(error))
-    if not text or text.isspace():
-        return Problem(path, record.line, "empty", "no text")
-    if len(data) > settings.max_document_bytes:
-        return Problem(path, record.line, "too_large", f"{len(data):,} bytes of text")
-    if len(text) < settings.shortest:
-        return Dropped(domain, TOO_SHORT, len(data))
-    digest = hygiene.digest(data)
-    split = shard.split or ("validation" if digest < settings.validation_share * 2.0**64 else "train")
-    return Document(domain, split, text, data, digest)
-
-
-def _plain(value: Any) -> Any:
-    """TFDS and Parquet have text as bytes at times, and numbers as NumPy's."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def name(shard: Shard, settings: Any) -> str:
+def name(shard: Shard, settings: Mapping[str, Any]) -> str:
     """A name for what a pass makes of a shard: another one when a file or a setting has changed."""
-    files = []
-    for piece in shard.pieces:
-        stat = epath.Path(piece.path).stat() if shard.format not in ("tfds", "mde") else None
-        files.append([piece.path, piece.start, piece.stop, stat and stat.length, stat and stat.mtime])
-    corpus = dataclasses.asdict(shard.corpus)
-    content = json.dumps([files, corpus, shard.split, shard.format, settings], sort_keys=True, default=str)
+    content = json.dumps([dataclasses.asdict(shard), settings], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=10).hexdigest()
 
 
@@ -161,49 +53,64 @@ def _finish(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
     """The first pass: fingerprints of the documents, a sample for the tokenizer, what is wrong with the files.
 
-    Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order), `signatures.npy` [n, PERMUTATIONS],
-    `grams.npz` (runs of words of the validation documents, and how many each has) and `sample.json`.
+    Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order; how many runs of words each validation
+    document has), `signatures.bin` ([n, PERMUTATIONS] uint32), `runs.bin` (uint64) and `sample.json`.
     """
     if (about := done(folder)) is not None:
         return about
     folder.mkdir(parents=True, exist_ok=True)
     corpus, signer = shard.corpus, hygiene.Signer()
     samples = {each: vocabulary.Sample(settings.sample_bytes, settings.seed) for each in corpus.names}
+    # Typed arrays, and files for what is long: a shard may have millions of documents.
+    columns = {"domain": array("H"), "split": array("B"), "digest": array("Q"), "bytes": array("q"), "runs": array("q")}
     dropped: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     others: Counter[str] = Counter()
     problems: list[Problem] = []
-    rows, signatures, grams = [], [], []
-    for found in documents(shard, settings):
-        if isinstance(found, Problem):
-            dropped[corpus.name, found.reason] += 1
-            problems += [found] if len(problems) < _TOLD else []
-            continue
-        if isinstance(found, Dropped):
-            dropped[found.domain, found.reason] += 1
-            sizes[found.domain, found.reason] += found.size
-            others.update([found.value] if found.value else [])
-            continue
-        split = SPLITS.index(found.split)
-        rows.append((corpus.names.index(found.domain), split, found.digest, len(found.data)))
-        if not corpus.registered and settings.near_duplicates:
-            signatures.append(signer(found.text))
-        if found.split == "train" and settings.sample_bytes:
-            samples[found.domain].add(found.text)
-        elif found.split == "validation" and settings.overlap_words:
-            grams.append(hygiene.grams(found.text, settings.overlap_words))
-        _advance(len(found.data))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 4
-    types = (np.uint16, np.uint8, np.uint64, np.int64)
-    domain, split_, digest, size = (np.array(c, t) for c, t in zip(columns, types, strict=True))
-    np.savez(folder / "documents.npz", domain=domain, split=split_, digest=digest, bytes=size)
-    np.save(folder / "signatures.npy", np.array(signatures, np.uint32).reshape(-1, hygiene.PERMUTATIONS))
-    together = np.concatenate(grams) if grams else np.zeros(0, np.uint64)
-    np.savez(folder / "grams.npz", grams=together, counts=np.array([len(g) for g in grams], np.int64))
+    with (folder / "signatures.bin").open("wb") as signatures, (folder / "runs.bin").open("wb") as runs:
+        for found in documents(shard, settings):
+            if isinstance(found, Problem):
+                dropped[corpus.name, found.reason] += 1
+                problems += [found] if len(problems) < _TOLD else []
+                continue
+            if isinstance(found, Dropped):
+                dropped[found.domain, found.reason] += 1
+                sizes[found.domain, found.reason] += found.size
+                others.update([found.value] if found.value else [])
+                continue
+            if not corpus.registered and settings.near_duplicates:
+                signer(found.text).tofile(signatures)
+            if found.split == "train" and settings.sample_bytes:
+                samples[found.domain].add(found.text)
+            elif found.split == "validation" and settings.overlap_words:
+                own = hygiene.grams(found.text, settings.overlap_words)
+                own.tofile(runs)
+                columns["runs"].append(len(own))
+            row = (corpus.names.index(found.domain), SPLITS.index(found.split), found.digest, len(found.data))
+            for column, value in zip(columns.values(), row, strict=False):
+                column.append(value)
+            advance(len(found.data))
+    np.savez(folder / "documents.npz", **{key: np.array(values) for key, values in columns.items()})  # type: ignore[arg-type]
     (folder / "sample.json").write_text(json.dumps({each: sample.chunks() for each, sample in samples.items()}))
     counts = [[*key, count, sizes[key]] for key, count in sorted(dropped.items())]
-    about = {"documents": len(rows), "dropped": counts, "problems": problems, "others": others.most_common(_VALUES)}
-    return _finish(folder, about)
+    return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common(_VALUES)})
+
+
+def signatures(folder: Path) -> np.ndarray:
+    """[n, PERMUTATIONS] uint32, on disk: the signatures that `survey` left."""
+    return _mapped(folder / "signatures.bin", np.uint32).reshape(-1, hygiene.PERMUTATIONS)
+
+
+def runs(folder: Path) -> Iterator[np.ndarray]:
+    """The runs of words of each validation document of a shard, on disk."""
+    together, start = _mapped(folder / "runs.bin", np.uint64), 0
+    for count in np.load(folder / "documents.npz")["runs"]:
+        yield together[start : start + count]
+        start += count
+
+
+def _mapped(path: Path, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def tokenize(
@@ -279,7 +186,7 @@ class _Writer:
                 self._about[key] = []
             np.concatenate([start, tokens]).astype(token_type(self._tokenizer.vocab_size)).tofile(self._files[key])
             self._about[key].append((len(tokens) + 1, len(document.data), document.digest))
-        _advance(self._size, sum(map(len, encoded)))
+        advance(self._size, sum(map(len, encoded)))
         self._waiting, self._size = [], 0
 
     def finish(self) -> list[str]:
@@ -330,89 +237,3 @@ def blocks(
         none = np.zeros(0, np.int64)
         for start in range(0, len(values), _BLOCK_TOKENS):
             yield values[start : start + _BLOCK_TOKENS], none, none
-
-
-# Bytes and tokens of this pass so far, over all processes; and whether they shall stop.
-_counters: tuple[Any, Any, Any] | None = None
-
-
-class _StoppedError(Exception):
-    """Another shard has failed."""
-
-
-def _set_up(counters: tuple[Any, Any, Any]) -> None:
-    global _counters
-    _counters = counters
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
-
-
-def _advance(size: int, tokens: int = 0) -> None:
-    if _counters is not None:
-        for counter, amount in zip(_counters, (size, tokens), strict=False):
-            with counter.get_lock():
-                counter.value += amount
-        if _counters[2].value:
-            raise _StoppedError
-
-
-def over(
-    work: Callable[..., dict[str, Any]], jobs: Sequence[tuple[Any, ...]], processes: int, label: str
-) -> list[dict[str, Any]]:
-    """`work(*job)` of every job, in their order, by several processes, with the speed in MB and tokens a second.
-
-    Jobs of registered domains are done in this process, where TensorFlow is already.
-
-    Raises:
-        UserError: of any job; or a process was killed, which is what happens where memory does not suffice.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of JAX and TensorFlow
-    counters = context.Value("q", 0), context.Value("q", 0), context.Value("q", 0)
-    results: dict[int, dict[str, Any]] = {}
-    here = [i for i, job in enumerate(jobs) if job[0].corpus.registered or processes == 1]
-    there = [i for i in range(len(jobs)) if i not in set(here)]
-    _set_up(counters)
-    with _Bar(label, len(jobs), counters) as bar:
-        for i in here:
-            results[i] = work(*jobs[i])
-            bar.refresh(len(results))
-        if there:
-            pool = concurrent.futures.ProcessPoolExecutor(
-                min(processes, len(there)), mp_context=context, initializer=_set_up, initargs=(counters,)
-            )
-            try:
-                waiting = {pool.submit(work, *jobs[i]): i for i in there}
-                while waiting:
-                    ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
-                    for future in ready:
-                        results[waiting.pop(future)] = future.result()
-                    bar.refresh(len(results))
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise UserError(
-                    "a process was killed, which happens where memory does not suffice; "
-                    "bind a smaller prepare.processes; the same command goes on from here"
-                ) from error
-            finally:
-                counters[2].value = 1  # nothing is left to do, or it failed
-                pool.shutdown(cancel_futures=True)
-    return [results[i] for i in range(len(jobs))]
-
-
-class _Bar:
-    """Shards done, and what the counters say of the speed."""
-
-    def __init__(self, label: str, total: int, counters: tuple[Any, Any, Any]):
-        self._bar = tqdm(total=total, desc=label, unit="shard", disable=None)
-        self._counters, self._started = counters, time.perf_counter()
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def refresh(self, shards_done: int) -> None:
-        seconds = time.perf_counter() - self._started
-        size, tokens, _ = (counter.value for counter in self._counters)
-        speed = {"MB/s": f"{size / 1e6 / seconds:.1f}", **({"tokens/s": f"{tokens / seconds:,.0f}"} if tokens else {})}
-        self._bar.set_postfix(speed, refresh=False)
-        self._bar.update(shards_done - self._bar.n)

@@ -18,11 +18,15 @@ GZIP, ZSTD = (".gz",), (".zst", ".zstd")
 
 
 class Piece(NamedTuple):
-    """A part of a file: bytes [start, stop) of plain text, row groups [start, stop) of Parquet, else the whole file."""
+    """A part of a file: bytes [start, stop) of plain text, row groups [start, stop) of Parquet, else the whole file.
+
+    The stamp is another one when the file has changed.
+    """
 
     path: str
     start: int = 0
     stop: int | None = None
+    stamp: str = ""
 
 
 class Record(NamedTuple):
@@ -239,7 +243,10 @@ def field(value: Any, path: str) -> Any:
     if isinstance(value, Mapping) and head in value:
         inner = value[head]
     elif isinstance(value, list | tuple) and head == "*":
-        return "\n\n".join(str(field(item, rest) if rest else item) for item in value)
+        texts = [field(item, rest) if rest else item for item in value]
+        if not all(isinstance(text, str) for text in texts):
+            raise KeyError(path, [])
+        return "\n\n".join(texts)
     elif isinstance(value, list | tuple) and head.isdigit() and int(head) < len(value):
         inner = value[int(head)]
     else:

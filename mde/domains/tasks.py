@@ -4,9 +4,9 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mde.domains import corpora, passes, registry
+from mde.domains import corpora, registry
 from mde.domains.corpora import Corpus
-from mde.domains.passes import Document, Settings
+from mde.domains.documents import Document, Settings, documents
 
 if TYPE_CHECKING:
     import seqio
@@ -30,7 +30,7 @@ def texts(corpus: Corpus, name: str, split: str, settings: Settings) -> Iterator
     """The texts of a domain's split, in the order of the files."""
     for shard in corpora.shards(corpus):
         if shard.split in (None, split):
-            for found in passes.documents(shard, settings):
+            for found in documents(shard, settings):
                 if isinstance(found, Document) and (found.domain, found.split) == (name, split):
                     yield found.text
 

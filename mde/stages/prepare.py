@@ -16,7 +16,6 @@ from mde.study import FORMAT, Study, digest
 
 _TABLE, _PROBLEMS = "corpus.csv", "problems.csv"
 _SMALL = 32 << 20  # bytes of files that are read here sooner than other processes have started
-_TOLD = 5  # problems that are printed
 
 
 def prepare(
@@ -71,7 +70,8 @@ def prepare(
       UserError: an unknown domain, setting or field, one named twice, fewer than two to train on, no file at a place, a
         domain without a document; a study that holds runs already, trained with another tokenizer or on other text.
     """
-    from mde.domains import corpora, passes
+    from mde.domains import corpora
+    from mde.domains.documents import Settings
 
     check_positive(
         vocab_size=vocab_size, validation_bytes=validation_bytes, max_document_bytes=max_document_bytes,
@@ -92,7 +92,7 @@ def prepare(
         raise UserError(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
         )
-    settings = passes.Settings(
+    settings = Settings(
         corpus_dir=str(study.root / "corpus"),
         validation_share=validation_share,
         validation_bytes=validation_bytes,
@@ -153,7 +153,7 @@ class _Preparation:
 
     def run(self) -> None:
         """All of it; what is there already is not made again."""
-        from mde.domains import corpora, decisions, passes
+        from mde.domains import corpora, decisions, passes, tables, workers
 
         shards = [shard for corpus in self.found for shard in corpora.shards(corpus)]
         names = [passes.name(shard, _facts(self.settings)) for shard in shards]
@@ -168,22 +168,22 @@ class _Preparation:
             self.processes = 1
         scratch = _scratch(self.study)
         jobs = [(shard, self.settings, scratch / name) for shard, name in zip(shards, names, strict=True)]
-        abouts = passes.over(passes.survey, jobs, self.processes, "read")
+        abouts = workers.over(passes.survey, jobs, self.processes, "read")
         surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
-        tally = decisions.Tally()
+        tally = tables.Tally()
         problems = decisions.surveys(surveyed, tally)
         keep = decisions.decide(surveyed, self.settings, tally)
         decisions.check(surveyed, keep, tally)
         self._make_tokenizer(surveyed)
         outputs = self._tokenize(surveyed, keep, names, scratch, tally)
         stores = self._assemble(surveyed, outputs)
-        table = _table(stores, tally, self.found)
+        table = tables.table(stores, tally, self.found)
         self.study.write_table(_TABLE, table)
         columns = ["file", "line", "reason", "detail"]
         self.study.write_table(_PROBLEMS, pd.DataFrame(problems, columns=columns).set_index("file"))
         self._describe(stores)
         epath.Path(scratch).rmtree()
-        _show(table, problems, tally, self.study)
+        print(tables.printed(table, problems, tally, self.study.root / _PROBLEMS))
 
     def _sources(self, shards: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
         """By domain, where its text comes from."""
@@ -228,7 +228,7 @@ class _Preparation:
         self, surveyed: Sequence[Any], keep: Sequence[np.ndarray], names: Sequence[str], scratch: Path, tally: Any
     ) -> list[Path]:
         """Runs the second pass; returns the shards' folders."""
-        from mde.domains import decisions, passes
+        from mde.domains import decisions, passes, tables, workers
 
         runs = scratch / "runs"
         decisions.index_runs(surveyed, keep, runs)
@@ -238,9 +238,9 @@ class _Preparation:
             np.save(each.folder / "keep.npy", kept)
             folder = scratch / f"{name}-{everything}"
             jobs.append((each.shard, self.settings, folder, each.folder / "keep.npy", runs, str(self.directory)))
-        for about in passes.over(passes.tokenize, jobs, self.processes, "tokenize"):
+        for about in workers.over(passes.tokenize, jobs, self.processes, "tokenize"):
             for domain, count, size in about["overlap"]:
-                tally.add(domain, decisions.OVERLAP, count, size)
+                tally.add(domain, tables.OVERLAP, count, size)
         return [job[2] for job in jobs]
 
     def _assemble(self, surveyed: Sequence[Any], outputs: Sequence[Path]) -> dict[str, Any]:
@@ -301,50 +301,3 @@ def _scratch(study: Study) -> Path:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         return home / "mde" / digest(str(study.root))
     return Path(study.root) / "corpus" / "parts"
-
-
-def _table(stores: Mapping[str, Any], tally: Any, found: Sequence[Any]) -> pd.DataFrame:
-    """By domain: documents and bytes that were read, what became of them, and the tokens that are stored.
-
-    What cannot be told apart by domain is in the row of its corpus.
-    """
-    from mde.domains.decisions import DROPPED
-
-    rows = {}
-    for corpus in found:
-        for name in dict.fromkeys((*corpus.names, corpus.name)):
-            row: dict[str, int] = {"documents": 0, "bytes": 0}
-            for split in ("train", "validation"):
-                store = stores.get(f"{name}/{split}", {})
-                row |= {f"{split}_{what}": store.get(what, 0) for what in ("documents", "bytes", "tokens")}
-            for reason in DROPPED:
-                row |= {
-                    f"{reason}_documents": tally.documents[name, reason],
-                    f"{reason}_bytes": tally.bytes[name, reason],
-                }
-            for what in ("documents", "bytes"):
-                row[what] = sum(value for key, value in row.items() if key.endswith(f"_{what}"))
-            if name in corpus.names or row["documents"]:
-                rows[name] = row
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index.name = "domain"
-    return table
-
-
-def _show(table: pd.DataFrame, problems: Sequence[Sequence[Any]], tally: Any, study: Study) -> None:
-    """Prints the table, without the reasons that nothing was dropped for, and the first problems."""
-    from mde.domains.decisions import DROPPED
-    from mde.domains.reading import REASONS
-
-    shown = pd.DataFrame({"documents": table["documents"], "MB": table["bytes"] / 1e6})
-    for split in ("train", "validation"):
-        shown[f"{split} tokens"] = table[f"{split}_tokens"]
-    for reason in DROPPED:
-        if table[f"{reason}_documents"].any():
-            shown[reason.replace("_", " ")] = table[f"{reason}_documents"]
-    print(shown.to_string(formatters=[("{:,.1f}" if column == "MB" else "{:,}").format for column in shown]))
-    total = sum(count for (_, reason), count in tally.documents.items() if reason in REASONS)
-    if total:
-        print(f"\n{total:,} places gave no document ({study.root / _PROBLEMS}):")
-        for path, line, reason, detail in problems[:_TOLD]:
-            print(f"  {path}, line {line}: {reason.replace('_', ' ')}: {detail}")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import signal
@@ -338,8 +339,6 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(large, monkey
             if list(parts.glob(pattern)):
                 break
             time.sleep(0.05)
-        import os
-
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (large / "killed" / "study.json").exists()
@@ -357,11 +356,12 @@ def test_a_source_for_seqio(places, tmp_path):
     """A corpus's domain as a seqio task: the same texts, and the tokens that the store has."""
     import seqio
 
-    from mde.domains import corpora, passes, registry, tasks
+    from mde.domains import corpora, registry, tasks
+    from mde.domains.documents import Settings
 
     study = prepared(places)
     corpus = corpora.parse({"web": f"{places}/web/*.jsonl.zst"}, None, "text", trained=True)[0]
-    settings = passes.Settings(str(tmp_path), 0.05, 1000, 100, 0.7, 13, 10_000, "skip", 0, 0)
+    settings = Settings(str(tmp_path), 0.05, 1000, 100, 0.7, 13, 10_000, "skip", 0, 0)
     domain = tasks.domain(corpus, "web", settings)
     assert list(tasks.texts(corpus, "web", "train", settings)) == documents(study, "web", "train")
     with pytest.MonkeyPatch.context() as patch:
