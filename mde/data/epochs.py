@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LIMIT = 4.0  # up to four epochs cost next to nothing, sixteen most of what new text would give (arXiv 2305.16264)
+
 
 def repeats(weights: np.ndarray, available_K: np.ndarray, budget: float) -> np.ndarray:
     """How often each domain's text is read.
@@ -29,11 +31,8 @@ def largest_weights(available_K: np.ndarray, budget: float, limit: float) -> np.
     return np.minimum(1.0, limit * np.asarray(available_K, float) / budget)
 
 
-def warning(names: Sequence[str], epochs_K: np.ndarray, limit: float) -> str | None:
-    """One line that names the domains read more than `limit` times, the most repeated first; None if there is none.
-
-    Four epochs were found to cost next to nothing, sixteen most of what new text would have given (arXiv 2305.16264).
-    """
+def warning(names: Sequence[str], epochs_K: np.ndarray, limit: float = LIMIT) -> str | None:
+    """One line that names the domains read more than `limit` times, the most repeated first; None if there is none."""
     over = [k for k in np.argsort(-epochs_K, kind="stable") if epochs_K[k] > limit]
     if not over:
         return None
