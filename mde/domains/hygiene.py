@@ -36,7 +36,7 @@ class Signer:
 
     def __call__(self, text: str) -> np.ndarray:
         """[PERMUTATIONS] uint32; the share of equal entries of two estimates the texts' Jaccard similarity."""
-        shingles = np.unique(grams(text, _SHINGLE_WORDS) >> np.uint64(32))
+        shingles = _distinct(grams(text, _SHINGLE_WORDS) >> np.uint64(32))
         return np.asarray(self._hasher.minhash(shingles).hashvalues, np.uint32)
 
 
@@ -119,7 +119,13 @@ def grams(text: str, length: int) -> np.ndarray:
     for i in range(length):  # a polynomial in the multiplier, so that the order of the words counts
         total = total * _MULTIPLIER + hashes[i : i + len(total)]
     total ^= total >> np.uint64(32)
-    return np.unique(total * _MULTIPLIER)
+    return _distinct(total * _MULTIPLIER)
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """What `np.unique` gives; for the few hundred values of a document that one takes eight times as long."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
 
 
 def _words(data: bytes) -> np.ndarray:

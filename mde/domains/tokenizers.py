@@ -64,11 +64,11 @@ class SentencePieceTokenizer:
             raise UserError(f"{where}: has no end-of-text piece (eos), which must end every document")
         self.start = next(i for i in (self._model.bos_id(), self._model.pad_id(), self.end) if i >= 0)
         cut = _cut(model)
-        self._words = cut and _Words(self._model.encode, cut)
+        self._words = None if cut is None else _Words(self._model.encode, cut)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer`."""
-        if self._words:
+        if self._words is not None:
             return [self._words.encode(text, self.end) for text in texts]
         return [np.array([*tokens, self.end], np.int32) for tokens in self._model.encode(list(texts), num_threads=1)]
 

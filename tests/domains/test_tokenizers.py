@@ -41,6 +41,7 @@ def test_words_one_by_one_give_what_the_model_gives(model, text):
     tokenizer = tokenizers.SentencePieceTokenizer(model)
     assert tokenizer._words is not None
     (tokens,) = tokenizer.encode_batch([text])
+    assert bool(tokenizer._words) == bool(text)  # it did go word by word
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     assert tokens.tolist() == [*reference.encode(text), reference.eos_id()]
     assert tokenizer.decode(tokens[:-1]) == text.replace("\u2581", " ")
