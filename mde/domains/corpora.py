@@ -165,13 +165,15 @@ def _shards(corpus: Corpus, place: str, split: str | None, shard_bytes: int) -> 
 
 def _files(corpus: Corpus, place: str) -> tuple[bool, list[tuple[epath.Path, bool]]]:
     """Whether the place is one file, and its files, each with whether a folder was named that it lies in."""
+    files: list[tuple[epath.Path, bool]] = []
     path = epath.Path(place).expanduser()
     if path.is_file():
         return True, [(path, False)]
     if path.is_dir():
         files = [(file, True) for file in _walk(path)]
     else:
-        files = [(file, False) for file in _matching(place) if file.is_file()]
+        for match in _matching(place):
+            files += [(match, False)] if match.is_file() else [(file, True) for file in _walk(match)]
     if not files:
         raise UserError(f"domain {corpus.name!r}: no file matches {place!r}")
     return False, sorted(files)

@@ -76,7 +76,8 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
             if isinstance(found, Dropped):
                 dropped[found.domain, found.reason] += 1
                 sizes[found.domain, found.reason] += found.size
-                others.update([found.value] if found.value else [])
+                if found.value and (found.value in others or len(others) < _VALUES):
+                    others[found.value] += 1
                 continue
             if not corpus.registered and settings.near_duplicates:
                 signer(found.text).tofile(signatures)
@@ -93,7 +94,7 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
     np.savez(folder / "documents.npz", **{key: np.array(values) for key, values in columns.items()})  # type: ignore[arg-type]
     (folder / "sample.json").write_text(json.dumps({each: sample.chunks() for each, sample in samples.items()}))
     counts = [[*key, count, sizes[key]] for key, count in sorted(dropped.items())]
-    return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common(_VALUES)})
+    return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common()})
 
 
 def signatures(folder: Path) -> np.ndarray:

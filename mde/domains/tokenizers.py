@@ -196,9 +196,12 @@ def keep(
 
 
 def is_kept(directory: epath.PathLike, recipe: str) -> bool:
-    """Whether the tokenizer of this recipe is in the directory."""
-    about = epath.Path(directory) / "about.json"
-    return about.exists() and json.loads(about.read_text())["recipe"] == recipe
+    """Whether the tokenizer of this recipe is in the directory, and whole."""
+    try:
+        load(directory)
+    except UserError:
+        return False
+    return json.loads((epath.Path(directory) / "about.json").read_text())["recipe"] == recipe
 
 
 def load(directory: epath.PathLike) -> Tokenizer:

@@ -3,6 +3,8 @@
 import concurrent.futures
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +25,20 @@ def _set_up(counters: tuple[Any, Any, Any]) -> None:
     global _counters
     _counters = counters
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
+
+
+def _start(counters: tuple[Any, Any, Any]) -> None:
+    """What a process of the pool does first. It ends with its parent, and leaves interrupts to it."""
+    _set_up(counters)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def advance(size: int, tokens: int = 0) -> None:
@@ -57,7 +73,7 @@ def over(
             bar.refresh(len(results))
         if there:
             pool = concurrent.futures.ProcessPoolExecutor(
-                min(processes, len(there)), mp_context=context, initializer=_set_up, initargs=(counters,)
+                min(processes, len(there)), mp_context=context, initializer=_start, initargs=(counters,)
             )
             try:
                 waiting = {pool.submit(work, *jobs[i]): i for i in there}

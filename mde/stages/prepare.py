@@ -15,6 +15,7 @@ from mde.errors import UserError, check_positive, unknown
 from mde.study import FORMAT, Study, digest
 
 _TABLE, _PROBLEMS = "corpus.csv", "problems.csv"
+_KEPT = 10_000  # problems that are kept one by one
 _SMALL = 32 << 20  # bytes of files that are read here sooner than other processes have started
 
 
@@ -105,7 +106,11 @@ def prepare(
         seed=seed,
     )
     given = _given_tokenizer(tokenizer, start_token, end_token)
-    _Preparation(study, found, settings, given, vocab_size, processes or os.cpu_count() or 1).run()
+    _Preparation(study, found, settings, given, vocab_size, processes or _cores()).run()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sample_bytes(domains: int) -> int:
@@ -180,7 +185,7 @@ class _Preparation:
         table = tables.table(stores, tally, self.found)
         self.study.write_table(_TABLE, table)
         columns = ["file", "line", "reason", "detail"]
-        self.study.write_table(_PROBLEMS, pd.DataFrame(problems, columns=columns).set_index("file"))
+        self.study.write_table(_PROBLEMS, pd.DataFrame(problems[:_KEPT], columns=columns).set_index("file"))
         self._describe(stores)
         epath.Path(scratch).rmtree()
         print(tables.printed(table, problems, tally, self.study.root / _PROBLEMS))
@@ -257,7 +262,7 @@ class _Preparation:
                     [self.recipe, self.sources[domain], split, *([] if corpus.registered else [everything])]
                 )
                 directory = self.study.root / "tokens" / domain / split
-                if not (directory / "store.json").exists() or tokens.TokenStore(directory).digest != wanted:
+                if not _is_store(directory, wanted):
                     blocks = passes.blocks(folders, domain, split, dtype, by_digest=not corpus.registered)
                     tokens.write_blocks(directory, blocks, wanted, dtype)
                 store = tokens.TokenStore(directory)
@@ -288,6 +293,14 @@ class _Preparation:
             },
         )
         self.study.__dict__.pop("about", None)
+
+
+def _is_store(directory: epath.Path, wanted: str) -> bool:
+    """Whether a store of this digest is there, and whole."""
+    try:
+        return (directory / "store.json").exists() and tokens.TokenStore(directory).digest == wanted
+    except UserError:
+        return False
 
 
 def _facts(settings: Any) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_files_folders_and_patterns(tmp_path):
     assert formats(tmp_path / "e.parquet") == ["parquet"]
     assert formats(tmp_path / "a.py") == ["parts"]  # the one text that there is
     assert formats(tmp_path / "*.py") == ["text"]
+    assert formats(tmp_path / "s*") == ["text"]  # the folders that match, with what is in them
     assert formats(tmp_path / "**") == formats(tmp_path / "**/*")
     assert formats(tmp_path / "sub/deep/*", format="text") == ["text"]
     with pytest.raises(UserError, match=r"domain 'a': no file matches '.*nowhere/\*\.zst'"):
