@@ -1,4 +1,4 @@
-"""`mde prepare` beside `datasets.map` on the same files: python -m benchmarks.corpora [--bounded MB]
+"""`mde prepare` beside `datasets.map` on the same files: python -m benchmarks.corpora [--bounded=MB]
 
 The contenders read the same JSON lines, tokenize them with one process and store the tokens on disk. With `--bounded` a
 corpus of so many megabytes is prepared instead, by as many processes as there are cores, and the memory of all of them
@@ -11,7 +11,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import statistics
 import sys
@@ -37,7 +36,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=16, help="of text that the contenders read")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bounded", type=int, default=0, help="megabytes of a corpus whose memory is watched")
+    parser.add_argument("--directory", type=Path, help="where the bounded corpus is, so that it can be gone on with")
     args = parser.parse_args()
+    if args.directory:
+        args.directory.mkdir(parents=True, exist_ok=True)
+        bounded(args.directory, args.bounded)
+        return
     with tempfile.TemporaryDirectory() as directory:
         if args.bounded:
             bounded(Path(directory), args.bounded)
@@ -142,8 +146,8 @@ def theirs(directory: Path, tokenizer: Path) -> None:
     mapped.save_to_disk(str(cache / "saved"))
 
 
-def bounded(directory: Path, megabytes: int) -> None:
-    """Memory of a preparation, all its processes together, while it reads words put together at random."""
+def generate(directory: Path, megabytes: int) -> None:
+    """Four domains of documents of 250 words, put together at random out of the words of installed packages."""
     generator = random.Random(0)
     words = [word for text in texts(2) for word in text.split()][:200_000]
     for domain in range(4):
@@ -156,6 +160,12 @@ def bounded(directory: Path, megabytes: int) -> None:
                 line = json.dumps({"text": " ".join(chosen)}) + "\n"
                 written += len(line)
                 file.write(line)
+
+
+def bounded(directory: Path, megabytes: int) -> None:
+    """Memory of a preparation, all its processes together, while it reads words put together at random."""
+    if not (directory / "3.jsonl").exists():
+        generate(directory, megabytes)
     peak = [0]
     stop = threading.Event()
 
@@ -172,15 +182,16 @@ def bounded(directory: Path, megabytes: int) -> None:
     thread.start()
     started = time.perf_counter()
     places = {f"domain{i}": f"{directory}/{i}.jsonl" for i in range(4)}
-    stage.prepare(Study(directory / "study"), places, vocab_size=4096)
+    try:
+        stage.prepare(Study(directory / "study"), places, vocab_size=4096)
+    finally:
+        stop.set()
+        thread.join()
+        print(f"peak of all processes together {peak[0] / 1e6:,.0f} MB resident", flush=True)
     seconds = time.perf_counter() - started
-    stop.set()
-    thread.join()
     size = sum(path.stat().st_size for path in directory.glob("*.jsonl")) / 1e6
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     kept = sum(path.stat().st_size for path in (directory / "study").rglob("*") if path.is_file()) / 1e6
     print(f"{size:,.0f} MB in {seconds:.0f} s, {size / seconds:.1f} MB/s; the study takes {kept:,.0f} MB")
-    print(f"peak of all processes together {peak[0] / 1e6:,.0f} MB resident, of the first alone {own:,.0f} MB")
 
 
 if __name__ == "__main__":

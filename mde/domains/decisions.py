@@ -63,11 +63,9 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
     if settings.near_duplicates:
         order = order[reason_N[order] == _KEPT]
         own = [i for i, each in enumerate(surveyed) if each.shard.corpus.registered is None]
-        starts = (
-            np.cumsum(np.where(given, 0, 1)) - 1
-        )  # rows among the signatures, which registered domains have none of
+        row_N = np.cumsum(~given) - 1  # among the signatures, which registered domains have none of
         signatures = [passes.signatures(surveyed[i].folder) for i in own]
-        near = order[~hygiene.first_of_similar(signatures, starts[order], settings.near_duplicates)]
+        near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
         reason_N[near] = DROPPED.index(NEAR)
     for code in range(len(domains)):
         held = (domain_N == code) & (split_N == SPLITS.index("validation")) & ~given

@@ -4,6 +4,7 @@ A tokenizer is a file in the study: a SentencePiece model, a `tokenizer.json` of
 knows the token that begins a document (START) and the one that ends it.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -25,6 +26,12 @@ _WORDS_KEPT = 1 << 18  # some 60 MB
 # From fine to coarse: where a text may be cut so that no piece of the vocabulary lies across a cut. It depends on
 # neighbouring characters only, so it holds for every text if it holds for every piece.
 _CUTS = (r"\n|\d| *(?:[^\W\d_]+|(?:[^\w \n]|_)+)| +", r"\n| *[^ \n]+| +")
+# Likewise for GPT-2's regular expression, on texts whose only white space is ASCII's: before white space, and between
+# ASCII letters and other ASCII signs. Apostrophes, digits and what is not ASCII stay with all that is around them.
+_GPT2_CUT = re.compile(
+    r"[\t-\r ]*(?:[A-Za-z]+(?=[\t-\r !-&(-/:-@[-`{-~]|\Z)|[!-&(-/:-@[-`{-~]+(?=[\t-\r A-Za-z]|\Z)|[^\t-\r ]+)|[\t-\r ]+"
+)
+_OTHER_SPACE = re.compile(r"[\x1c-\x1f\x85\xa0\u1680\u180e\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]")
 _SPACE = "\u2581"  # SentencePiece's own sign for a space; it reads both as one
 
 
@@ -69,7 +76,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer`."""
         if self._words is not None:
-            return [self._words.encode(text, self.end) for text in texts]
+            return [self._words.encode(text.replace(_SPACE, " "), self.end) for text in texts]
         return [np.array([*tokens, self.end], np.int32) for tokens in self._model.encode(list(texts), num_threads=1)]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -93,8 +100,7 @@ class _Words(dict):
         return tokens
 
     def encode(self, text: str, end: int) -> np.ndarray:
-        words = self._cut(text.replace(_SPACE, " "))
-        tokens = itertools.chain.from_iterable(map(self.__getitem__, words))
+        tokens = itertools.chain.from_iterable(map(self.__getitem__, self._cut(text)))
         return np.fromiter(itertools.chain(tokens, (end,)), np.int32)
 
 
@@ -116,7 +122,7 @@ def _cut(model: bytes) -> Callable[[str], list[str]] | None:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, by the `tokenizers` library."""
+    """A `tokenizer.json`, by the `tokenizers` library; words are remembered where it cuts texts as GPT-2's does."""
 
     def __init__(self, content: bytes, where: str = "tokenizer.json", start: str | None = None, end: str | None = None):
         try:
@@ -130,6 +136,8 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # their names in a text are text
+        cut = _GPT2_CUT.findall if _cuts_like_gpt2(json.loads(content)) else None
+        self._words = None if cut is None else _Words(self._tokens, cut)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.end = self._special(where, "end", end, _ENDS)
         self.start = self._special(where, "start", start, (*_STARTS, self._tokenizer.id_to_token(self.end) or ""))
@@ -146,12 +154,31 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer`."""
+        if self._words is not None and not any(map(_OTHER_SPACE.search, texts)):
+            return [self._words.encode(text, self.end) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([*each.ids, self.end], np.int32) for each in encoded]
+
+    def _tokens(self, word: str) -> list[int]:
+        return self._tokenizer.encode(word, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+
+def _cuts_like_gpt2(about: dict[str, Any]) -> bool:
+    """Whether a `tokenizer.json` is a byte-level BPE with GPT-2's regular expression and nothing else around it."""
+    before, model = about.get("pre_tokenizer") or {}, about.get("model") or {}
+    return (
+        before.get("type") == "ByteLevel"
+        and before.get("use_regex", True)
+        and not before.get("add_prefix_space")
+        and about.get("normalizer") is None
+        and model.get("type") == "BPE"
+        and not model.get("dropout")
+        and all(token["special"] for token in about.get("added_tokens", []))
+    )
 
 
 class ByteTokenizer:
@@ -228,6 +255,9 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
+@functools.lru_cache(
+    2
+)  # to open one takes as long as to tokenize a megabyte or two; words stay known from shard to shard
 def make(kind: str, content: bytes, where: str, start: str | None = None, end: str | None = None) -> Any:
     """A tokenizer of the kind `sentencepiece`, `huggingface` or `bytes` from its file's content."""
     if kind == "sentencepiece":

@@ -21,7 +21,7 @@ class _StoppedError(Exception):
     """Another shard has failed."""
 
 
-def _set_up(counters: tuple[Any, Any, Any]) -> None:
+def _set_up(counters: tuple[Any, Any, Any] | None) -> None:
     global _counters
     _counters = counters
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
@@ -90,6 +90,7 @@ def over(
             finally:
                 counters[2].value = 1  # nothing is left to do, or it failed
                 pool.shutdown(cancel_futures=True)
+    _set_up(None)
     return [results[i] for i in range(len(jobs))]
 
 

@@ -202,8 +202,8 @@ class _Preparation:
             else:
                 about = {k: v for k, v in dataclasses.asdict(corpus).items() if v not in (None, {}) and k != "name"}
                 size = sum(shard.size for shard, _ in mine)
-                record = {"source": corpus.files, **about, "shards": len(mine), "bytes": size}
-                record["digest"] = digest([name for _, name in mine])
+                record = {"description": f"text of {corpus.name}", "source": corpus.files, **about}
+                record |= {"shards": len(mine), "bytes": size, "digest": digest([name for _, name in mine])}
             sources |= dict.fromkeys(corpus.names, record)
         return sources
 

@@ -105,6 +105,25 @@ def test_hugging_face(huggingface):
     assert tokenizer.vocab_size == reference.get_vocab_size()
 
 
+@given(st.one_of(TEXT, st.text("ab'sé1_(.)  \n\t\xa0\u3000\x1c", max_size=40)))
+@example("it's 'll ('s) don't! x\xa0  y \u2028 z  ")
+@example("a!\x1c?b  \n\n c1(é)")
+def test_gpt2_s_words_one_by_one_give_what_the_library_gives(huggingface, text):
+    tokenizer = tokenizers.HuggingFaceTokenizer(huggingface)
+    reference = hf.Tokenizer.from_str(huggingface.decode())
+    assert tokenizer._words is not None
+    assert tokenizer.encode_batch([text])[0][:-1].tolist() == reference.encode(text).ids
+
+
+@pytest.mark.parametrize("changed", [{"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}])
+def test_other_tokenizers_see_whole_texts(huggingface, changed):
+    content = json.dumps({**json.loads(huggingface), **changed}).encode()
+    tokenizer = tokenizers.HuggingFaceTokenizer(content)
+    assert tokenizer._words is None
+    expected = hf.Tokenizer.from_str(content.decode()).encode("e\u0301 it's").ids
+    assert tokenizer.encode_batch(["e\u0301 it's"])[0][:-1].tolist() == expected
+
+
 def test_a_special_tokens_name_in_a_text_is_text(huggingface):
     tokenizer = tokenizers.HuggingFaceTokenizer(huggingface)
     (tokens,) = tokenizer.encode_batch(["a<|endoftext|>b"])

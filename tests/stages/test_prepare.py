@@ -111,6 +111,18 @@ def test_the_demo_takes_the_same_flags(places, monkeypatch):
     assert given["vocab_size"] == 2048  # from demo.gin
 
 
+@pytest.mark.slow
+def test_a_demo_of_ones_own_domains_comes_to_its_report(places):
+    """Bytes as tokens, so that the shortest path is also one without a trained tokenizer."""
+    cli.main(["demo", f"--study={places}/study", "--gin_file=configs/demo_tiny.gin", f"--domain=web={places}/web",
+              f"--domain=code={places}/code", f"--eval_domain=news={places}/news.txt",
+              "--gin_bindings=prepare.tokenizer = 'bytes'"])  # fmt: skip
+    study = Study(places / "study")
+    assert study.domains.evaluation == ("web", "code", "news")
+    assert set(study.read_json("optimum.json", "optimize")["shares"]) == {"web", "code"}
+    assert f"{places}/web" in (study.root / "report.html").read_text()
+
+
 @pytest.mark.parametrize("kind", ["train", "bytes", "model", "json"])
 def test_tokenizers(places, kind):
     if kind == "model":
