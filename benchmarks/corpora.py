@@ -1,9 +1,8 @@
 """`mde prepare` beside `datasets.map` on the same files: python -m benchmarks.corpora [--bounded=MB]
 
-The contenders read the same JSON lines, tokenize them with one process and store the tokens on disk; the other one wants
-`pip install datasets`. With `--bounded` a
-corpus of so many megabytes is prepared instead, by as many processes as there are cores, and the memory of all of them
-is watched.
+The contenders read the same JSON lines, tokenize them with one process and store the tokens on disk; the other one
+wants `pip install datasets`. With `--bounded` a corpus of so many megabytes is prepared instead, by as many processes
+as there are cores, and the memory of all of them is watched.
 """
 
 import argparse
