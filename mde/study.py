@@ -1,8 +1,10 @@
 """A study: one directory that holds everything about one mixture problem.
 
     study.json             domains, their sizes and sources, the tokenizer
-    corpus/                the data sets that the domains come from
-    tokenizer/             the SentencePiece model
+    corpus.csv             by domain: documents and bytes read, dropped (by reason) and kept, tokens
+    problems.csv           what could not be read: file, line, reason
+    corpus/                data sets that were built; shards, until they are all done
+    tokenizer/             its file, and what it is checked by
     tokens/DOMAIN/SPLIT/   token stores
     mixtures.csv           the runs: run, role, seed, one share a training domain
     training.json          what all runs have in common
