@@ -12,7 +12,8 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training import checkpoints, pool
-from mde.training.pool import Recipe, Run, train_pool
+from mde.training.placement import MeshShape
+from mde.training.pool import Recipe, Run
 from mde.training.step import TrainSettings
 
 # Orbax's own threads complain when a restore fails; that it fails is what is tested.
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 STEPS = 30  # three calls of ten steps, with a state to resume from after each of the first two
 SETTINGS = TrainSettings(steps=STEPS, batch_size=4, seq_len=16, learning_rate=1e-2)
 A, B, C = Run("a", (1.0, 0.0), 0), Run("b", (0.0, 1.0), 0), Run("c", (0.3, 0.7), 1)
+
+
+def train_pool(runs, recipe, directory, checkpoint_every, devices=1):
+    """A pool with so many devices a run: where runs are compared to the bit these must be the same."""
+    shape = MeshShape(min(len(runs), 2 // devices), devices)
+    pool.train_pool(runs, recipe, directory, checkpoint_every, mesh=shape)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +47,9 @@ def compiled_once():
     """Every pool compiles its step anew; here the same step on as many devices is compiled once."""
     patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
 
-    def shared(mesh, function, donate=True):
+    def shared(mesh, function, donate=True, out_shardings=None):
         key = (mesh, function.func, function.args, donate)
-        return programs.setdefault(key, on_pool(mesh, function, donate))
+        return programs.setdefault(key, on_pool(mesh, function, donate, out_shardings))
 
     patch.setattr(pool, "on_pool", shared)
     yield
@@ -221,7 +228,7 @@ def test_states_of_another_recipe_are_not_resumed_from(change, recipe, tmp_path,
 
 
 def test_what_is_done_is_not_trained_again(recipe, together, monkeypatch):
-    monkeypatch.setattr(pool, "_train_wave", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(pool, "_Trainer", lambda *_: pytest.fail("trained again"))
     train_pool([A, B, C], recipe, together, checkpoint_every=10)
 
 
