@@ -12,11 +12,13 @@
     losses.csv             run, observed nats per token of each evaluation domain
     candidates.csv         mixtures that were evaluated beside the runs'
     features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN
-    fit/                   how well each regressor predicts, out of fold; which was chosen
+    fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     proof/                 what was trained to check it
     stages/STAGE.json      arguments and time of each stage that is done
     report.html
+
+A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
 
 Tables are joined by the names of runs and domains, never by their order. Files are written aside and renamed.
 """
@@ -26,16 +28,19 @@ import functools
 import hashlib
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from etils import epath
 
-from mde.data.tokens import TokenStore
 from mde.errors import UserError, unknown
 
+if TYPE_CHECKING:  # those who bring tables need no TensorStore
+    from mde.data.tokens import TokenStore
+
 FORMAT = 1
+STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,20 @@ class Study:
         with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
             return dict(arrays)
 
+    def read_object(self, name: str, made_by: str) -> Any:
+        """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
+        import joblib
+
+        return joblib.load(io.BytesIO(self._path(name, made_by).read_bytes()))
+
+    def write_object(self, name: str, content: Any) -> None:
+        """Writes a joblib file."""
+        import joblib
+
+        buffer = io.BytesIO()
+        joblib.dump(content, buffer)
+        self._write(name, buffer.getvalue())
+
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Writes an npz file."""
         buffer = io.BytesIO()
@@ -99,8 +118,10 @@ class Study:
         """The study's domains."""
         return Domains(tuple(self.about["training_domains"]), tuple(self.about["evaluation_domains"]))
 
-    def store(self, domain: str, split: str) -> TokenStore:
+    def store(self, domain: str, split: str) -> "TokenStore":
         """The token store of a domain, which must come from the study's own tokenizer."""
+        from mde.data.tokens import TokenStore
+
         if domain not in self.domains.evaluation:
             raise unknown("domain", domain, self.domains.evaluation)
         store = TokenStore(self.root / "tokens" / domain / split)
@@ -111,6 +132,16 @@ class Study:
                 f"run `mde prepare --study={self.root}` again"
             )
         return store
+
+    @property
+    def is_swarm(self) -> bool:
+        """Whether its observations came as tables from elsewhere: there is no text, no model, nothing to train."""
+        return (self.root / "study.json").exists() and "swarm" in self.about
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this study goes through, in their order."""
+        return ("fit", "optimize", "report") if self.is_swarm else STAGES
 
     def mixtures(self, name: str = "mixtures.csv", made_by: str = "train") -> pd.DataFrame:
         """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order."""

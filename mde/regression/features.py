@@ -24,6 +24,7 @@ FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": lambda mixtures: np.log(mixtures + 0.01),
 }
 ALL = "all:"
+MERGED = "merged"
 
 
 def evaluated_parts(features: str) -> list[str]:

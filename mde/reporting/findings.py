@@ -8,12 +8,11 @@ from scipy import stats
 
 from mde.optimization import objectives
 from mde.regression.features import evaluated_parts
-from mde.study import Study
+from mde.study import STAGES, Study
 
 MEAN, ALONE, WEIGHTS, EXPERTS, MERGED = "mean", "alone", "λ only", "with MDE", "with merged"
 GROUPS = (MEAN, ALONE, WEIGHTS, EXPERTS, MERGED)
 RECOMMENDED = "recommended"
-STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
 
 
 def has(study: Study, name: str) -> bool:
@@ -58,10 +57,13 @@ def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
     observations = int((study.mixtures()["role"] == "observation").sum())
-    parts = [objective_name(study, choice["objective"]), f"{observations} observations"]
-    if has(study, "stages/fit.json"):
-        parts.append(f"{study.read_json('stages/fit.json', 'fit')['arguments']['train_mixtures']} training mixtures")
-    return ", ".join([*parts, f"{int(regressors(study)['n'].max())} splits"])
+    parts = [
+        objective_name(study, choice["objective"]),
+        f"{observations} observations",
+        f"{choice['train_mixtures']} training mixtures",
+        f"{int(regressors(study)['n'].max())} splits",
+    ]
+    return ", ".join(parts)
 
 
 def worth_of_experts(methods: pd.DataFrame) -> str:
@@ -72,7 +74,7 @@ def worth_of_experts(methods: pd.DataFrame) -> str:
     """
     rivals = {group: methods[methods["group"] == group] for group in (EXPERTS, WEIGHTS)}
     if any(table.empty for table in rivals.values()):
-        return "MDE features and λ-only features were not both tried, so there is no ratio between them."
+        return "MDE features and λ-only features were not both there to try, so there is no ratio between them."
     with_mde, without = (table.sort_values("mse").iloc[0] for table in rivals.values())
     ratio = with_mde["mse"] / without["mse"]
     gap = abs(with_mde["mse"] - without["mse"])
@@ -98,10 +100,15 @@ def evaluators_by_domain(study: Study) -> pd.DataFrame:
 
 
 def recommendation(study: Study) -> pd.DataFrame:
-    """A row a training domain: tokens, share of every predicted mixture, and low and high of the recommended share."""
+    """A row a training domain: share of every predicted mixture, and low and high of the recommended share.
+
+    Where the study has the domains' text, their `tokens` come first.
+    """
     optimum = study.read_json("optimum.json", "optimize")
     names = list(study.domains.training)
-    table = pd.DataFrame({"tokens": [study.about["stores"][f"{name}/train"]["tokens"] for name in names]}, names)
+    stores = study.about.get("stores", {})
+    tokens = {"tokens": [stores[f"{name}/train"]["tokens"] for name in names]} if stores else {}
+    table = pd.DataFrame(tokens, names)
     for label, predicted in optimum["predictions"].items():
         table[label] = pd.Series(predicted["mixture"])
     intervals = pd.DataFrame(optimum["share_intervals"], ["low", "high"]).T

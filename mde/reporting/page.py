@@ -36,12 +36,13 @@ class Section(NamedTuple):
 def html(study: Study) -> str:
     """The page; it depends on nothing but the study and the installed versions."""
     title = f"Mixture study: {study.root.name}"
-    contents = "".join(f'<li><a href="#{_anchor(s.title)}">{s.title}</a></li>' for s in SECTIONS)
+    sections = [section for section in SECTIONS if section.stage in (*study.stages, "prepare")]
+    contents = "".join(f'<li><a href="#{_anchor(s.title)}">{s.title}</a></li>' for s in sections)
     return string.Template(_file("page.html")).substitute(
         title=markup.escape(title),
         style=_file("page.css"),
         contents=f"<ul>{contents}</ul>",
-        sections="\n".join(_section(study, section) for section in SECTIONS),
+        sections="\n".join(_section(study, section) for section in sections),
         plotly=get_plotlyjs(),
         script=_file("page.js"),
     )
@@ -61,8 +62,8 @@ def _summary(study: Study) -> list[str]:
         numbers.append(("Rank", f"{row['rank']} of {row['of']}", "among all trained mixtures, by measured loss"))
         verdict = tables.proof(study).notes[0]
     else:
-        verdict = "Not checked yet: no run was trained on the recommended mixture. To train it, run "
-        verdict += f"mde prove --study={study.root.name}."
+        verdict = "Not checked yet: no run was trained on the recommended mixture."
+        verdict += "" if study.is_swarm else f" To train it, run mde prove --study={study.root.name}."
     numbers.append(("Regressor", optimum["regressor"], f"on {optimum['features']}"))
     shares = findings.recommendation(study)
     rivals = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
@@ -173,11 +174,14 @@ def _provenance(study: Study) -> list[str]:
     }
     about = study.about.get("sources", {})
     sources = {name: f"{source['description']} ({source['source']})" for name, source in about.items()}
-    sources["tokenizer"] = f"{study.about['vocab_size']:,} pieces ({study.about['tokenizer']})"
+    if study.is_swarm:
+        sources |= {name: file["file"] for name, file in study.about["swarm"].items()}
+    else:
+        sources["tokenizer"] = f"{study.about['vocab_size']:,} pieces ({study.about['tokenizer']})"
     origins = {name: source.get("metadata", {}).get("versions", {}) for name, source in about.items()}
     packages = {name: _join(versions) for name, versions in origins.items() if versions}
     return [
-        _table(_listing("Sources", "domain", "source", sources)),
+        _table(_listing("Sources", "what", "source", sources)),
         _details(_listing("Versions that the text was taken from", "domain", "packages", packages)),
         _table(tables.times(study)),
         _details(_listing("Arguments of the stages", "argument", "value", arguments)),

@@ -77,13 +77,15 @@ def regressors(study: Study) -> Table:
 
 
 def recommendation(study: Study) -> Table:
-    """The recommended mixture beside the proportional one."""
+    """The recommended mixture beside the proportional one, or the best observed where sizes are not known."""
     shares = findings.recommendation(study)
     level = study.read_json("optimum.json", "optimize")["interval_level"]
+    beside = "proportional" if "proportional" in shares else "best observed"
+    tokens = {"tokens": shares["tokens"].map("{:,}".format)} if "tokens" in shares else {}
     frame = pd.DataFrame(
         {
-            "tokens": shares["tokens"].map("{:,}".format),
-            "proportional": shares["proportional"].map(_percent),
+            **tokens,
+            beside: shares[beside].map(_percent),
             "recommended": shares[findings.RECOMMENDED].map(_percent),
             f"{level:.0%} interval": [
                 f"{_percent(low)} to {_percent(high)}" for low, high in zip(shares["low"], shares["high"], strict=True)

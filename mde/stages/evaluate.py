@@ -11,11 +11,11 @@ from mde.errors import UserError
 from mde.evaluation import MixtureLosses, merged_nll
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
+from mde.regression.features import MERGED
 from mde.stages.score import evaluation_data, log_probs_of
 from mde.stages.train import load_run, model_config
 from mde.study import Study
 
-MERGED = "merged"
 Evaluator = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J], nats per token
 
 

@@ -1,4 +1,7 @@
-"""`mde fit`: which regressor predicts the losses of mixtures it has not seen, judged out of fold."""
+"""`mde fit`: which regressor predicts the losses of mixtures it has not seen, judged out of fold.
+
+The observations are the study's own, or somebody else's in two CSV files.
+"""
 
 from collections.abc import Sequence
 
@@ -6,20 +9,23 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde.errors import UserError
 from mde.optimization import objectives
+from mde.regression import estimators, swarm, validation
 from mde.regression import features as feature_sets
-from mde.regression import validation
+from mde.regression.features import MERGED
 from mde.regression.validation import Method
-from mde.stages.evaluate import MERGED
-from mde.study import Study
+from mde.study import FORMAT, Study
 
 BASELINES = ("lambda", "sqrt", "log")
 
 
 def fit(
     study: Study,
+    mixtures: str | None = None,
+    losses: str | None = None,
     objective: str = "avg-all",
-    train_mixtures: int = 16,
+    train_mixtures: int | None = None,
     repeats: int = 50,
     regressors: Sequence[str] = ("ridge", "gbm"),
     features: Sequence[str] = (),
@@ -33,15 +39,20 @@ def fit(
     would have to run a merged model for every candidate.
 
     Args:
-      study: a study with scored observations and evaluated features.
+      study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
+      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
+      losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       objective: weighting of the evaluation domains: avg-sp, avg-et or avg-all.
-      train_mixtures: observations that each repeat is fitted on; the rest are held out.
+      train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, the same for all.
       regressors: names of regressors.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`.
       seed: of the splits.
     """
+    if mixtures or losses:
+        _adopt(study, mixtures, losses)
     inputs = observations(study, objective)
+    train_mixtures = train_mixtures or len(inputs.losses) * 4 // 5
     evaluated = list(inputs.evaluated)
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
     methods += [(r, s) for r in regressors for s in features or default_features(r, evaluated)]
@@ -65,16 +76,43 @@ def fit(
     least = learnt.iloc[int(learnt["mse"].argmin())]
     near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
     best = near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
+    fitted = estimators.make(best["regressor"]).fit(designs[best["features"]], inputs.losses.to_numpy())
+    study.write_object("fit/regressor.joblib", fitted)
     study.write_json(
         "fit/choice.json",
         {
             "objective": objective,
+            "train_mixtures": train_mixtures,
             "regressor": best["regressor"],
             "features": best["features"],
             "mse": best["mse"],
             "spearman": best["spearman"],
         },
     )
+    print(f"chosen: {best['regressor']} on {best['features']}, MSE {best['mse']:.3g}, Spearman {best['spearman']:.3f}")
+    print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
+
+
+def _adopt(study: Study, mixtures: str | None, losses: str | None) -> None:
+    """Makes somebody else's observations those of the study, which must be a new one or hold such observations."""
+    if not (mixtures and losses):
+        raise UserError("observations from elsewhere are two files: give both --mixtures and --losses")
+    if (study.root / "study.json").exists() and not study.is_swarm:
+        raise UserError(f"study {study} has observations of its own; give another --study")
+    trained, observed = swarm.read_swarm(mixtures, losses)
+    about = {
+        "format": FORMAT,
+        "training_domains": list(trained.values),
+        "evaluation_domains": list(observed.values),
+        "swarm": {
+            name: {"file": str(file), "id_column": table.id_column, "columns": table.columns}
+            for name, file, table in (("mixtures", mixtures, trained), ("losses", losses, observed))
+        },
+    }
+    study.write_json("study.json", about)
+    runs = trained.values
+    study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
+    study.write_table("losses.csv", observed.values)
 
 
 class Observations:
@@ -102,7 +140,8 @@ def observations(study: Study, objective: str) -> Observations:
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(domains.training)]
     losses = study.losses().loc[mixtures.index]
-    evaluated = {name: table.loc[mixtures.index].to_numpy() for name, table in study.features().items()}
+    tables = {} if study.is_swarm else study.features()
+    evaluated = {name: table.loc[mixtures.index].to_numpy() for name, table in tables.items()}
     weights = objectives.weights(objective, domains.evaluation, domains.training)
     return Observations(mixtures, losses, evaluated, weights)
 
@@ -113,7 +152,7 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     Trees see λ, √λ and log λ alike, so they are given λ.
     """
     together = "+".join(name for name in evaluated if name.startswith("mde"))
-    sets = dict.fromkeys([*evaluated, together])
+    sets = dict.fromkeys([*evaluated, *filter(None, [together])])
     alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
     return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
 

@@ -8,10 +8,9 @@ from tqdm import tqdm
 
 from mde.errors import check_positive
 from mde.optimization import search, simplex
-from mde.regression import estimators, uncertainty
-from mde.regression import features as feature_sets
-from mde.stages.evaluate import evaluators
+from mde.regression import uncertainty
 from mde.stages.fit import Observations, observations
+from mde.stages.predict import Predictor
 from mde.study import Study
 
 
@@ -27,7 +26,7 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
     check_positive(candidates=candidates, refits=refits)
     choice = study.read_json("fit/choice.json", "fit")
     inputs = observations(study, choice["objective"])
-    predictor = Predictor(study, inputs, choice["regressor"], choice["features"])
+    predictor = Predictor(study)
     known = reference_mixtures(study, inputs)
     with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
 
@@ -63,36 +62,14 @@ def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int 
     )
 
 
-class Predictor:
-    """A regressor fitted on the observations, as a function from mixtures to losses."""
-
-    def __init__(self, study: Study, inputs: Observations, regressor: str, features: str):
-        about = study.read_json("evaluators.json", "evaluate")
-        self._evaluators = evaluators(study, about, feature_sets.evaluated_parts(features))
-        self._features = features
-        self.observed_design = inputs.design(features)
-        self.regressor = estimators.make(regressor).fit(self.observed_design, inputs.losses.to_numpy())
-
-    def design(self, mixtures: np.ndarray) -> np.ndarray:
-        """Features of any mixtures [C, K]."""
-        evaluated = {name: evaluator(mixtures) for name, evaluator in self._evaluators.items()}
-        return feature_sets.assemble(self._features, mixtures, evaluated)
-
-    def __call__(self, mixtures: np.ndarray) -> np.ndarray:
-        """Predicted losses [C, J] in nats per token."""
-        return self.regressor.predict(self.design(mixtures))
-
-
 def reference_mixtures(study: Study, inputs: Observations) -> pd.DataFrame:
-    """What a recommendation is compared with: uniform, proportional to size, and the best one observed."""
+    """What a recommendation is compared with: uniform, proportional to size where it is known, the best observed."""
     names = list(study.domains.training)
-    sizes = np.array([study.about["stores"][f"{name}/train"]["tokens"] for name in names], float)
-    best = int(np.argmin(inputs.losses.to_numpy() @ inputs.objective))
-    rows: dict[str, Any] = {
-        "uniform": np.full(len(names), 1 / len(names)),
-        "proportional": sizes / sizes.sum(),
-        "best observed": inputs.mixtures.to_numpy()[best],
-    }
+    rows: dict[str, Any] = {"uniform": np.full(len(names), 1 / len(names))}
+    if "stores" in study.about:
+        sizes = np.array([study.about["stores"][f"{name}/train"]["tokens"] for name in names], float)
+        rows["proportional"] = sizes / sizes.sum()
+    rows["best observed"] = inputs.mixtures.to_numpy()[int(np.argmin(inputs.losses.to_numpy() @ inputs.objective))]
     return pd.DataFrame.from_dict(rows, orient="index", columns=names)
 
 
@@ -107,7 +84,7 @@ def _intervals(
     near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
     pool = np.concatenate([table.to_numpy(), drawn, *near])
     bootstrap = uncertainty.bootstrap_optima(
-        predictor.observed_design,
+        inputs.design(predictor.features),
         inputs.losses.to_numpy(),
         pool,
         predictor.design(pool),

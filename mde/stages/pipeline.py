@@ -1,5 +1,10 @@
-"""The stages in their order, and running one: what it needs, whether it is done already, what it leaves on record."""
+"""Running a stage: what it needs, whether it is done already, what it leaves on record.
 
+Stages and tools are functions of their own module, which is imported when the command is called and not before: who
+fits a table of numbers does not wait for the libraries that train models.
+"""
+
+import importlib
 import inspect
 import time
 import types
@@ -7,44 +12,57 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from mde.errors import UserError, unknown
-from mde.stages.evaluate import evaluate
-from mde.stages.fit import fit
-from mde.stages.optimize import optimize
-from mde.stages.prepare import prepare
-from mde.stages.prove import prove
-from mde.stages.report import report
-from mde.stages.score import score
-from mde.stages.train import train
-from mde.study import Study, digest
+from mde.study import STAGES, Study, digest
 
-STAGES: dict[str, Callable[..., None]] = {
-    stage.__name__: stage for stage in (prepare, train, score, evaluate, fit, optimize, prove, report)
-}
+TOOLS = ("predict", "swarm")  # commands that belong to no place in the order and leave no record
 
 
-def arguments(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a stage: its defaults, overridden by those given."""
-    if stage not in STAGES:
-        raise unknown("stage", stage, STAGES)
-    parameters = list(inspect.signature(STAGES[stage]).parameters.values())[1:]
-    defaults = {p.name: p.default for p in parameters}
-    hints = typing.get_type_hints(STAGES[stage])
-    for name, value in given.items():
-        if name not in defaults:
-            raise unknown(f"argument of stage {stage!r}", name, defaults)
-        if not _fits(value, hints[name]):
-            expected = next(str(p).split(": ")[1].split(" = ")[0] for p in parameters if p.name == name)
-            raise UserError(f"{stage}.{name} = {value!r}: expected {expected}")
-    return {**defaults, **given}
+def command(name: str) -> Callable[..., None]:
+    """The function of a stage or tool."""
+    if name not in (*STAGES, *TOOLS):
+        raise unknown("stage", name, (*STAGES, *TOOLS))
+    return getattr(importlib.import_module(f"mde.stages.{name}"), name)
 
 
-def run(study: Study, stage: str, given: Mapping[str, Any], force: bool = False) -> bool:
-    """Runs a stage unless it was done with the same arguments on the same inputs.
+def parameters(name: str) -> dict[str, inspect.Parameter]:
+    """By name, what a command takes beside the study; annotations are types, not text."""
+    signature = inspect.signature(command(name), eval_str=True)
+    return {key: parameter for key, parameter in signature.parameters.items() if key != "study"}
+
+
+def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a command: its defaults, overridden by those given.
+
+    Raises:
+      UserError: an unknown argument, one of the wrong type, or one that is missing.
+    """
+    known = parameters(name)
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"argument of stage {name!r}", key, known)
+        if not _fits(value, known[key].annotation):
+            raise UserError(f"{name}.{key} = {value!r}: expected {described(known[key].annotation)}")
+    resolved = {key: parameter.default for key, parameter in known.items()} | dict(given)
+    missing = [key for key, value in resolved.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"stage {name!r} needs {missing[0]}: give --{missing[0]}, or bind {name}.{missing[0]} in gin")
+    return resolved
+
+
+def described(hint: Any) -> str:
+    """A type as a reader knows it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+
+
+def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) -> bool:
+    """Runs a stage unless it was done with the same arguments on the same inputs; a tool runs always.
 
     Args:
       study: the study.
-      stage: its name.
+      name: of the stage or tool.
       given: arguments that differ from the defaults.
       force: run it even so.
 
@@ -54,36 +72,48 @@ def run(study: Study, stage: str, given: Mapping[str, Any], force: bool = False)
     Raises:
       UserError: an unknown stage or argument, or an earlier stage that has not been run.
     """
-    resolved = arguments(stage, given)
-    missing = [name for name, value in resolved.items() if value is inspect.Parameter.empty]
-    if missing:
-        raise UserError(f"stage {stage!r} needs {missing[0]}: bind {stage}.{missing[0]} in a gin file")
-    before = _before(study, stage)
-    name = digest([resolved, before])
-    record = f"stages/{stage}.json"
-    if not force and (study.root / record).exists() and study.read_json(record, stage)["digest"] == name:
+    resolved = arguments(name, given)
+    if name in TOOLS:
+        command(name)(study, **resolved)
+        return True
+    made_of = digest([resolved, _before(study, name, resolved), *_contents(resolved)])
+    record = f"stages/{name}.json"
+    if not force and (study.root / record).exists() and study.read_json(record, name)["digest"] == made_of:
         return False
     started = time.time()
-    STAGES[stage](study, **resolved)
+    command(name)(study, **resolved)
     seconds = round(time.time() - started, 1)
-    study.write_json(record, {"digest": name, "arguments": resolved, "seconds": seconds, "finished": time.time()})
+    study.write_json(record, {"digest": made_of, "arguments": resolved, "seconds": seconds, "finished": time.time()})
     return True
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as stage arguments go: numbers, text, None, sequences of them."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    """Whether a value is of an annotated type, as far as arguments go: numbers, text, None, sequences and mappings."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in inner)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(v, inner[0]) for v in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _before(study: Study, stage: str) -> list[Any]:
+def _contents(resolved: Mapping[str, Any]) -> list[str]:
+    """Digests of the files among the arguments: an edited file is another input."""
+    files = [epath.Path(value) for value in resolved.values() if isinstance(value, str) and value]
+    return [digest(path.read_bytes().hex()) for path in files if path.is_file()]
+
+
+def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
     """What the stage before did and when, and through its digest all before that; `report` reads whatever there is."""
-    earlier = list(STAGES)[: list(STAGES).index(stage)]
+    if stage == "fit" and resolved["mixtures"]:
+        return []
+    if stage not in study.stages:
+        raise UserError(f"study {study} holds observations from elsewhere: there is nothing to {stage}")
+    earlier = study.stages[: study.stages.index(stage)]
     done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
     if stage != "report":
         for name in earlier:

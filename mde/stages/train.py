@@ -1,6 +1,5 @@
 """`mde train`: a seed model, an expert for each domain, and the observations."""
 
-import csv
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -9,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from etils import epath
 
-from mde.errors import UserError, check_positive, unknown
+from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.models import decoder
 from mde.models.config import DecoderConfig
 from mde.optimization import simplex
+from mde.regression import swarm
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
 from mde.training.step import TrainSettings
@@ -128,7 +127,7 @@ def _plan(study: Study, observations: int, mixtures: str | None, concentration: 
         drawn = simplex.space_filling(observations, len(names), seed, concentration)
         rows = [f"observation-{i:02d}" for i in range(observations)]
     else:
-        rows, drawn = _read_mixtures(epath.Path(mixtures), names)
+        rows, drawn = _read_mixtures(mixtures, names)
     weights = np.concatenate([simplex.corners(len(names)), drawn])
     table = pd.DataFrame(weights, [f"expert-{name}" for name in names] + rows, names)
     table.index.name = "run"
@@ -137,30 +136,13 @@ def _plan(study: Study, observations: int, mixtures: str | None, concentration: 
     return table
 
 
-def _read_mixtures(path: epath.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Run names and mixtures of a user's CSV file, its columns in the study's order."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file (train.mixtures)")
-    header, *lines = csv.reader(path.read_text().splitlines() or [""], skipinitialspace=True)
-    if "run" not in header:
-        raise UserError(f"{path}: no column 'run'; found {', '.join(header) or 'an empty file'}")
-    for number, line in enumerate(lines, start=2):
-        if line and len(line) != len(header):
-            raise UserError(f"{path}, line {number}: {len(line)} fields, the header has {len(header)}")
-    table = pd.DataFrame([line for line in lines if line], columns=header).set_index("run")
+def _read_mixtures(path: str, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Run names and mixtures of a user's CSV file, its columns in the study's order; sums are exact, or a mistake."""
+    table = swarm.read_mixtures(path, names, tolerance=1e-6, where="train.mixtures").values
     for run in table.index:
         if not re.fullmatch(r"\w[\w.-]*", run) or run.startswith(RESERVED):
             raise UserError(
                 f"{path}: run {run!r}: expected letters, digits, '_', '-' and '.', "
                 f"and a name that does not start with {' or '.join(RESERVED)}"
             )
-    for column in table.columns:
-        if column not in names:
-            raise unknown(f"domain in {path}", column, names)
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise UserError(f"{path}: no column for domain {missing[0]!r}")
-    if table.index.has_duplicates:
-        raise UserError(f"{path}: run {table.index[table.index.duplicated()][0]!r} stands twice")
-    rows = list(table.index)
-    return rows, simplex.check_mixtures(table[list(names)].to_numpy(), names, rows, where=str(path))
+    return list(table.index), table.to_numpy()

@@ -102,7 +102,7 @@ def fit(study, methods=METHODS):
     learnt = table[table["regressor"] == "ridge"]
     best = learnt.loc[learnt["mse"].idxmin()]
     choice = {key: best[key] for key in ("regressor", "features", "mse", "spearman")}
-    study.write_json("fit/choice.json", {"objective": "avg-all", **choice})
+    study.write_json("fit/choice.json", {"objective": "avg-all", "train_mixtures": 16, **choice})
     record(study, "fit", 7.0, train_mixtures=16, repeats=100)
 
 

@@ -67,6 +67,25 @@ def test_unknown_command_and_missing_files(refused, tmp_path):
     assert "run `mde prepare" in refused("train", TINY, study=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--repeat=3", ["unknown flag '--repeat'", "did you mean '--repeats'"]),
+        ("--repeats=many", ["--repeats=many", "expected int"]),
+        ("--repeats=1.5", ["fit.repeats = 1.5", "expected int"]),
+        ("--mixtures=nowhere.csv", ["both --mixtures and --losses"]),
+    ],
+)
+def test_flags(refused, tmp_path, flag, expected):
+    line = refused("fit", flag, study=tmp_path)
+    for text in expected:
+        assert text in line
+
+
+def test_a_study_has_to_be_named(refused):
+    assert "give --study" in refused("fit")
+
+
 def test_a_stage_before_its_input(refused, prepared):
     assert "run `mde train" in refused("score", study=prepared)
 
@@ -86,7 +105,7 @@ def test_unknown_domain(refused, tmp_path):
         ("a,-.1,1.1,0,0,0,0", ["'a'", "'python'", "-0.1"]),
         ("a,nan,1,0,0,0,0", ["'a'", "'python'", "nan"]),
         ("a,.5,.4,0,0,0,0", ["'a'", "0.9", "expected 1"]),
-        ("a,one,0,0,0,0,0", ["table of numbers", "'one'"]),
+        ("a,one,0,0,0,0,0", ["'a'", "'python'", "'one' is not a number"]),
         ("../a,1,0,0,0,0,0", ["'../a'", "expected letters"]),
         ("expert-wiki,1,0,0,0,0,0", ["'expert-wiki'", "does not start with"]),
         ("a,.5,.5", ["line 2", "3 fields", "7"]),

@@ -104,10 +104,10 @@ def test_the_stages_one_by_one_give_what_the_demo_gives(finished, prepared):
 
 
 def test_shipped_configurations_bind_only_what_exists():
-    from mde import cli
+    from mde import bindings
 
     for path in sorted((ROOT / "configs").glob("*.gin")):
-        assert cli.bindings([str(path)], [])["train"]["observations"] >= 24
+        assert bindings.from_gin([str(path)], [])["train"]["observations"] >= 24
 
 
 def test_what_the_demo_says_is_commonly_overridden_is_bound_in_it():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mde import cli
+from mde import bindings, cli
 from mde.errors import UserError
 from mde.study import Study, digest
 
@@ -19,7 +19,7 @@ def mde(monkeypatch, capsys):
         cli.main(arguments)
         return "done before" not in capsys.readouterr().out
 
-    monkeypatch.chdir(cli.REPOSITORY)
+    monkeypatch.chdir(bindings.REPOSITORY)
     return run
 
 
@@ -46,7 +46,18 @@ def test_help_lists_what_gin_can_bind(capsys):
     with pytest.raises(SystemExit) as status:
         cli.main(["fit", "--help"])
     assert status.value.code == 0
-    assert "fit.train_mixtures = 16" in capsys.readouterr().out
+    assert "--repeats REPEATS random splits, the same for all. [default 50]" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_flag_is_a_binding(mde, study):
+    where = f"--study={study}"
+    assert mde("fit", where, TINY, "--gin_bindings=fit.repeats = 5", "--repeats=6")
+    assert Study(study).read_json("stages/fit.json", "fit")["arguments"]["repeats"] == 6
+    assert not mde("fit", where, TINY, "--gin_bindings=fit.repeats = 6")
+    assert mde("fit", where, TINY, "--features=log,mde[0]+log", "--regressors=ridge")
+    assert Study(study).read_json("stages/fit.json", "fit")["arguments"]["features"] == ["log", "mde[0]+log"]
 
 
 def test_an_optimum_is_never_predicted_worse_than_what_was_trained(finished):

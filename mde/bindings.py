@@ -1,0 +1,109 @@
+"""What users bind to the arguments of commands: gin files, `--gin_bindings`, and a flag for each argument.
+
+A flag overrides a binding, a binding a file, a later file an earlier one. gin is parsed here and nowhere else.
+"""
+
+import argparse
+import ast
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mde.errors import UserError, unknown
+from mde.stages import pipeline
+from mde.study import STAGES
+
+REPOSITORY = Path(__file__).parent.parent
+COMMANDS = (*STAGES, *pipeline.TOOLS)
+
+
+def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
+    """A flag for each argument of a command, described by its docstring."""
+    texts = _described_arguments(command)
+    for name, parameter in pipeline.parameters(command).items():
+        default = parameter.default
+        missing = "required" if default is inspect.Parameter.empty else f"default {default!r}"
+        parser.add_argument(f"--{name}", help=f"{texts.get(name, '')} [{missing}]".replace("%", "%%"))
+
+
+def flags(args: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The arguments that were given as flags.
+
+    Raises:
+      UserError: text that is no value of the argument's type.
+    """
+    given = {name: getattr(args, name) for name in pipeline.parameters(command)}
+    hints = {name: parameter.annotation for name, parameter in pipeline.parameters(command).items()}
+    return {name: _value(f"--{name}", text, hints[name]) for name, text in given.items() if text is not None}
+
+
+def from_gin(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What gin binds, by command and argument.
+
+    Raises:
+      UserError: a file that is not there, a syntax error, an unknown command or argument.
+    """
+    if not files and not bindings:
+        return {}
+    import gin
+
+    gin.clear_config()
+    # Registering imports a command, so bindings alone import only what they name.
+    named = {binding.split(".")[0].strip() for binding in bindings}
+    used = [name for name in COMMANDS if files or name in named]
+    for name in used:
+        gin.external_configurable(pipeline.command(name), name)
+    for file in files:
+        if not any((folder / file).exists() for folder in (Path(), REPOSITORY)):
+            raise UserError(f"no gin file {file!r}, neither here nor in {REPOSITORY}")
+    _search_the_repository()
+    try:
+        gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+        return {name: gin.get_bindings(name) for name in used}
+    except (ValueError, SyntaxError, OSError) as error:
+        raise _gin_error(" ".join(str(error).split())) from error
+
+
+def _described_arguments(command: str) -> dict[str, str]:
+    """By argument, its lines under `Args:` in the docstring."""
+    text = inspect.getdoc(pipeline.command(command)) or ""
+    section = re.search(r"^Args:\n((?:  .*\n?|\n)*)", text, re.MULTILINE)
+    entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(lines.split()) for name, lines in entries}
+
+
+def _value(flag: str, text: str, hint: Any) -> Any:
+    """The value of a flag: text where the argument takes text, Python's notation otherwise; lists need no brackets."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    lists = [option for option in options if typing.get_origin(option) is Sequence]
+    if lists and typing.get_args(lists[0])[0] is str and not text.startswith(("[", "(")):
+        return [part.strip() for part in text.split(",")]
+    if str in options and not (text.startswith("{") and any(typing.get_origin(o) is Mapping for o in options)):
+        return text
+    try:
+        value = ast.literal_eval(text.strip().title() if bool in options else text)
+    except (ValueError, SyntaxError):
+        raise UserError(f"{flag}={text}: expected {pipeline.described(hint)}") from None
+    return [value] if lists and not isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def _search_the_repository() -> None:
+    """Lets gin find the shipped files, and what they include, from any directory."""
+    import gin
+
+    gin.add_config_file_search_path(str(REPOSITORY))
+
+
+def _gin_error(message: str) -> UserError:
+    """gin's message in one line, with the nearest right name where one is misspelt."""
+    if stage := re.search(r"No configurable matching '(\w+)'", message):
+        return unknown("stage in a gin binding", stage[1], COMMANDS)
+    if argument := re.search(r"'(\w+)' doesn't have a parameter named '(\w+)'", message):
+        return unknown(f"argument of stage {argument[1]!r}", argument[2], pipeline.parameters(argument[1]))
+    return UserError(f"gin: {message}")

@@ -1,0 +1,64 @@
+"""`mde predict`: what the chosen regressor says of any mixtures."""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from mde.regression import features as feature_sets
+from mde.regression import swarm
+from mde.study import Study
+
+
+def predict(study: Study, mixtures: str, output: str) -> None:
+    """Predicts the losses of mixtures, with their standard deviations where the regressor has them.
+
+    Args:
+      study: a study in which a regressor was chosen.
+      mixtures: a CSV file: a column `run`, and one a training domain, called as in the study or in the file it is from.
+      output: the CSV file to write: a row a run, a column an evaluation domain, called as in the file of losses that
+        the study is from, and DOMAIN/std; nats per token if the losses were.
+    """
+    wanted = swarm.read_mixtures(mixtures, study.domains.training)
+    losses, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
+    names = list(study.domains.evaluation)
+    columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}
+    table = pd.DataFrame(losses, wanted.values.index, names)
+    if deviations is not None:
+        table = table.join(pd.DataFrame(deviations, table.index, names).add_suffix("/std"))
+        columns |= {f"{name}/std": f"{column}/std" for name, column in columns.items()}
+    swarm.write(output, swarm.Table(table, wanted.id_column, columns))
+
+
+class Predictor:
+    """The chosen regressor, fitted on all observations, as a function from mixtures to losses."""
+
+    def __init__(self, study: Study):
+        self.features = study.read_json("fit/choice.json", "fit")["features"]
+        self.regressor = study.read_object("fit/regressor.joblib", "fit")
+        self._evaluators = _evaluators(study, feature_sets.evaluated_parts(self.features))
+
+    def design(self, mixtures: np.ndarray) -> np.ndarray:
+        """Features of any mixtures [C, K]."""
+        evaluated = {name: evaluator(mixtures) for name, evaluator in self._evaluators.items()}
+        return feature_sets.assemble(self.features, mixtures, evaluated)
+
+    def __call__(self, mixtures: np.ndarray) -> np.ndarray:
+        """Predicted losses [C, J] in nats per token."""
+        return self.regressor.predict(self.design(mixtures))
+
+    def with_deviations(self, mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predicted losses [C, J] and their standard deviations, None if the regressor has none."""
+        if "return_std" in inspect.signature(self.regressor.predict).parameters:
+            return self.regressor.predict(self.design(mixtures), return_std=True)
+        return self(mixtures), None
+
+
+def _evaluators(study: Study, names: list[str]) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+    """The evaluators that the features need; a regressor on λ alone needs neither models nor JAX."""
+    if not names:
+        return {}
+    from mde.stages.evaluate import evaluators
+
+    return evaluators(study, study.read_json("evaluators.json", "evaluate"), names)

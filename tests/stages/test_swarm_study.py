@@ -1,0 +1,125 @@
+"""A study of observations that somebody else made: two CSV files in, a mixture out."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import ROOT
+
+from mde import cli
+from mde.optimization import simplex
+from mde.study import Study
+
+HEAVY = ("jax", "tensorflow", "flax", "orbax", "grain", "tensorstore", "seqio")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Forty mixtures of three domains, whose losses are linear in √λ and come in another order."""
+    folder = tmp_path_factory.mktemp("swarm")
+    names = ["web", "code", "books:old"]
+    runs = pd.Index([f"r{i}" for i in range(40)], name="run")
+    mixtures = pd.DataFrame(simplex.space_filling(40, 3, seed=1), runs, names)
+    slopes = np.array([[-1.0, 0.2], [0.1, -2.0], [-0.3, -0.3]])
+    losses = pd.DataFrame(3 + np.sqrt(mixtures.to_numpy()) @ slopes, runs, ["news", "code"])
+    mixtures.to_csv(folder / "mixtures.csv")
+    losses.sample(frac=1, random_state=0).to_csv(folder / "losses.csv")
+    return folder, mixtures, losses
+
+
+@pytest.fixture
+def fitted(files, tmp_path, capsys):
+    folder, *_ = files
+    study = tmp_path / "study"
+    pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+    cli.main(["fit", f"--study={study}", *pair, "--regressors=ridge", "--repeats=5"])
+    assert "chosen: ridge on sqrt" in capsys.readouterr().out
+    return study
+
+
+def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
+    folder, mixtures, losses = files
+    cli.main(["optimize", f"--study={fitted}", "--refits=5"])
+    shares = Study(fitted).read_json("optimum.json", "optimize")["shares"]
+    grid = simplex.space_filling(20000, 3, seed=2)
+    slopes = np.linalg.lstsq(np.sqrt(mixtures), losses - 3, rcond=None)[0].mean(axis=1)
+    best = grid[np.argmin(np.sqrt(grid) @ slopes)]
+    np.testing.assert_allclose(list(shares.values()), best, atol=0.02)
+
+    cli.main(
+        ["predict", f"--regressor={fitted}", f"--mixtures={folder / 'mixtures.csv'}", f"--output={tmp_path}/p.csv"]
+    )
+    predicted = pd.read_csv(tmp_path / "p.csv", index_col="run")
+    # Ridge keeps a little of its penalty even where the truth is linear.
+    np.testing.assert_allclose(predicted[["news", "code"]], losses.loc[predicted.index], atol=2e-3)
+
+    capsys.readouterr()
+    cli.main(["report", f"--study={fitted}"])
+    assert "Recommended mixture" in capsys.readouterr().out
+    page = (fitted / "report.html").read_text()
+    assert "books:old" in page
+    assert "mde prove" not in page
+
+
+def test_observations_survive_the_way_out_and_in(fitted, files, tmp_path):
+    _, mixtures, losses = files
+    for layout, names in (("olmix", ("ratios.csv", "metrics.csv")), ("regmix", ("mixture.csv", "loss.csv"))):
+        out = tmp_path / layout
+        cli.main(["swarm", f"--study={fitted}", f"--output={out}", f"--layout={layout}"])
+        pair = [f"--mixtures={out / names[0]}", f"--losses={out / names[1]}"]
+        again = Study(tmp_path / f"again-{layout}")
+        cli.main(["fit", f"--study={again}", *pair, "--regressors=ridge", "--repeats=5"])
+        found = again.mixtures()[list(mixtures)]
+        np.testing.assert_allclose(found.loc[mixtures.index], mixtures, rtol=1e-15, atol=1e-18)
+        pd.testing.assert_frame_equal(again.losses().loc[losses.index], losses, check_exact=True)
+
+
+def test_an_edited_file_is_fitted_anew(fitted, files, capsys):
+    folder, *_ = files
+    pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+    same = ["fit", f"--study={fitted}", *pair, "--regressors=ridge", "--repeats=5"]
+    cli.main(same)
+    assert "done before" in capsys.readouterr().out
+    text = (folder / "losses.csv").read_text()
+    try:
+        (folder / "losses.csv").write_text(text.replace("3", "4", 1))
+        cli.main(same)
+    finally:
+        (folder / "losses.csv").write_text(text)
+    assert "done before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["train", "prove"])
+def test_there_is_nothing_to_train(fitted, capsys, stage):
+    required = ["--preset=tiny", "--steps=1", "--batch_size=1", "--seq_len=8", "--learning_rate=.1"]
+    with pytest.raises(SystemExit) as status:
+        cli.main([stage, f"--study={fitted}", *(required if stage == "train" else [])])
+    assert status.value.code == 2
+    assert "observations from elsewhere" in capsys.readouterr().err
+
+
+def test_a_study_with_observations_of_its_own_is_left_alone(finished, files, capsys):
+    folder, *_ = files
+    pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+    with pytest.raises(SystemExit):
+        cli.main(["fit", f"--study={finished[0]}", *pair])
+    assert "give another --study" in capsys.readouterr().err
+
+
+def test_tables_of_numbers_need_no_library_that_trains(files, tmp_path):
+    folder, *_ = files
+    script = f"""
+import sys
+from mde import cli
+study = "--study={tmp_path / "study"}"
+pair = ["--mixtures={folder / "mixtures.csv"}", "--losses={folder / "losses.csv"}"]
+cli.main(["fit", study, *pair, "--regressors=ridge", "--repeats=2"])
+cli.main(["optimize", study, "--refits=2"])
+cli.main(["predict", study, pair[0], "--output={tmp_path / "p.csv"}"])
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
