@@ -23,6 +23,8 @@ HELP = {
     "report": "print the tables and write report.html",
     "predict": "predicted losses of the mixtures in a CSV file",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
+    "models": "the presets and their sizes",
+    "plan": "memory and time of a training, without the machines",
 }
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
@@ -81,7 +83,8 @@ def _flags(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"mde {name}", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
-    parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
+    if demo or name not in pipeline.WITHOUT_STUDY:
+        parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
     if not demo:
         bindings.add_flags(parser, name)
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
@@ -112,7 +115,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
     given = bindings.from_gin(args.gin_file or ([DEMO_CONFIG] if demo else []), args.gin_bindings)
     if not demo:
         given[name] = {**given.get(name, {}), **bindings.flags(args, name)}
-    study = Study(args.study or _default_study(name, given))
+    study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     started = time.time()
     for stage in STAGES if demo else [name]:
         begun = time.time()

@@ -17,7 +17,16 @@ from etils import epath
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
-TOOLS = ("predict", "swarm")  # commands that belong to no place in the order and leave no record
+# Commands that belong to no place in the order and leave no record.
+TOOLS = (
+    "predict",
+    "swarm",
+    "export",
+    "import",
+    "models",
+    "plan",
+)
+WITHOUT_STUDY = ("models", "plan")
 
 
 def command(name: str) -> Callable[..., None]:
@@ -73,6 +82,9 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       UserError: an unknown stage or argument, or an earlier stage that has not been run.
     """
     resolved = arguments(name, given)
+    if name in WITHOUT_STUDY:
+        command(name)(**resolved)
+        return True
     if name in TOOLS:
         command(name)(study, **resolved)
         return True

@@ -61,13 +61,21 @@ class MeshShape:
                 f"where gradients are accumulated); of the smaller ones {', '.join(map(str, fits))} would"
             )
 
+    def alone(self, config: DecoderConfig, sequences: int) -> "MeshShape":
+        """The mesh of a model that has the devices of a whole pool to itself, as far as its data axis can take them."""
+        return MeshShape(1, _data_axis(self.pool * self.data, config, sequences), self.model)
+
 
 def fitting(runs: int, config: DecoderConfig, sequences: int) -> MeshShape:
     """The mesh where none is asked for: a row of devices a run, and all that the data axis can take in a row."""
     rows = min(runs, jax.device_count())
+    return MeshShape(rows, _data_axis(jax.device_count() // rows, config, sequences))
+
+
+def _data_axis(devices: int, config: DecoderConfig, sequences: int) -> int:
+    """How many of the devices can share a model's batch and parameters."""
     divides = math.gcd(sequences, config.d_model)
-    data = max(n for n in range(1, jax.device_count() // rows + 1) if divides % n == 0)
-    return MeshShape(rows, data)
+    return max(n for n in range(1, devices + 1) if divides % n == 0)
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
@@ -85,7 +93,7 @@ def pool_mesh(models: int) -> Mesh:
 
 def on_pool(
     mesh: Mesh, function: Callable[..., Any], donate: bool = True, out_shardings: Any = None
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """`function` of one model as a jitted function of a stack of them, one a row; all its arguments are stacked.
 
     Models do not see each other. Where a row has several devices, XLA splits the work among them as the arguments'

@@ -113,9 +113,8 @@ def train_pool(
         return
     for run in waiting:
         mixing.check(recipe.stores, np.asarray(run.weights), recipe.settings.seq_len)
-    sequences = recipe.settings.batch_size // recipe.settings.accumulate
-    shape = mesh or placement.fitting(len(runs), recipe.model, sequences)
-    shape.check(recipe.model, sequences)
+    shape = mesh or placement.fitting(len(runs), recipe.model, recipe.settings.sequences)
+    shape.check(recipe.model, recipe.settings.sequences)
     trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes)
     total = len(waiting) * recipe.settings.tokens
     with (
@@ -295,7 +294,7 @@ class _Termination:
         self.asked = True
 
 
-def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> Callable[..., Any]:
+def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
     """Several train steps of every model of a pool, jitted: (states, batches) to (states, metrics [pool, steps])."""
     state = jax.eval_shape(functools.partial(initial, config, settings), 0)
     everywhere = P("pool") if jax.process_count() == 1 else P()  # every process reads all metrics

@@ -85,6 +85,11 @@ class TrainSettings:
         """Predicted tokens a run."""
         return self.steps * self.batch_size * self.seq_len
 
+    @property
+    def sequences(self) -> int:
+        """Sequences that are stepped through at a time."""
+        return self.batch_size // self.accumulate
+
 
 class TrainState(NamedTuple):
     """Parameters and optimizer state; the optimizer counts the steps."""
