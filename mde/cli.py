@@ -25,6 +25,8 @@ HELP = {
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
     "models": "the presets and their sizes",
     "plan": "memory and time of a training, without the machines",
+    "export": "a run as a model that Hugging Face's transformers loads",
+    "import": "such a model as a run of a study",
 }
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"

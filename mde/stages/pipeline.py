@@ -18,14 +18,7 @@ from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
 # Commands that belong to no place in the order and leave no record.
-TOOLS = (
-    "predict",
-    "swarm",
-    "export",
-    "import",
-    "models",
-    "plan",
-)
+TOOLS = ("predict", "swarm", "export", "import", "models", "plan")
 WITHOUT_STUDY = ("models", "plan")
 
 
@@ -33,6 +26,7 @@ def command(name: str) -> Callable[..., None]:
     """The function of a stage or tool."""
     if name not in (*STAGES, *TOOLS):
         raise unknown("stage", name, (*STAGES, *TOOLS))
+    name = {"import": "import_model"}.get(name, name)  # Python keeps that word for itself
     return getattr(importlib.import_module(f"mde.stages.{name}"), name)
 
 

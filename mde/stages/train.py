@@ -135,7 +135,7 @@ def train_runs(
         return
     uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
     fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data)
-    origin = {**data, "seed_model": digest(fresh.record(uniform))}
+    origin = {**data, "seed_model": digest(pool.imported(directory / SEED_RUN) or fresh.record(uniform))}
     recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin)
     pool.pending([uniform], fresh, directory)
     pool.pending(runs, recipe, directory)  # refuse before the seed model is paid for

@@ -36,6 +36,7 @@ __all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unst
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
 
+NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
 METRICS = ("loss", "grad_norm", "seconds")  # of every step
 
 
@@ -134,12 +135,21 @@ def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[
     return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
 
 
+def imported(directory: epath.Path) -> dict[str, Any] | None:
+    """The record of a run that was trained elsewhere, None if it was not."""
+    path = directory / "run.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return record if "imported" in record else None
+
+
 def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
     """Whether the run was trained as the record says; raises UserError if it was trained another way."""
     path = directory / "run.json"
     if not path.exists():
         return False
     found, wanted = json.loads(path.read_text()), json.loads(json.dumps(record))
+    if "imported" in found:  # how it was trained is not ours to say, only that it is such a model
+        found, wanted = ({"model": _architecture(each["model"])} for each in (found, wanted))
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
@@ -361,6 +371,10 @@ def _metrics(curve: Mapping[str, np.ndarray], recipe: Recipe) -> Iterator[dict[s
             "grad_norm": float(curve["grad_norm"][i]),
             "tokens_per_second": round(tokens / float(curve["seconds"][i]), 1),
         }
+
+
+def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name not in NOT_ARCHITECTURE}
 
 
 def _difference(found: Any, wanted: Any) -> str:

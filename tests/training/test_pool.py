@@ -1,12 +1,15 @@
 import dataclasses
 import json
+import os
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from helpers import random_documents, write_store
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mde.errors import UserError
 from mde.models import decoder
@@ -180,6 +183,42 @@ def damage(checkpoint, how):
             path.unlink()
 
 
+def test_a_pool_told_to_stop_saves_its_states_and_goes_on_from_them(
+    recipe, tmp_path, monkeypatch, together, first_steps
+):
+    directory = epath.Path(tmp_path)
+    read = pool._Trainer._read
+
+    def read_and_terminate(*arguments):
+        read(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._Trainer, "_read", read_and_terminate)
+        with pytest.raises(KeyboardInterrupt):
+            train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    assert signal.getsignal(signal.SIGTERM) == before
+    first_steps.clear()
+    train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    assert first_steps == [10, 10]
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
+def test_states_are_saved_every_so_many_minutes_as_well(recipe, tmp_path, monkeypatch):
+    saved, save = [], checkpoints.Progress.save
+    monkeypatch.setattr(
+        checkpoints.Progress, "save", lambda one, step, state: (saved.append(step), save(one, step, state))
+    )
+    shape = MeshShape(1)
+    pool.train_pool([A], recipe, epath.Path(tmp_path / "often"), 1000, checkpoint_minutes=1e-9, mesh=shape)
+    assert saved == [10, 20]
+    saved.clear()
+    pool.train_pool([A], recipe, epath.Path(tmp_path / "seldom"), 1000, checkpoint_minutes=60.0, mesh=shape)
+    assert saved == []
+
+
 @pytest.mark.parametrize("how", ["emptied", "cut", "lost"])
 def test_a_damaged_newest_state_is_passed_over_for_the_one_before(
     how, recipe, tmp_path, monkeypatch, together, first_steps
@@ -277,6 +316,50 @@ def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
     with pytest.raises(UserError, match=r"run 'b': loss is .* at step 0; try a lower learning rate"):
         train_pool([B], poisoned(recipe), epath.Path(tmp_path), checkpoint_every=10)
     assert not (tmp_path / "b" / "run.json").exists()
+
+
+def test_the_others_of_a_pool_go_on_when_a_loss_is_not_finite(recipe, tmp_path, monkeypatch, together):
+    initial = pool.initial
+
+    def poison(config, settings, seed):
+        state = initial(config, settings, seed)
+        broken = jax.tree.map(lambda x: jnp.where(seed == C.seed, jnp.inf, 1.0) * x, state.params["final_norm"])
+        return state._replace(params={**state.params, "final_norm": broken})
+
+    monkeypatch.setattr(pool, "initial", poison)
+    with pytest.raises(UserError, match=r"run 'c': loss is nan at step 0; .*the other 2 runs of 3 are trained"):
+        train_pool([A, C, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == []
+    for run in (A, B):
+        assert_same_run(epath.Path(tmp_path), together, run, recipe)
+
+
+def test_a_state_is_restored_onto_another_mesh(recipe, tmp_path, monkeypatch, together):
+    """Saved by a pool of one device a run, gone on with by one run on two devices: the same but for rounding."""
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [C], 20)
+    train_pool([C], recipe, directory, checkpoint_every=10, devices=2)
+    assert losses(directory, C)[:20] == losses(together, C)[:20]
+    assert_allclose(losses(directory, C), losses(together, C), rtol=1e-4)
+    assert losses(directory, C)[20:] != losses(together, C)[20:]
+
+
+def test_metrics_say_what_a_person_watches(together):
+    lines = [json.loads(line) for line in (together / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert_allclose([line["learning_rate"] for line in lines][:11], np.arange(11) * 1e-3, rtol=1e-6)
+    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
+
+
+def test_an_imported_run_is_done_if_it_is_such_a_model(recipe, tmp_path):
+    directory = epath.Path(tmp_path) / "a"
+    directory.mkdir()
+    model = {**recipe.record(A)["model"], "dtype": "bfloat16"}
+    (directory / "run.json").write_text(json.dumps({"imported": {"from": "elsewhere"}, "model": model}))
+    assert pool.is_done(directory, recipe.record(A))
+    wide = dataclasses.replace(recipe, model=preset("tiny", 64, d_ff=64))
+    with pytest.raises(UserError, match="trained with model d_ff=96, not 64"):
+        pool.is_done(directory, wide.record(A))
 
 
 def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_states(recipe, tmp_path, together):
