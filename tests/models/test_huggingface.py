@@ -47,6 +47,7 @@ def llama():
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_has_our_logits(name, llama, tmp_path):
     config = CONFIGS[name]
@@ -58,6 +59,7 @@ def test_transformers_has_our_logits(name, llama, tmp_path):
     assert_allclose(logits(TOKENS), ours, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_transformers_saves_comes_back_to_the_bit(name, llama, tmp_path):
     config = CONFIGS[name]
@@ -69,6 +71,7 @@ def test_what_transformers_saves_comes_back_to_the_bit(name, llama, tmp_path):
     jax.tree.map(assert_array_equal, back, params)
 
 
+@pytest.mark.slow
 def test_a_model_that_transformers_made_has_its_logits_here(llama, tmp_path):
     import transformers
 
