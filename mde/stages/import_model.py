@@ -11,7 +11,8 @@ from mde.models import huggingface
 from mde.models.config import on_record
 from mde.stages.train import model_config
 from mde.study import Study
-from mde.training import checkpoints, pool
+from mde.training import checkpoints
+from mde.training.runs import NOT_ARCHITECTURE
 
 
 def import_model(study: Study, source: str, run: str) -> None:
@@ -36,7 +37,7 @@ def import_model(study: Study, source: str, run: str) -> None:
     _check_tokenizer(study, epath.Path(source))
     if (study.root / "training.json").exists():
         wanted = model_config(study)
-        config = dataclasses.replace(config, **{name: getattr(wanted, name) for name in pool.NOT_ARCHITECTURE})
+        config = dataclasses.replace(config, **{name: getattr(wanted, name) for name in NOT_ARCHITECTURE})
         for field in dataclasses.fields(config):
             ours, theirs = getattr(wanted, field.name), getattr(config, field.name)
             if ours != theirs:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.stages.train import train_settings
-from mde.training import planning
+from mde.training import devices, planning
 from mde.training.placement import MeshShape
 
 
@@ -41,7 +41,7 @@ def plan(
     if not 0 < mfu <= 1:
         raise UserError(f"mfu={mfu} must lie between 0 and 1")
     check_positive(vocab_size=vocab_size)
-    kind, shape = planning.device(device), MeshShape.parse(mesh)
+    kind, shape = devices.device(device), MeshShape.parse(mesh)
     config = model_configs.preset(preset, vocab_size, **{"dtype": "bfloat16", "remat": "full", **(model or {})})
     training = train_settings(steps, batch_size, seq_len, 1e-3, settings)
     memory = planning.measure(config, training, shape)

@@ -18,7 +18,9 @@ from mde.optimization import simplex
 from mde.regression import swarm
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
+from mde.training.metrics import Watching
 from mde.training.placement import MeshShape
+from mde.training.runs import imported, pending
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
@@ -43,6 +45,8 @@ def train(
     model: Mapping[str, str | float | bool] | None = None,
     settings: Mapping[str, str | float | bool] | None = None,
     mesh: str | None = None,
+    validate_every: int = 0,
+    tensorboard: bool = False,
 ) -> None:
     """Trains the pool: one expert a domain (one-hot mixtures) and the observations a regressor is fitted on.
 
@@ -64,6 +68,8 @@ def train(
       model: fields of the preset to change, such as {'dtype': 'bfloat16', 'remat': 'full'}.
       settings: further settings of the training, such as {'schedule': 'wsd', 'accumulate': 4, 'z_loss': 1e-4}.
       mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
+      validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.
+      tensorboard: whether each run's directory gets event files (this imports TensorFlow).
 
     Raises:
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
@@ -81,7 +87,7 @@ def train(
     if seed_steps:
         rate = seed_learning_rate or learning_rate
         about["seed_settings"] = {**about["settings"], "steps": seed_steps, "learning_rate": rate}
-    train_runs(study, about, table, checkpoint_every, checkpoint_minutes)
+    train_runs(study, about, table, checkpoint_every, checkpoint_minutes, Watching(validate_every, tensorboard))
     study.write_json("training.json", about)
     study.write_table("mixtures.csv", table)
 
@@ -103,6 +109,7 @@ def train_runs(
     table: pd.DataFrame,
     checkpoint_every: int,
     checkpoint_minutes: float | None = None,
+    watching: Watching = pool.UNWATCHED,
 ) -> None:
     """Trains the runs of a table of mixtures, the seed model first; what is done is kept.
 
@@ -112,6 +119,7 @@ def train_runs(
       table: [runs] with columns `seed` and one a training domain.
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well.
+      watching: what else is measured and shown on the way.
 
     Raises:
       UserError: a run was trained another way; then nothing is trained.
@@ -122,6 +130,8 @@ def train_runs(
     settings = TrainSettings.from_dict(about["settings"])
     mesh = MeshShape.parse(about["mesh"]) if about.get("mesh") else None
     stores = {name: study.store(name, "train") for name in names}
+    domains = study.domains.evaluation if watching.validate_every else ()
+    validation = {name: study.store(name, "validation") for name in domains}
     data = {"data": digest({name: store.digest for name, store in stores.items()})}
     runs = [pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"])) for name, row in table.iterrows()]
     train_pool = functools.partial(
@@ -129,16 +139,17 @@ def train_runs(
         directory=directory,
         checkpoint_every=checkpoint_every,
         checkpoint_minutes=checkpoint_minutes,
+        watching=watching,
     )
     if about["seed_settings"] is None:
-        train_pool(runs, pool.Recipe(model, settings, stores, None, data), mesh=mesh)
+        train_pool(runs, pool.Recipe(model, settings, stores, None, data, validation), mesh=mesh)
         return
     uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
-    fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data)
-    origin = {**data, "seed_model": digest(pool.imported(directory / SEED_RUN) or fresh.record(uniform))}
-    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin)
-    pool.pending([uniform], fresh, directory)
-    pool.pending(runs, recipe, directory)  # refuse before the seed model is paid for
+    fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data, validation)
+    origin = {**data, "seed_model": digest(imported(directory / SEED_RUN) or fresh.record(uniform))}
+    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin, validation)
+    pending([uniform], fresh, directory)
+    pending(runs, recipe, directory)  # refuse before the seed model is paid for
     train_pool([uniform], fresh, mesh=mesh and mesh.alone(model, fresh.settings.sequences))
     train_pool(runs, recipe, mesh=mesh)
 

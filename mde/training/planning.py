@@ -18,32 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mde.errors import unknown
 from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
 from mde.training import placement, pool
 from mde.training.loss import loss
 from mde.training.placement import MeshShape
 from mde.training.step import TrainSettings, initial
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """What a maker says of a device: peak FLOPs a second in bfloat16, and bytes of memory."""
-
-    flops: float
-    memory: float
-
-
-DEVICES = {
-    "a100-40gb": Device(312e12, 40e9),
-    "a100": Device(312e12, 80e9),
-    "h100": Device(989e12, 80e9),
-    "tpu-v4": Device(275e12, 32 * 2**30),
-    "tpu-v5e": Device(197e12, 16 * 2**30),
-    "tpu-v5p": Device(459e12, 95 * 2**30),
-    "tpu-v6e": Device(918e12, 32 * 2**30),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +39,6 @@ class Memory:
     def total(self) -> int:
         """Bytes in all."""
         return sum(dataclasses.astuple(self))
-
-
-def device(name: str) -> Device:
-    """The device of this name; raises UserError at an unknown one."""
-    if name not in DEVICES:
-        raise unknown("device", name, DEVICES)
-    return DEVICES[name]
 
 
 def measure(config: DecoderConfig, settings: TrainSettings, shape: MeshShape) -> Memory:

@@ -5,77 +5,39 @@ devices steps its own model, so a run's numbers do not depend on which runs it s
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from mde.data import mixing
-from mde.data.tokens import TokenStore
 from mde.errors import UserError
 from mde.models import decoder, sharding
-from mde.models.config import DecoderConfig, on_record
+from mde.models.config import DecoderConfig
 from mde.training import checkpoints, placement
+from mde.training.loss import loss
+from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape, on_pool, pool_mesh, stack, unstack
-from mde.training.step import TrainSettings, TrainState, initial, optimizer, schedule, train_step
+from mde.training.runs import Recipe, Run, pending
+from mde.training.step import TrainSettings, TrainState, initial, optimizer, train_step
 
 __all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
 
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
 
-NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
-METRICS = ("loss", "grad_norm", "seconds")  # of every step
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One model to train: a name, a mixture over the domains, and the seed of its data order (and fresh parameters)."""
-
-    name: str
-    weights: tuple[float, ...]
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What the runs of a pool have in common.
-
-    Attributes:
-      model: the architecture.
-      settings: the training.
-      stores: token store of each training domain, in the order of every run's weights.
-      start: loads the parameters that every run continues from; None for fresh ones.
-      origin: names what `start` and the stores are, for the record beside each checkpoint.
-    """
-
-    model: DecoderConfig
-    settings: TrainSettings
-    stores: Mapping[str, TokenStore]
-    start: Callable[[], decoder.Params] | None
-    origin: Mapping[str, Any]
-
-    def record(self, run: Run) -> dict[str, Any]:
-        """What `run.json` says of a run; two runs with the same record have the same parameters."""
-        return {
-            "model": on_record(self.model),
-            "training": on_record(self.settings),
-            "mixture": dict(zip(self.stores, run.weights, strict=True)),
-            "seed": run.seed,
-            **self.origin,
-        }
+VALIDATION_WINDOWS = 16  # of each domain
+UNWATCHED = Watching()
 
 
 def waves(items: Sequence[Any], width: int) -> Iterator[tuple[list[Any], int]]:
@@ -92,6 +54,7 @@ def train_pool(
     checkpoint_every: int,
     checkpoint_minutes: float | None = None,
     mesh: MeshShape | None = None,
+    watching: Watching = UNWATCHED,
 ) -> None:
     """Trains the runs that are not done yet; `directory/<run>` then holds `params`, `run.json` and `metrics.jsonl`.
 
@@ -104,6 +67,7 @@ def train_pool(
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well; None for never.
       mesh: the devices; one a run, and several where there are more devices than runs, if None.
+      watching: what else is measured and shown on the way.
 
     Raises:
       UserError: a run of this name was trained another way, a domain is empty, the mesh does not divide the devices,
@@ -116,7 +80,7 @@ def train_pool(
         mixing.check(recipe.stores, np.asarray(run.weights), recipe.settings.seq_len)
     shape = mesh or placement.fitting(len(runs), recipe.model, recipe.settings.sequences)
     shape.check(recipe.model, recipe.settings.sequences)
-    trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes)
+    trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes, watching)
     total = len(waiting) * recipe.settings.tokens
     with (
         _Termination() as termination,
@@ -130,35 +94,6 @@ def train_pool(
         raise UserError(f"{causes}; try a lower learning rate (the other {others} runs of {len(waiting)} are trained)")
 
 
-def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[Run]:
-    """The runs that are not done; raises UserError if one of them was trained another way."""
-    return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
-
-
-def imported(directory: epath.Path) -> dict[str, Any] | None:
-    """The record of a run that was trained elsewhere, None if it was not."""
-    path = directory / "run.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    return record if "imported" in record else None
-
-
-def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
-    """Whether the run was trained as the record says; raises UserError if it was trained another way."""
-    path = directory / "run.json"
-    if not path.exists():
-        return False
-    found, wanted = json.loads(path.read_text()), json.loads(json.dumps(record))
-    if "imported" in found:  # how it was trained is not ours to say, only that it is such a model
-        found, wanted = ({"model": _architecture(each["model"])} for each in (found, wanted))
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{directory}: trained with {key} {_difference(found.get(key), value)}; "
-                f"use another --study, or delete the run to train it anew"
-            )
-    return True
-
-
 class _Trainer:
     """The compiled program of a pool, and the waves of runs that go through it.
 
@@ -166,104 +101,103 @@ class _Trainer:
       failed: by name of each run whose loss was not finite, when that was.
     """
 
-    def __init__(self, recipe: Recipe, directory: epath.Path, mesh: Mesh, every: int, minutes: float | None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: epath.Path,
+        mesh: Mesh,
+        every: int,
+        minutes: float | None,
+        watching: Watching,
+    ):
         self._recipe, self._directory, self._mesh = recipe, directory, mesh
-        self._every, self._minutes = every, minutes
+        self._every, self._minutes, self._watching = every, minutes, watching
         self._state = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
         self._advance = advance(mesh, recipe.model, recipe.settings)
+        self._validate = _Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
 
     def train(self, wave: list[Run], real: int, bar: tqdm, termination: "_Termination") -> None:
         """Trains one run a row from where they stopped to the end; the first `real` of the wave are kept."""
-        records = {run.name: self._recipe.record(run) for run in wave[:real]}
+        names = [run.name for run in wave[:real]]
+        extra = self._validate.names if self._validate else ()
+        curves = Curves(names, len(wave), self._recipe.model, self._recipe.settings, extra)
         with contextlib.ExitStack() as stack:
-            progress = [
-                stack.enter_context(checkpoints.Progress(self._directory / name / "progress", record))
-                for name, record in records.items()
-            ]
-            state, curves = self._steps(wave, progress, bar, termination)
+            progress = [stack.enter_context(self._progress(run)) for run in wave[:real]]
+            stack.callback(curves.close)
+            if self._watching.tensorboard:
+                curves.show(self._directory)
+            state = self._steps(wave, progress, curves, bar, termination)
+        self.failed |= curves.failed
         for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
-            if run.name in self.failed:
+            if run.name in curves.failed:
                 one.drop()  # going on from its states would end the same way
-                continue
-            params = placement.member(self._mesh, state.params, i)
-            curve = {name: values[i] for name, values in curves.items()}
-            _finish(run, params, curve, self._recipe, self._directory / run.name, one)
+            else:
+                params = placement.member(self._mesh, state.params, i)
+                _finish(params, curves.lines(i), self._recipe.record(run), self._directory / run.name, one)
+
+    def _progress(self, run: Run) -> checkpoints.Progress:
+        return checkpoints.Progress(self._directory / run.name / "progress", self._recipe.record(run))
 
     def _steps(
-        self, wave: list[Run], progress: list[checkpoints.Progress], bar: tqdm, termination: "_Termination"
-    ) -> tuple[TrainState, dict[str, np.ndarray]]:
-        """All steps of a wave from where it stopped; returns the states and metrics [runs, steps]."""
-        recipe, real, steps = self._recipe, len(progress), self._recipe.settings.steps
-        state, curves, start = self._resume(wave, progress)
-        bar.update(real * start * recipe.settings.tokens // steps)
-        data = [_batches(run, recipe, start) for run in wave]
-        unread: list[tuple[slice, dict[str, jax.Array]]] = []
+        self,
+        wave: list[Run],
+        progress: list[checkpoints.Progress],
+        curves: Curves,
+        bar: tqdm,
+        termination: "_Termination",
+    ) -> TrainState:
+        """All steps of a wave from where it stopped; returns the states."""
+        settings, real = self._recipe.settings, len(progress)
+        state, start = self._resume(wave, progress, curves)
+        tokens = real * settings.tokens // settings.steps
+        bar.update(start * tokens)
+        data = [_batches(run, self._recipe, start) for run in wave]
         saved = time.monotonic()
-        for step in range(start, steps, STEPS_PER_CALL):
-            stop = min(step + STEPS_PER_CALL, steps)
+        for step in range(start, settings.steps, STEPS_PER_CALL):
+            stop = min(step + STEPS_PER_CALL, settings.steps)
             begun = time.perf_counter()
             calls = [[next(it) for _ in range(step, stop)] for it in data]
             batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
             state, metrics = self._advance(state, stack(self._mesh, batch, None, "data"))
-            self._read(wave[:real], curves, unread)  # one call late, so that the devices never wait for us
-            unread.append((slice(step, stop), metrics))
-            bar.set_postfix(run=wave[0].name, loss=f"{np.mean(curves['loss'][:, max(step - 1, 0)]):.3f}", refresh=False)
-            bar.update(real * (stop - step) * recipe.settings.tokens // steps)
-            minutes = (time.monotonic() - saved) / 60
-            due = stop // self._every > step // self._every or (self._minutes is not None and minutes > self._minutes)
-            if stop == steps or due or termination.asked:
-                self._read(wave[:real], curves, unread)
-            curves["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
-            if stop < steps and (due or termination.asked):
+            curves.read()  # one call late, so that the devices never wait for us
+            curves.expect(slice(step, stop), metrics)
+            loss = np.mean(curves.values["loss"][:, max(step - 1, 0)])
+            bar.set_postfix(run=wave[0].name, loss=f"{loss:.3f}", refresh=False)
+            bar.update((stop - step) * tokens)
+            late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
+            due = termination.asked or late or _passed(step, stop, self._every)
+            if self._validate and _passed(step, stop, self._watching.validate_every):
+                curves.expect(slice(stop - 1, stop), self._validate(state.params))
+            if due or stop == settings.steps:
+                curves.read()
+            curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
+            if due and stop < settings.steps:
                 self._save(wave, progress, stop, state, curves)
                 saved = time.monotonic()
             if termination.asked:
                 raise KeyboardInterrupt
-            if all(run.name in self.failed for run in wave[:real]):
+            if len(curves.failed) == real:
                 break
-        return state, curves
-
-    def _read(
-        self, wave: list[Run], curves: dict[str, np.ndarray], unread: list[tuple[slice, dict[str, jax.Array]]]
-    ) -> None:
-        """Waits for the metrics of calls and keeps them; takes note of the runs whose loss is not finite."""
-        while unread:
-            steps, metrics = unread.pop(0)
-            for name, values in metrics.items():
-                curves[name][:, steps] = values
-            losses = curves["loss"][: len(wave), steps]
-            for run, step in np.argwhere(~np.isfinite(losses)):
-                name = wave[run].name
-                if name not in self.failed:
-                    self.failed[name] = f"loss is {losses[run, step]} at step {step + steps.start}"
-                    logging.warning("run %r: %s; the others go on", name, self.failed[name])
+        return state
 
     def _save(
-        self,
-        wave: list[Run],
-        progress: list[checkpoints.Progress],
-        step: int,
-        state: TrainState,
-        curves: dict[str, np.ndarray],
+        self, wave: list[Run], progress: list[checkpoints.Progress], step: int, state: TrainState, curves: Curves
     ) -> None:
         for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
-            if run.name not in self.failed:
-                curve = {name: values[i].copy() for name, values in curves.items()}
-                one.save(step, (placement.member(self._mesh, state, i), curve))
+            if run.name not in curves.failed:
+                one.save(step, (placement.member(self._mesh, state, i), curves.of(i)))
 
-    def _resume(
-        self, wave: list[Run], progress: list[checkpoints.Progress]
-    ) -> tuple[TrainState, dict[str, np.ndarray], int]:
-        """States and metrics [runs, steps] of the newest step that all runs have whole, or those to start with."""
-        curve = {name: np.full(self._recipe.settings.steps, np.nan, np.float32) for name in METRICS}
+    def _resume(self, wave: list[Run], progress: list[checkpoints.Progress], curves: Curves) -> tuple[TrainState, int]:
+        """States, and metrics, of the newest step that all runs have whole, or those to start with."""
         for step in sorted(set.intersection(*(p.steps() for p in progress)), reverse=True):
-            like = [(placement.abstract_member(self._mesh, self._state, i), curve) for i in range(len(progress))]
-            found = [one.restore(step, each) for one, each in zip(progress, like, strict=True)]
-            if all(f is not None for f in found):
-                members, curves = zip(*found, strict=True)
-                return self._filled(members), _stacked([*curves, *curves[-1:] * (len(wave) - len(found))]), step
-        return self._fresh(wave), _stacked([curve] * len(wave)), 0
+            rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(len(progress))]
+            found = [one.restore(step, (row, curves.of(0))) for one, row in zip(progress, rows, strict=True)]
+            whole = [each for each in found if each is not None]
+            if len(whole) == len(found):
+                curves.restore([kept for _, kept in whole])
+                return self._filled([member for member, _ in whole]), step
+        return self._fresh(wave), 0
 
     def _filled(self, members: Sequence[TrainState]) -> TrainState:
         """The members stacked; rows without one get the last one's numbers."""
@@ -316,8 +250,9 @@ def _beginning(settings: TrainSettings, params: decoder.Params) -> TrainState:
     return TrainState(params, optimizer(settings).init(params))
 
 
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *xs: np.stack(xs), *trees)
+def _passed(step: int, stop: int, every: int) -> bool:
+    """Whether a multiple of `every` lies among the steps done from `step` to `stop`."""
+    return stop // every > step // every
 
 
 def _advance(
@@ -341,46 +276,43 @@ def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndar
     return mixing.iterate(dataset, start, settings.steps)
 
 
+class _Validation:
+    """Losses of all models of a pool on the first windows of each domain's validation text, in nats per token."""
+
+    def __init__(self, recipe: Recipe, mesh: Mesh):
+        config, length = recipe.model, recipe.settings.seq_len
+        self.names = [f"validation/{name}" for name in recipe.validation]
+        batches = {}
+        for name, text in recipe.validation.items():
+            windows = [text.window(i, length) for i in range(min(VALIDATION_WINDOWS, text.windows(length)))]
+            if not windows:
+                raise UserError(f"domain {name!r}: validation text in {text.directory} has not {length + 1} tokens")
+            filled = windows + windows[-1:] * (VALIDATION_WINDOWS - len(windows))
+            segments = np.stack([w.segments if i < len(windows) else 0 * w.segments for i, w in enumerate(filled)])
+            batches[f"validation/{name}"] = (np.stack([w.tokens for w in filled]), segments)
+        self._batches = stack(mesh, [batches] * mesh.shape["pool"])
+
+        def losses(params: decoder.Params, batches: Mapping[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+            return {name: loss(config, params, *batch)[1][None] for name, batch in batches.items()}
+
+        self._losses = on_pool(mesh, losses, donate=False)
+
+    def __call__(self, params: decoder.Params) -> dict[str, jax.Array]:
+        """By metric, [pool, 1]."""
+        return self._losses(params, self._batches)
+
+
 def _finish(
-    run: Run,
     params: decoder.Params,
-    curve: Mapping[str, np.ndarray],
-    recipe: Recipe,
+    lines: Iterator[dict[str, float]],
+    record: Mapping[str, Any],
     directory: epath.Path,
     progress: checkpoints.Progress,
 ) -> None:
     """Writes what a run leaves; `run.json` comes last and says that the run is done."""
-    lines = [json.dumps(line) for line in _metrics(curve, recipe)]
-    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     checkpoints.save_params(directory / "params", params)
     progress.drop()
     aside = directory / "run.json.partial"
-    aside.write_text(json.dumps(recipe.record(run), indent=1))
+    aside.write_text(json.dumps(record, indent=1))
     aside.rename(directory / "run.json")
-
-
-def _metrics(curve: Mapping[str, np.ndarray], recipe: Recipe) -> Iterator[dict[str, float]]:
-    """What `metrics.jsonl` says of each step."""
-    settings = recipe.settings
-    rates, tokens = schedule(settings), settings.batch_size * settings.seq_len
-    for i in range(settings.steps):
-        yield {
-            "step": i + 1,
-            "loss": float(curve["loss"][i]),
-            "learning_rate": float(rates(i)),
-            "grad_norm": float(curve["grad_norm"][i]),
-            "tokens_per_second": round(tokens / float(curve["seconds"][i]), 1),
-        }
-
-
-def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in model.items() if name not in NOT_ARCHITECTURE}
-
-
-def _difference(found: Any, wanted: Any) -> str:
-    """The first thing in which two records differ, in words."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *found]:
-            if found.get(name) != wanted.get(name):
-                return f"{name}={found.get(name)!r}, not {wanted.get(name)!r}"
-    return f"{found!r}, not {wanted!r}"

@@ -4,7 +4,7 @@ import pytest
 
 from mde.errors import UserError
 from mde.models.config import preset
-from mde.training import planning
+from mde.training import devices, planning
 from mde.training.placement import MeshShape
 from mde.training.step import TrainSettings
 
@@ -52,4 +52,4 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_compiled(monkeyp
 
 def test_an_unknown_device_names_the_nearest():
     with pytest.raises(UserError, match="unknown device 'tpu-v5': did you mean 'tpu-v5"):
-        planning.device("tpu-v5")
+        devices.device("tpu-v5")

@@ -15,8 +15,10 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training import checkpoints, pool
+from mde.training.metrics import Watching
 from mde.training.placement import MeshShape
 from mde.training.pool import Recipe, Run
+from mde.training.runs import is_done
 from mde.training.step import TrainSettings
 
 # Orbax's own threads complain when a restore fails; that it fails is what is tested.
@@ -51,7 +53,7 @@ def compiled_once():
     patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
 
     def shared(mesh, function, donate=True, out_shardings=None):
-        key = (mesh, function.func, function.args, donate)
+        key = (mesh, getattr(function, "func", function), getattr(function, "args", ()), donate)
         return programs.setdefault(key, on_pool(mesh, function, donate, out_shardings))
 
     patch.setattr(pool, "on_pool", shared)
@@ -187,7 +189,7 @@ def test_a_pool_told_to_stop_saves_its_states_and_goes_on_from_them(
     recipe, tmp_path, monkeypatch, together, first_steps
 ):
     directory = epath.Path(tmp_path)
-    read = pool._Trainer._read
+    read = pool.Curves.read
 
     def read_and_terminate(*arguments):
         read(*arguments)
@@ -195,7 +197,7 @@ def test_a_pool_told_to_stop_saves_its_states_and_goes_on_from_them(
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(pool._Trainer, "_read", read_and_terminate)
+        patch.setattr(pool.Curves, "read", read_and_terminate)
         with pytest.raises(KeyboardInterrupt):
             train_pool([A, C], recipe, directory, checkpoint_every=1000)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -351,15 +353,44 @@ def test_metrics_say_what_a_person_watches(together):
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
 
 
+def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, together):
+    validation = {name: write_store(tmp_path / name, [np.tile(np.arange(1, 9), 6)] * 3) for name in ("loop", "copy")}
+    watched = dataclasses.replace(recipe, validation=validation)
+    directory = epath.Path(tmp_path / "runs")
+    pool.train_pool([A, B, C], watched, directory, 1000, mesh=MeshShape(2), watching=Watching(validate_every=15))
+    lines = [json.loads(line) for line in (directory / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/loop" in line] == [20, 30]  # the calls that pass 15 and 30
+    last = lines[-1]
+    assert last["validation/loop"] == last["validation/copy"]
+    windows = [validation["loop"].window(i, SETTINGS.seq_len) for i in range(validation["loop"].windows(16))]
+    tokens, segments = (np.stack([getattr(w, name) for w in windows]) for name in ("tokens", "segments"))
+    log_probs = decoder.token_log_probs(recipe.model, parameters(directory, A, recipe), tokens, segments)
+    expected = -np.mean(np.asarray(log_probs)[decoder.target_mask(segments)])
+    assert_allclose(last["validation/loop"], expected, rtol=1e-5)
+    assert_same_run(directory, together, A, recipe)  # to look does not change a run
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_metrics_say(recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    watching = Watching(tensorboard=True)
+    pool.train_pool([A], recipe, epath.Path(tmp_path), 1000, mesh=MeshShape(1), watching=watching)
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    shown = {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")}
+    assert shown == pytest.approx({step: losses(epath.Path(tmp_path), A)[step - 1] for step in (10, 20, 30)})
+
+
 def test_an_imported_run_is_done_if_it_is_such_a_model(recipe, tmp_path):
     directory = epath.Path(tmp_path) / "a"
     directory.mkdir()
     model = {**recipe.record(A)["model"], "dtype": "bfloat16"}
     (directory / "run.json").write_text(json.dumps({"imported": {"from": "elsewhere"}, "model": model}))
-    assert pool.is_done(directory, recipe.record(A))
+    assert is_done(directory, recipe.record(A))
     wide = dataclasses.replace(recipe, model=preset("tiny", 64, d_ff=64))
     with pytest.raises(UserError, match="trained with model d_ff=96, not 64"):
-        pool.is_done(directory, wide.record(A))
+        is_done(directory, wide.record(A))
 
 
 def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_states(recipe, tmp_path, together):
