@@ -7,8 +7,6 @@ devices steps its own model, so a run's numbers do not depend on which runs it s
 import contextlib
 import functools
 import json
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,18 +23,18 @@ from mde.errors import UserError
 from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
 from mde.training import checkpoints, placement
-from mde.training.loss import loss
+from mde.training.interruptions import Termination, writing
 from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape, on_pool, pool_mesh, stack, unstack
 from mde.training.runs import Recipe, Run, pending
 from mde.training.step import TrainSettings, TrainState, initial, optimizer, train_step
+from mde.training.validation import Validation
 
 __all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
 
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
 
-VALIDATION_WINDOWS = 16  # of each domain
 UNWATCHED = Watching()
 
 
@@ -73,6 +71,8 @@ def train_pool(
       UserError: a run of this name was trained another way, a domain is empty, the mesh does not divide the devices,
         the model or the batch, or losses were not finite (the other runs are trained to the end first).
     """
+    if jax.process_count() > 1:
+        raise UserError("a pool is trained by one process: its checkpoints are not written by several yet")
     waiting = pending(runs, recipe, directory)
     if not waiting:
         return
@@ -83,11 +83,12 @@ def train_pool(
     trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes, watching)
     total = len(waiting) * recipe.settings.tokens
     with (
-        _Termination() as termination,
+        Termination() as termination,
         tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar,
     ):
         for wave, real in waves(waiting, shape.pool):
-            trainer.train(wave, real, bar, termination)
+            with writing(directory):
+                trainer.train(wave, real, bar, termination)
     if trainer.failed:
         causes = ", ".join(f"run {name!r}: {cause}" for name, cause in trainer.failed.items())
         others = len(waiting) - len(trainer.failed)
@@ -114,10 +115,10 @@ class _Trainer:
         self._every, self._minutes, self._watching = every, minutes, watching
         self._state = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
         self._advance = advance(mesh, recipe.model, recipe.settings)
-        self._validate = _Validation(recipe, mesh) if watching.validate_every else None
+        self._validate = Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
 
-    def train(self, wave: list[Run], real: int, bar: tqdm, termination: "_Termination") -> None:
+    def train(self, wave: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
         """Trains one run a row from where they stopped to the end; the first `real` of the wave are kept."""
         names = [run.name for run in wave[:real]]
         extra = self._validate.names if self._validate else ()
@@ -145,7 +146,7 @@ class _Trainer:
         progress: list[checkpoints.Progress],
         curves: Curves,
         bar: tqdm,
-        termination: "_Termination",
+        termination: Termination,
     ) -> TrainState:
         """All steps of a wave from where it stopped; returns the states."""
         settings, real = self._recipe.settings, len(progress)
@@ -218,26 +219,6 @@ class _Trainer:
         return on_pool(self._mesh, begin, donate=False, out_shardings=where)(seeds)
 
 
-class _Termination:
-    """Takes note of SIGTERM instead of dying of it, where signals can be handled (in the main thread)."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._main = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> "_Termination":
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_: object) -> None:
-        self.asked = True
-
-
 def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
     """Several train steps of every model of a pool, jitted: (states, batches) to (states, metrics [pool, steps])."""
     state = jax.eval_shape(functools.partial(initial, config, settings), 0)
@@ -274,32 +255,6 @@ def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndar
         seq_len=settings.seq_len,
     )
     return mixing.iterate(dataset, start, settings.steps)
-
-
-class _Validation:
-    """Losses of all models of a pool on the first windows of each domain's validation text, in nats per token."""
-
-    def __init__(self, recipe: Recipe, mesh: Mesh):
-        config, length = recipe.model, recipe.settings.seq_len
-        self.names = [f"validation/{name}" for name in recipe.validation]
-        batches = {}
-        for name, text in recipe.validation.items():
-            windows = [text.window(i, length) for i in range(min(VALIDATION_WINDOWS, text.windows(length)))]
-            if not windows:
-                raise UserError(f"domain {name!r}: validation text in {text.directory} has not {length + 1} tokens")
-            filled = windows + windows[-1:] * (VALIDATION_WINDOWS - len(windows))
-            segments = np.stack([w.segments if i < len(windows) else 0 * w.segments for i, w in enumerate(filled)])
-            batches[f"validation/{name}"] = (np.stack([w.tokens for w in filled]), segments)
-        self._batches = stack(mesh, [batches] * mesh.shape["pool"])
-
-        def losses(params: decoder.Params, batches: Mapping[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
-            return {name: loss(config, params, *batch)[1][None] for name, batch in batches.items()}
-
-        self._losses = on_pool(mesh, losses, donate=False)
-
-    def __call__(self, params: decoder.Params) -> dict[str, jax.Array]:
-        """By metric, [pool, 1]."""
-        return self._losses(params, self._batches)
 
 
 def _finish(

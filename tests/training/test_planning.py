@@ -17,6 +17,7 @@ def measured():
     return config, planning.measure(config, SETTINGS, MeshShape(2, 4, 1))
 
 
+@pytest.mark.slow
 def test_parameters_and_optimizer_are_spread_over_the_row_of_a_model(measured):
     config, memory = measured
     norms = config.d_model * (2 * config.n_layers + 1)  # whole on every device
@@ -26,6 +27,7 @@ def test_parameters_and_optimizer_are_spread_over_the_row_of_a_model(measured):
     assert memory.batches == 2 * 4 * 10 * (16 // 4) * 129  # tokens and segments of ten steps, int32
 
 
+@pytest.mark.slow
 def test_a_step_needs_at_least_its_gradients_and_activations(measured):
     config, memory = measured
     activations = 4 * (16 // 4) * 128 * config.n_layers * (4 * config.d_model + 2 * config.d_ff)

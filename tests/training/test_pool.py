@@ -434,6 +434,29 @@ def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, t
     jax.tree.map(assert_array_equal, checkpoints.load_params(path, one), other)
 
 
+def test_a_directory_that_cannot_be_written_is_a_user_error(recipe, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"/file/runs: cannot write \(.*Not a directory"):
+        train_pool([A], recipe, epath.Path(tmp_path / "file" / "runs"), checkpoint_every=10)
+
+
+def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(recipe, tmp_path, monkeypatch, together):
+    directory = epath.Path(tmp_path)
+    save = checkpoints.Progress.save
+
+    def full(self, step, state):
+        if step == 20:
+            raise OSError(28, "No space left on device")
+        save(self, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Progress, "save", full)
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device.*; the same command goes on"):
+            train_pool([A, C], recipe, directory, checkpoint_every=10)
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert_same_run(directory, together, A, recipe)
+
+
 def test_waves_are_full_and_keep_every_item_once():
     waves = list(pool.waves([1, 2, 3, 4, 5], 2))
     assert waves == [([1, 2], 2), ([3, 4], 2), ([5, 5], 1)]
