@@ -4,17 +4,19 @@ Orbax writes aside and renames, so a checkpoint that exists is whole unless some
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from mde.errors import UserError
 from mde.models.decoder import Params
+
+_log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
 
 def save_params(path: epath.Path, params: Params) -> None:
@@ -76,7 +78,7 @@ class Progress:
         try:
             return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
         except Exception as e:  # see `load_params`
-            logging.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
+            _log.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
             return None
 
     def __enter__(self) -> "Progress":

@@ -5,18 +5,20 @@ along the way TensorBoard shows them, if asked, through CLU's metric writers (wh
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
 from mde.models.config import DecoderConfig
 from mde.training import devices
 from mde.training.step import TrainSettings, schedule
+
+_log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Curves:
                 name = self._runs[row]
                 if name not in self.failed:
                     self.failed[name] = f"loss is {losses[row, step]} at step {step + steps.start}"
-                    logging.warning("run %r: %s; the others go on", name, self.failed[name])
+                    _log.warning("run %r: %s; the others go on", name, self.failed[name])
             for row, writer in enumerate(self._writers):
                 line = self._line(row, steps.stop - 1)
                 writer.write_scalars(line.pop("step"), line)
