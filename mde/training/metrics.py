@@ -21,6 +21,9 @@ from mde.training.step import TrainSettings, schedule
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
 
+KEPT = ("loss", "grad_norm", "seconds")
+
+
 @dataclasses.dataclass(frozen=True)
 class Watching:
     """How a training is watched.
@@ -48,15 +51,14 @@ class Curves:
         self._runs, self._settings = runs, settings
         self._flops = config.train_flops(settings.seq_len)
         self._rates = np.asarray(schedule(settings)(np.arange(settings.steps)))
-        names = ("loss", "grad_norm", "seconds", *extra)
-        self.values = {name: np.full((rows, settings.steps), np.nan, np.float32) for name in names}
+        self.values = {name: np.full((rows, settings.steps), np.nan, np.float32) for name in (*KEPT, *extra)}
         self.failed: dict[str, str] = {}
         self._unread: list[tuple[slice, Mapping[str, jax.Array]]] = []
         self._writers: list[Any] = []
 
     def of(self, row: int) -> dict[str, np.ndarray]:
-        """One run's metrics, to keep with its state."""
-        return {name: values[row].copy() for name, values in self.values.items()}
+        """One run's metrics, to keep with its state; not validation, so that a state goes with any way of watching."""
+        return {name: self.values[name][row].copy() for name in KEPT}
 
     def restore(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Takes up the metrics that were kept of each run."""
@@ -106,7 +108,7 @@ class Curves:
         if math.isfinite(seconds):
             speed = self._settings.batch_size * self._settings.seq_len / seconds
             line["tokens_per_second"] = round(speed, 1)
-            if peak := devices.peak_flops():
+            if peak := devices.peak_flops():  # of all devices, those that a mesh leaves idle as well
                 line["mfu"] = speed * self._flops * len(self.values["loss"]) / (jax.device_count() * peak)
         validation = {name: values[row, step] for name, values in self.values.items() if name.startswith("validation/")}
         return line | {name: float(value) for name, value in validation.items() if math.isfinite(value)}

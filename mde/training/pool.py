@@ -167,7 +167,8 @@ class _Trainer:
             bar.set_postfix(run=wave[0].name, loss=f"{loss:.3f}", refresh=False)
             bar.update((stop - step) * tokens)
             late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
-            due = termination.asked or late or _passed(step, stop, self._every)
+            asked = termination.asked  # looked at once: what comes later waits for the next call
+            due = asked or late or _passed(step, stop, self._every)
             if self._validate and _passed(step, stop, self._watching.validate_every):
                 curves.expect(slice(stop - 1, stop), self._validate(state.params))
             if due or stop == settings.steps:
@@ -176,7 +177,7 @@ class _Trainer:
             if due and stop < settings.steps:
                 self._save(wave, progress, stop, state, curves)
                 saved = time.monotonic()
-            if termination.asked:
+            if asked:
                 raise KeyboardInterrupt
             if len(curves.failed) == real:
                 break

@@ -353,11 +353,13 @@ def test_metrics_say_what_a_person_watches(together):
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
 
 
-def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, together):
+def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, monkeypatch, together, first_steps):
     validation = {name: write_store(tmp_path / name, [np.tile(np.arange(1, 9), 6)] * 3) for name in ("loop", "copy")}
     watched = dataclasses.replace(recipe, validation=validation)
     directory = epath.Path(tmp_path / "runs")
-    pool.train_pool([A, B, C], watched, directory, 1000, mesh=MeshShape(2), watching=Watching(validate_every=15))
+    interrupt(monkeypatch, recipe, directory, [A, B], 10)  # a state can be gone on with and watched another way
+    pool.train_pool([A, B], watched, directory, 1000, mesh=MeshShape(2), watching=Watching(validate_every=15))
+    assert first_steps[-2:] == [10, 10]
     lines = [json.loads(line) for line in (directory / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation/loop" in line] == [20, 30]  # the calls that pass 15 and 30
     last = lines[-1]
