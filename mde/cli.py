@@ -24,6 +24,10 @@ HELP = {
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
+    "models": "the presets and their sizes",
+    "plan": "memory and time of a training, without the machines",
+    "export": "a run as a model that Hugging Face's transformers loads",
+    "import": "such a model as a run of a study",
 }
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
@@ -82,7 +86,8 @@ def _flags(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"mde {name}", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
-    parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
+    if demo or name not in pipeline.WITHOUT_STUDY:
+        parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
     if not demo:
         bindings.add_flags(parser, name)
     if demo or name == "prepare":
@@ -117,7 +122,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
         given[name] = {**given.get(name, {}), **bindings.flags(args, name)}
     if demo or name == "prepare":
         given["prepare"] = {**given.get("prepare", {}), **bindings.domains(args)}
-    study = Study(args.study or _default_study(name, given))
+    study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     started = time.time()
     for stage in STAGES if demo else [name]:
         begun = time.time()

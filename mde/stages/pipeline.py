@@ -17,13 +17,16 @@ from etils import epath
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
-TOOLS = ("predict", "swarm", "iterate")  # commands that belong to no place in the order and leave no record
+# Commands that belong to no place in the order and leave no record.
+TOOLS = ("predict", "swarm", "iterate", "export", "import", "models", "plan")
+WITHOUT_STUDY = ("models", "plan")
 
 
 def command(name: str) -> Callable[..., None]:
     """The function of a stage or tool."""
     if name not in (*STAGES, *TOOLS):
         raise unknown("stage", name, (*STAGES, *TOOLS))
+    name = {"import": "import_model"}.get(name, name)  # Python keeps that word for itself
     return getattr(importlib.import_module(f"mde.stages.{name}"), name)
 
 
@@ -73,6 +76,9 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       UserError: an unknown stage or argument, or an earlier stage that has not been run.
     """
     resolved = arguments(name, given)
+    if name in WITHOUT_STUDY:
+        command(name)(**resolved)
+        return True
     if name in TOOLS:
         command(name)(study, **resolved)
         return True
