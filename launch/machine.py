@@ -79,8 +79,8 @@ class Machine:
         needed, chips = parameters * BYTES_PER_PARAMETER / 2**30, self.hosts * self.chips_per_host
         if needed > chips * self.memory_gb:
             raise UserError(
-                f"preset {model!r} does not fit on {self.type}: parameters, gradients and moments take {needed:.0f} GB, "
-                f"{chips} chips have {chips * self.memory_gb} GB"
+                f"preset {model!r} does not fit on {self.type}: parameters, gradients and moments take "
+                f"{needed:.0f} GB, {chips} chips have {chips * self.memory_gb} GB"
             )
 
 

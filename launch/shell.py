@@ -24,10 +24,11 @@ class Shell:
 
         Args:
           argv: the program and its arguments.
-          show: called with each line as it comes; the command itself is printed as well then.
+          show: called with each line as it comes, warnings and errors too; the command itself is printed then.
 
         Returns:
-          Its exit status and what it printed, without secrets.
+          Its exit status and what it printed, without secrets; what went to standard error only if it was shown or the
+          command failed, for an answer is not to be taken for one because there was a warning.
 
         Raises:
           UserError: no such program.
@@ -36,23 +37,21 @@ class Shell:
             print(self.redact(f"$ {shlex.join(argv)}"), flush=True)
         if self.dry_run:
             return 0, ""
+        errors = subprocess.STDOUT if show else subprocess.PIPE
         try:
             process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
             )
         except FileNotFoundError as error:
             raise UserError(f"{argv[0]} is not installed: it is not on the PATH") from error
+        if not show:
+            output, warnings = process.communicate()
+            return process.returncode, self.redact(output + warnings if process.returncode else output)
         lines = []
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(self.redact(line.rstrip("\n")))
-            if show:
-                show(lines[-1])
+            show(lines[-1])
         return process.wait(), "\n".join(lines)
 
     def redact(self, text: str) -> str:

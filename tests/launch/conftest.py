@@ -1,7 +1,7 @@
 """Stand-ins for the programs that launchers call, on the PATH."""
 
 import json
-import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -9,6 +9,24 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+# All that launchers and workers call of a real machine. Nothing else is on the PATH, so that no test can ever reach a
+# real gcloud, sbatch or kubectl that happens to be installed.
+TOOLS = (
+    "bash",
+    "cat",
+    "chmod",
+    "git",
+    "gzip",
+    "hostname",
+    "mkdir",
+    "nohup",
+    "rm",
+    "setsid",
+    "sh",
+    "sleep",
+    "tail",
+    "tar",
+)
 
 
 class StandIns:
@@ -35,14 +53,18 @@ class StandIns:
 
 @pytest.fixture
 def standins(tmp_path, monkeypatch) -> StandIns:
-    """The stand-ins, first on the PATH, with nothing going wrong."""
+    """The stand-ins, with nothing going wrong."""
     made = StandIns(tmp_path)
     made.add("gcloud", f'#!/bin/sh\nexec {sys.executable} -S {HERE / "standin_gcloud.py"} "$@"\n')
     # A worker's own Python: "installing" makes the environment with the stand-in for `mde`.
     script = f"printf '#!/bin/sh\\nexec {sys.executable} -S {HERE / 'standin_mde.py'} \"$@\"\\n' > .venv/bin/python"
     made.add("python3", f"#!/bin/sh\nmkdir -p .venv/bin && {script} && chmod +x .venv/bin/python\n")
+    for name in ("sbatch", "srun", "scontrol", "squeue", "sacct", "kubectl", "xpk", "sky"):
+        made.add(name, f'#!/bin/sh\nexec {sys.executable} -S {HERE / "standin_queue.py"} {name} "$@"\n')
     monkeypatch.setenv("STANDIN", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{made.programs}{os.pathsep}{os.environ['PATH']}")
+    for tool in TOOLS:
+        (made.programs / tool).symlink_to(shutil.which(tool))
+    monkeypatch.setenv("PATH", str(made.programs))
     monkeypatch.delenv("CLOUDSDK_CORE_PROJECT", raising=False)
     return made
 

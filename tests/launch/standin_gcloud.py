@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 HOME = Path(os.environ["STANDIN"])
-HOSTS = {"v4-8": 1, "v5litepod-16": 4}
+HOSTS = {"v4-8": 1, "v4-16": 2, "v5litepod-16": 4}
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +28,10 @@ def main(argv: list[str]) -> None:
     words = [word for word in argv if not word.startswith("--")]
     flags = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
     if words == ["auth", "list"]:
-        print(scenario().get("account", "someone@example.com"))
+        if account := scenario().get("account", "someone@example.com"):
+            print(account)
+        else:
+            print("No credentialed accounts.", file=sys.stderr)
         return
     assert words[:2] == ["compute", "tpus"]
     assert flags["project"] == "my-project"
