@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HOME = Path(os.environ["STANDIN"])
@@ -107,8 +108,11 @@ def tpu_vm(verb: str, words: list[str], flags: dict) -> None:
 
 def stop_workers() -> None:
     for pid in (HOME / "workers").rglob("run.pid"):
-        with contextlib.suppress(ProcessLookupError, ValueError):
-            os.killpg(int(pid.read_text()), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            leader = int(pid.read_text())
+            while os.getpgid(leader) != leader:  # `setsid` has only just been started
+                time.sleep(0.01)
+            os.killpg(leader, signal.SIGKILL)
 
 
 main(sys.argv[1:])
