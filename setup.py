@@ -54,20 +54,26 @@ VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
 PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
 
+# Clusters and sweeps: `launch/`, which runs from a clone and is no part of the installed package.
+LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
+RAY = ["ray>=2.50"]
+
 TEST = [
     *DEMO,
     *EXPORT,
     *HUGGINGFACE,
+    *LAUNCH,
+    *RAY,
     *VIZIER,
     "hypothesis>=6",
     "mypy>=1.15",
     "pandas-stubs",
     "pre-commit",
+    "psutil>=6",
     "pytest>=8",
     "ruff>=0.12",
     "tinygp>=0.3",
 ]
-
 
 setup(
     name="mde",
@@ -86,6 +92,8 @@ setup(
         "huggingface": HUGGINGFACE,
         "export": EXPORT,
         "peers": PEERS,
+        "launch": LAUNCH,
+        "ray": RAY,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],

@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,15 @@ def domains(args: argparse.Namespace) -> dict[str, Any]:
     return found if args.domain else {name: value for name, value in found.items() if value}
 
 
-def from_gin(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[str, Any]]:
+def from_gin(
+    files: Sequence[str], bindings: Sequence[str], more: Mapping[str, Callable[..., Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """What gin binds, by command and argument.
+
+    Args:
+      files: gin files; later ones override.
+      bindings: bindings, which override the files.
+      more: what else can be bound, by name.
 
     Raises:
       UserError: a file that is not there, a syntax error, an unknown command or argument.
@@ -78,9 +85,9 @@ def from_gin(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[st
     gin.clear_config()
     # Registering imports a command, so bindings alone import only what they name.
     named = {binding.split(".")[0].strip() for binding in bindings}
-    used = [name for name in COMMANDS if files or name in named]
-    for name in used:
-        gin.external_configurable(pipeline.command(name), name)
+    used = {name: pipeline.command(name) for name in COMMANDS if files or name in named} | dict(more or {})
+    for name, function in used.items():
+        gin.external_configurable(function, name)
     for file in files:
         if not any((folder / file).exists() for folder in (Path(), REPOSITORY)):
             raise UserError(f"no gin file {file!r}, neither here nor in {REPOSITORY}")
@@ -89,7 +96,7 @@ def from_gin(files: Sequence[str], bindings: Sequence[str]) -> dict[str, dict[st
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
         return {name: gin.get_bindings(name) for name in used}
     except (ValueError, SyntaxError, OSError) as error:
-        raise _gin_error(" ".join(str(error).split())) from error
+        raise _gin_error(" ".join(str(error).split()), used) from error
 
 
 def _described_arguments(command: str) -> dict[str, str]:
@@ -123,10 +130,11 @@ def _search_the_repository() -> None:
     gin.add_config_file_search_path(str(REPOSITORY))
 
 
-def _gin_error(message: str) -> UserError:
+def _gin_error(message: str, used: Mapping[str, Callable[..., Any]]) -> UserError:
     """gin's message in one line, with the nearest right name where one is misspelt."""
     if stage := re.search(r"No configurable matching '(\w+)'", message):
-        return unknown("stage in a gin binding", stage[1], COMMANDS)
+        return unknown("stage in a gin binding", stage[1], {*COMMANDS, *used})
     if argument := re.search(r"'(\w+)' doesn't have a parameter named '(\w+)'", message):
-        return unknown(f"argument of stage {argument[1]!r}", argument[2], pipeline.parameters(argument[1]))
+        known = inspect.signature(used[argument[1]]).parameters.keys() - {"study"}
+        return unknown(f"argument of stage {argument[1]!r}", argument[2], known)
     return UserError(f"gin: {message}")

@@ -110,10 +110,9 @@ def _set_environment() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def _run(name: str, argv: Sequence[str]) -> None:
+def parse(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """The flags of a command, and the arguments that files, bindings and flags give to each stage."""
     from mde import bindings
-    from mde.stages import pipeline
-    from mde.study import STAGES, Study
 
     args = _flags(name).parse_args(argv)
     demo = name == "demo"
@@ -122,6 +121,15 @@ def _run(name: str, argv: Sequence[str]) -> None:
         given[name] = {**given.get(name, {}), **bindings.flags(args, name)}
     if demo or name == "prepare":
         given["prepare"] = {**given.get("prepare", {}), **bindings.domains(args)}
+    return args, given
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    from mde.stages import pipeline
+    from mde.study import STAGES, Study
+
+    args, given = parse(name, argv)
+    demo = name == "demo"
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     started = time.time()
     for stage in STAGES if demo else [name]:

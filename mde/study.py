@@ -20,6 +20,7 @@
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
     stages/STAGE.json      arguments and time of each stage that is done
+    stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
 
 A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
@@ -75,6 +76,10 @@ class Study:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""
         self._write(name, json.dumps(content, indent=1, default=_plain).encode())
+
+    def write_text(self, name: str, content: str) -> None:
+        """Writes a text file."""
+        self._write(name, content.encode())
 
     def read_table(self, name: str, made_by: str) -> pd.DataFrame:
         """The CSV table `name`, indexed by its first column."""

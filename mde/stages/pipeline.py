@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from mde import gin_text
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
@@ -89,6 +90,7 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     started = time.time()
     command(name)(study, **resolved)
     seconds = round(time.time() - started, 1)
+    study.write_text(f"stages/{name}.gin", gin_text.record(name, resolved, given))
     study.write_json(record, {"digest": made_of, "arguments": resolved, "seconds": seconds, "finished": time.time()})
     return True
 

@@ -42,6 +42,11 @@ def test_the_record_of_a_stage_has_all_its_arguments(finished):
     assert record["seconds"] > 0
 
 
+@pytest.mark.parametrize("stage", ["train", "score", "evaluate", "fit", "optimize", "prove"])
+def test_a_saved_stage_starts_the_same_run_again(mde, finished, stage):
+    assert not mde(stage, f"--study={finished[0]}", f"--gin_file={finished[0]}/stages/{stage}.gin")
+
+
 def test_help_lists_what_gin_can_bind(capsys):
     with pytest.raises(SystemExit) as status:
         cli.main(["fit", "--help"])

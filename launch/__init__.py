@@ -1,0 +1,1 @@
+"""Where one machine is outgrown: TPU VMs, GPU nodes and clusters, and sweeps of many studies."""

@@ -1,0 +1,131 @@
+"""What is launched: a command of `mde`, checked as the command line would check it, before anything is paid for."""
+
+import argparse
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import machine as machines
+from launch.machine import Machine
+from mde import cli
+from mde.bindings import REPOSITORY
+from mde.errors import UserError
+from mde.models import config as model_configs
+from mde.stages import pipeline
+from mde.study import STAGES
+
+# A host without Python 3.11 gets one of its own; versions are those that the tests run with.
+INSTALL = (
+    "python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python 3.12 .venv && "
+    "python3 -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[{extras}]'"
+)
+EXTRAS = {"tpu": "text,tpu", "gpu": "text,cuda", "cpu": "text"}
+STOPPED = 130  # exit status of a command that was stopped after saving its state: the same command goes on
+LARGEST_VOCABULARY = 128_000  # where the study's own is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command on a machine.
+
+    Attributes:
+      name: of whatever is created for it.
+      machine: where.
+      command: arguments of `mde`.
+      secrets: names of environment variables that it is given; their values are never printed.
+    """
+
+    name: str
+    machine: Machine
+    command: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """The command in a clone of the repository."""
+        return [".venv/bin/python", "-m", "mde.cli", *self.command]
+
+    @property
+    def install(self) -> str:
+        """The shell command that installs it in a clone."""
+        return INSTALL.format(extras=EXTRAS[self.machine.accelerator])
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The flags that all launchers share; the command to run comes after `--`."""
+    made = argparse.ArgumentParser(
+        f"launch.{name}",
+        description=doc,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"python -m launch.{name} --machine=FILE --name=NAME [...] -- COMMAND [--argument=value ...]",
+    )
+    made.add_argument("--machine", required=True, help="description of the machine, such as launch/machines/v5e_16.py")
+    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the machine")
+    made.add_argument("--name", required=True, help="of the run: what is created is called so")
+    made.add_argument("--secret", action="append", default=[], help="environment variable to hand on, by its name")
+    made.add_argument("--dry_run", action="store_true", help="print every command, and run none")
+    made.add_argument("command", nargs="+", help="a command of mde with its arguments")
+    return made
+
+
+def run(name: str, made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int], argv: Any = None) -> None:
+    """Runs a launcher's main with its flags; errors of users are one line and exit status 2."""
+    args = made.parse_args(argv)
+    try:
+        sys.exit(main(args))
+    except UserError as error:
+        print(f"launch.{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def from_flags(args: argparse.Namespace, bucket: bool) -> Job:
+    """The job of a launcher's flags.
+
+    Args:
+      args: the flags.
+      bucket: whether the study must be in a bucket, because the hosts' disks are lost or not shared.
+
+    Raises:
+      UserError: a wrong machine, name, command or binding; a model that does not fit; a secret that is not set.
+    """
+    machine = machines.load(args.machine, args.set)
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
+        raise UserError(f"--name={args.name}: expected up to 40 lower-case letters, digits and '-', a letter first")
+    for secret in args.secret:
+        if not re.fullmatch(r"[A-Za-z_]\w*", secret) or secret not in os.environ:
+            shown = secret.split("=")[0]  # whoever gave a value as well does not want it in a log
+            raise UserError(f"--secret={shown}: expected the name of a variable of your environment, and no value")
+    _check_command(machine, args.command, bucket)
+    return Job(args.name, machine, tuple(args.command), tuple(args.secret))
+
+
+def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> None:
+    name, *rest = command
+    if name not in ("demo", *STAGES):
+        cli.main([name])  # says which commands there are
+    args, given = cli.parse(name, rest)
+    for stage in STAGES if name == "demo" else [name]:
+        pipeline.arguments(stage, given.get(stage, {}))
+    if not args.study or (bucket and "://" not in args.study):
+        where = "in a bucket, such as gs://bucket/study" if bucket else "that all hosts see"
+        raise UserError(f"--study={args.study}: expected a directory {where}; hosts keep nothing of their own")
+    for file in args.gin_file:
+        _check_committed(file)
+    preset = given.get("train", {}).get("preset")
+    if preset and name in ("demo", "train"):
+        vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
+        machine.check_fits(model_configs.preset(preset, vocabulary).matmul_parameters, preset)
+
+
+def _check_committed(file: str) -> None:
+    """Hosts get what is committed; a path is the same there if it is relative to the repository."""
+    path = Path(file)
+    known = subprocess.run(["git", "ls-files", "--error-unmatch", file], cwd=REPOSITORY, capture_output=True)
+    if path.is_absolute() or known.returncode:
+        raise UserError(f"--gin_file={file}: expected a file that is committed, by its path in {REPOSITORY}")

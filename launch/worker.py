@@ -1,0 +1,165 @@
+"""One point of a sweep, in a process of its own: `python -m launch.worker DIRECTORY`.
+
+The directory is the point's study, and holds beside it
+
+    point.json        what the point is
+    point.gin         all its bindings, for whoever wants to run a stage by hand
+    attempts.jsonl    when and where it was started and done
+    log.txt           what its stages printed
+    done.json         written last
+
+Stages are resumed like those of any study, so a point that was killed goes on, wherever it is started again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.expansion import Point
+from mde import gin_text
+from mde.errors import UserError
+from mde.stages import pipeline
+from mde.study import STAGES, Study
+
+# What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones.
+LEFT_BY = {
+    "prepare": ("study.json", "tokenizer", "tokens"),
+    "train": ("runs", "training.json", "mixtures.csv"),
+    "score": ("scores", "scoring.json", "losses.csv", "evaluation.csv"),
+    "evaluate": ("features.csv", "candidates.csv", "evaluators.json"),
+    "fit": ("fit",),
+    "optimize": ("optimum.json",),
+    "prove": ("proof",),
+    "report": ("report.html",),
+}
+PATIENCE = 30  # seconds that a point waits for an earlier attempt at it to be gone
+
+
+def write(point: Point, directory: Path) -> None:
+    """Puts down what the point is."""
+    study = Study(directory)
+    lines = [gin_text.binding(stage, key, given[key]) for stage, given in point.given.items() for key in given]
+    study.write_text("point.gin", "\n".join(lines) + "\n")
+    study.write_json("point.json", {**dataclasses.asdict(point), "digest": point.digest})
+
+
+def is_done(directory: Path, digest: str) -> bool:
+    """Whether the point was finished as it is now."""
+    path = directory / "done.json"
+    return path.exists() and json.loads(path.read_text())["digest"] == digest
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the point's stages, unless they are done."""
+    parser = argparse.ArgumentParser(prog="launch.worker", description=__doc__.split("\n")[0])
+    parser.add_argument("directory", type=Path, help="of the point")
+    parser.add_argument("--on", default="", help="a name for the place where it runs, for the record")
+    parser.add_argument("--tied", action="store_true", help="end at once when standard input does")
+    args = parser.parse_args(argv)
+    if args.tied:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        run(args.directory, args.on)
+    except UserError as error:
+        print(f"launch.worker: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(directory: Path, on: str) -> None:
+    """Runs a point that was put down by `write`, unless it is done."""
+    with _alone(directory):
+        point = json.loads((directory / "point.json").read_text())
+        if is_done(directory, point["digest"]):
+            return
+        _note(directory, "started", on)
+        if point["study"] and not (directory / "stages").exists():
+            start_from(Path(point["study"]), directory, point["stages"][0])
+        for stage in point["stages"]:
+            started = time.time()
+            ran = pipeline.run(Study(directory), stage, point["given"][stage])
+            print(f"{stage}: {time.time() - started:.0f} s" if ran else f"{stage}: done before", flush=True)
+        Study(directory).write_json("done.json", {"digest": point["digest"], "finished": time.time()})
+        _note(directory, "done", on)
+
+
+def start_from(study: Path, directory: Path, first: str) -> None:
+    """Takes over what a study's stages before `first` have left; files are linked, for stages change none in place.
+
+    Raises:
+      UserError: no such study.
+    """
+    if not (study / "study.json").exists():
+        raise UserError(f"sweep.study: {study} is no study: it has no study.json")
+    later = STAGES[STAGES.index(first) :]
+    left = {"corpus", "report.html", *(name for stage in later for name in LEFT_BY[stage])}
+    records = [name for name in STAGES if name not in later]
+    for source in sorted(study.iterdir()):
+        if source.name not in left | {"stages"}:
+            _link(source, directory / source.name)
+    # The records come last: they say that the rest is complete.
+    aside = directory / "stages.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for record in [study / f"stages/{name}{suffix}" for name in records for suffix in (".json", ".gin")]:
+        if record.exists():
+            shutil.copy2(record, aside)
+    aside.rename(directory / "stages")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard links of a file or of all files in a directory, or copies where there are no links across file systems."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file, dirs_exist_ok=True)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps a second process away from the point; the kernel lifts the lock when this one ends, however it ends."""
+    with open(directory / ".lock", "w") as lock:
+        for _ in range(PATIENCE):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(1)
+        else:
+            raise UserError(f"{directory}: another process is at work on this point")
+        yield
+
+
+def _note(directory: Path, event: str, on: str) -> None:
+    line: Mapping[str, Any] = {"event": event, "on": on, "pid": os.getpid(), "time": time.time()}
+    with open(directory / "attempts.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _end_with_input() -> None:
+    """Standard input is a pipe from whoever started this process and ends with them, however they end."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

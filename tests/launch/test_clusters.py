@@ -1,0 +1,208 @@
+"""Slurm, SkyPilot and Kubernetes: what is generated from machines, and what the launchers make of the answers."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch import gke, machine, skypilot, slurm
+
+MACHINES = Path(__file__).parents[2] / "launch" / "machines"
+H100, V5E, TWO, CPU = (f"--machine={MACHINES / name}.py" for name in ("h100_8", "v5e_16", "v5e_16x2", "cpu"))
+COMMAND = ("--", "optimize", "--study=gs://bucket/study", "--seed=1")
+MDE = [".venv/bin/python", "-m", "mde.cli", *COMMAND[1:]]
+NASTY = "'; touch pwned; '\" $(touch pwned) `touch pwned` \n& touch pwned; ${HOME} \\"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """Launchers write their files where they are started."""
+    monkeypatch.chdir(tmp_path)
+
+
+def calls_of(standins, *programs):
+    return [call for call in standins.calls() if call[0] in programs]
+
+
+@pytest.mark.parametrize("path", sorted(MACHINES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_shipped_machines(path):
+    described = machine.load(str(path))
+    chips = described.hosts * described.chips_per_host
+    if described.accelerator == "tpu":
+        # A topology has a chip at each point; v4 and v5p are named by their cores, of which a chip has two.
+        sides = [int(side) for side in described.topology.split("x")]
+        assert chips == {2: lambda a, b: a * b, 3: lambda a, b, c: a * b * c}[len(sides)](*sides)
+        named = int(described.type.rsplit("-", 1)[1])
+        assert named == chips * (2 if described.type.startswith(("v4", "v5p")) else 1)
+
+
+def test_slurm_runs_and_follows(standins, launched):
+    standins.scenario(states=["PENDING", "RUNNING"], exits=[130, 0])
+    flags = ("--set=partition=gpu", "--set=hosts=2", "--name=pool", "--poll=0.01")
+    status, said = launched(slurm, H100, *flags, *COMMAND)
+    assert status == 0, said
+    assert "job 7: RUNNING" in said
+    assert "srun ends with 0" in said
+    assert said.rstrip().endswith("job 7: COMPLETED")
+    options = [line for line in Path("pool.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
+    for option in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "partition=gpu", "signal=TERM@120", "requeue"):
+        assert f"#SBATCH --{option}" in options
+    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE]] * 2
+    assert calls_of(standins, "scontrol") == [["scontrol", "requeue", "7"]]
+
+
+def test_slurm_says_when_a_job_fails(standins, launched):
+    standins.scenario(states=["RUNNING"], exits=[1])
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 1
+    assert "job 7: FAILED" in said
+    assert "gpus-per-node" not in Path("pool.sbatch").read_text()
+
+
+def test_slurm_hands_on_secrets_by_name(standins, launched, monkeypatch):
+    monkeypatch.setenv("TOKEN", "very secret")
+    standins.scenario(states=["RUNNING"])
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", "--secret=TOKEN", *COMMAND)
+    assert status == 0
+    assert "TOKEN=***" in said
+    assert "#SBATCH --export=ALL,TOKEN" in Path("pool.sbatch").read_text()
+    assert "very secret" not in said + Path("pool.sbatch").read_text()
+
+
+def test_skypilot(standins, launched):
+    status, said = launched(skypilot, H100, "--set=hosts=2", "--name=pool", *COMMAND)
+    assert status == 0, said
+    task = yaml.safe_load(Path("pool.sky.yaml").read_text())
+    assert task["num_nodes"] == 2
+    assert task["resources"] == {"use_spot": False, "accelerators": "H100:8"}
+    assert shlex.split(task["run"]) == MDE
+    assert "'.[text,cuda]'" in task["setup"]
+    assert standins.calls() == [["sky", "jobs", "launch", "--yes", "--name", "pool", "pool.sky.yaml"]]
+    tpu = skypilot.task(_job(V5E))
+    assert tpu["resources"]["accelerators"] == "tpu-v5litepod-16:1"
+    assert tpu["resources"]["accelerator_args"] == {"runtime_version": "v2-alpha-tpuv5-lite"}
+    assert tpu["num_nodes"] == 1
+
+
+def test_kubernetes_runs_and_follows(standins, launched):
+    standins.scenario(states=["", "", "Completed"])
+    flags = ("--image=registry/mde:1", "--name=pool", "--poll=0.01", "--secret_ref=tokens")
+    status, said = launched(gke, TWO, *flags, *COMMAND)
+    assert status == 0, said
+    assert "a line of the log" in said
+    made = yaml.safe_load(Path("pool.jobset.yaml").read_text())
+    (slices,) = made["spec"]["replicatedJobs"]
+    pods = slices["template"]["spec"]
+    pod = pods["template"]["spec"]
+    assert slices["replicas"] == 2
+    assert pods["parallelism"] == pods["completions"] == 4
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["command"] == MDE
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
+    assert [call[1] for call in standins.calls()] == ["apply", *["logs", "get"] * 3]
+
+
+def test_kubernetes_says_when_a_jobset_fails(standins, launched):
+    standins.scenario(states=["Failed"])
+    status, said = launched(gke, H100, "--image=i", "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 1
+    assert "pool: Failed" in said
+
+
+def test_xpk(standins, launched):
+    flags = ("--image=i", "--cluster=c", "--project=p", "--name=pool")
+    assert launched(gke, TWO, *flags, *COMMAND)[0] == 0
+    (call,) = standins.calls()
+    assert call[:3] == ["xpk", "workload", "create"]
+    for flag in ("--workload=pool", "--cluster=c", "--tpu-type=v5litepod-16", "--num-slices=2", "--docker-image=i"):
+        assert flag in call
+    assert shlex.split(call[-1].removeprefix("--command=")) == MDE
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "message"),
+    [
+        (slurm, (H100,), "sbatch: error: Batch job submission failed: Invalid account or partition"),
+        (skypilot, (H100,), "sky.exceptions.ResourcesUnavailableError: Failed to provision: quota"),
+        (gke, (V5E, "--image=i"), 'error: resource mapping not found for name: "pool": no matches for kind "JobSet"'),
+        (gke, (V5E, "--image=i", "--cluster=c", "--project=p"), "[XPK] Error: cluster c is not there"),
+    ],
+)
+def test_refusals_are_passed_on(standins, launched, launcher, flags, message):
+    standins.scenario(refuse=message)
+    status, said = launched(launcher, *flags, "--name=pool", *COMMAND)
+    assert status == 2
+    assert said.splitlines()[-1].endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "expected"),
+    [
+        (slurm, (V5E,), "v5litepod-16 is a tpu"),
+        (skypilot, (TWO,), "SkyPilot launches single slices"),
+        (gke, (V5E, "--image=i", "--set=topology="), "needs the machine's topology"),
+        (gke, (V5E, "--image=i", "--cluster=c"), "xpk needs --project"),
+        (gke, (CPU, "--image=i", "--cluster=c"), "cpu is a cpu"),
+        (gke, (V5E, "--image=i", "--secret=PATH"), "name it with --secret_ref"),
+    ],
+)
+def test_bad_input_costs_nothing(standins, launched, launcher, flags, expected):
+    status, said = launched(launcher, *flags, "--name=pool", *COMMAND)
+    assert status == 2
+    assert expected in said
+    assert standins.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [
+        (slurm, (H100,)),
+        (skypilot, (H100,)),
+        (gke, (V5E, "--image=i")),
+        (gke, (V5E, "--image=i", "--cluster=c", "--project=p")),
+    ],
+)
+def test_a_dry_run_does_nothing(standins, launched, tmp_path, launcher, flags):
+    before = sorted(tmp_path.iterdir())
+    status, said = launched(launcher, *flags, "--name=pool", "--dry_run", *COMMAND)
+    assert status == 0
+    assert "gs://bucket/study" in said
+    assert any(line.startswith(("$ sbatch", "$ sky", "$ kubectl", "$ xpk")) for line in said.splitlines())
+    assert standins.calls() == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _job(flag, command=COMMAND[1:]):
+    from launch.job import Job
+
+    return Job("pool", machine.load(flag.removeprefix("--machine=")), tuple(command))
+
+
+def test_no_binding_is_a_command(standins, launched, tmp_path):
+    """Every text that a shell reads gives back the words that were typed, and runs nothing else."""
+    command = ("fit", "--study=gs://bucket/study", f"--losses={NASTY}")
+    standins.scenario(states=[])
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", "--", *command)
+    assert status == 0, said
+    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], *command]]
+    described = _job(V5E, command)
+    xpk = gke.workload(described, "i", "c", "p")[-1].removeprefix("--command=")
+    sky = yaml.safe_load(yaml.safe_dump(skypilot.task(described)))["run"]
+    for text in (xpk, sky):
+        # The program's place is taken by one that prints its arguments, each ended by a zero byte.
+        printed = subprocess.run(
+            ["bash", "-c", text.replace(MDE[0], "printf '%s\\0'", 1)], capture_output=True, text=True
+        )
+        assert printed.stdout.split("\0")[:-1] == [*MDE[1:3], *command]
+    pods = gke.jobset(described, "i")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert [word.replace("$$", "$") for word in pods["containers"][0]["command"]] == [*MDE[:3], *command]
+    assert "$$(touch pwned)" in pods["containers"][0]["command"][-1]
+    assert not list(tmp_path.rglob("pwned"))
