@@ -9,7 +9,7 @@
     mixtures.csv           the runs: run, role, seed, one share a training domain
     training.json          what all runs have in common
     runs/RUN/              params (Orbax), run.json, metrics.jsonl
-    scores/RUN.npz         log-probs of the evaluation tokens
+    scores/RUN/DOMAIN/     log-probs of the evaluation tokens, their mean, what they are of
     evaluation.csv         domain, tokens that are scored, UTF-8 bytes of their text
     losses.csv             run, observed nats per token of each evaluation domain
     candidates.csv         mixtures that were evaluated beside the runs'
@@ -17,6 +17,8 @@
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     proof/                 what was trained to check it
+    iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
+    rounds.csv             what was known before each round
     stages/STAGE.json      arguments and time of each stage that is done
     report.html
 
@@ -82,11 +84,6 @@ class Study:
         """Writes a CSV table with its index; floats are kept to the last bit."""
         self._write(name, table.to_csv().encode())
 
-    def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
-        """The arrays of the npz file `name`."""
-        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
-            return dict(arrays)
-
     def read_object(self, name: str, made_by: str) -> Any:
         """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
         import joblib
@@ -99,12 +96,6 @@ class Study:
 
         buffer = io.BytesIO()
         joblib.dump(content, buffer)
-        self._write(name, buffer.getvalue())
-
-    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        """Writes an npz file."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         self._write(name, buffer.getvalue())
 
     @functools.cached_property

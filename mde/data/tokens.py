@@ -13,13 +13,13 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from mde.data.arrays import open_array
 from mde.errors import UserError
 
 START = 0  # begins every document; the padding id of seqio vocabularies, which no text contains
 _CHUNK = 1 << 16
 _BLOCK = 1 << 20  # tokens that are written at a time
 _IN_MEMORY = 1 << 24  # a store with no more tokens than this is read once, whole
-_CACHE = ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,20 +154,4 @@ def _append(array: ts.TensorStore, written: int, values: np.ndarray) -> int:
 
 
 def _open(path: epath.Path, create: type | None = None) -> ts.TensorStore:
-    """A one-dimensional zarr3 array; a new one is empty."""
-    # A chunk that got lost must not read as zeros.
-    spec = {
-        "driver": "zarr3",
-        "kvstore": _kvstore(path),
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
-    if create is None:
-        return ts.open(spec, read=True, context=_CACHE).result()
-    layout = ts.ChunkLayout(chunk_shape=[_CHUNK])
-    return ts.open(spec, create=True, dtype=create, shape=[0], chunk_layout=layout).result()
-
-
-def _kvstore(path: epath.Path) -> str:
-    text = str(path)
-    return text if "://" in text else f"file://{epath.Path(path).resolve()}"
+    return open_array(path, create, _CHUNK)
