@@ -1,7 +1,7 @@
 """Duplicates and overlap at the scale of a corpus: fingerprints of documents, and what follows from them.
 
 A document leaves a digest and a MinHash signature behind; its text is never looked at again. All arrays are NumPy's:
-300 bytes a document on disk, some 40 of them in memory at a time, where an index of Python objects takes thousands.
+300 bytes a document on disk, some 100 in memory at a time, where an index of Python objects takes thousands.
 """
 
 import hashlib
