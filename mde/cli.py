@@ -22,6 +22,7 @@ HELP = {
     "prove": "train the recommended mixture and its rivals",
     "report": "print the tables and write report.html",
     "predict": "predicted losses of the mixtures in a CSV file",
+    "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
 }
 DEMO_CONFIG = "configs/demo.gin"

@@ -15,6 +15,8 @@
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     proof/                 what was trained to check it
+    iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
+    rounds.csv             what was known before each round
     stages/STAGE.json      arguments and time of each stage that is done
     report.html
 

@@ -17,7 +17,7 @@ from etils import epath
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
-TOOLS = ("predict", "swarm")  # commands that belong to no place in the order and leave no record
+TOOLS = ("predict", "swarm", "iterate")  # commands that belong to no place in the order and leave no record
 
 
 def command(name: str) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from mde.training import checkpoints, pool
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
-RESERVED = (SEED_RUN, "expert-", "proof-")  # how the runs that mde makes are called
+RESERVED = (SEED_RUN, "expert-", "proof-", "iterate-")  # how the runs that mde makes are called
 
 
 def train(
