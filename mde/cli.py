@@ -12,7 +12,7 @@ from typing import Any
 from mde.errors import UserError, unknown
 
 HELP = {
-    "demo": "all stages, on text out of installed packages",
+    "demo": "all stages, on your domains or on text out of installed packages",
     "prepare": "text into tokens",
     "train": "train the seed model, the experts and the observations",
     "score": "log-probs of the evaluation tokens under every run",
@@ -85,6 +85,8 @@ def _flags(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
     if not demo:
         bindings.add_flags(parser, name)
+    if demo or name == "prepare":
+        bindings.add_domain_flags(parser)
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
     gin.add_argument("--gin_file", action="append", default=[], help="a file of bindings; later ones override")
     gin.add_argument("--gin_bindings", action="append", default=[], help="one binding; may be repeated")
@@ -113,6 +115,8 @@ def _run(name: str, argv: Sequence[str]) -> None:
     given = bindings.from_gin(args.gin_file or ([DEMO_CONFIG] if demo else []), args.gin_bindings)
     if not demo:
         given[name] = {**given.get(name, {}), **bindings.flags(args, name)}
+    if demo or name == "prepare":
+        given["prepare"] = {**given.get("prepare", {}), **bindings.domains(args)}
     study = Study(args.study or _default_study(name, given))
     started = time.time()
     for stage in STAGES if demo else [name]:

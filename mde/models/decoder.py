@@ -23,13 +23,31 @@ ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding of the first half of each head against the second half (RoFormer; LLaMA's layout)."""
-    half = x_BxLxNxH.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions_BxL[:, :, None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    length, half = x_BxLxNxH.shape[1], x_BxLxNxH.shape[-1] // 2
+    # Sines and cosines come from a table: where they are computed, XLA computes them again for every head and layer.
+    angles = np.arange(length)[:, None] * theta ** (-np.arange(half) / half)
+    sin, cos = (jnp.asarray(f(angles), jnp.float32)[positions_BxL][:, :, None] for f in (np.sin, np.cos))
     first, second = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BxLxNxH.dtype)
+
+
+def attend(q_BxLxNxH: jax.Array, k_BxLxMxH: jax.Array, v_BxLxMxH: jax.Array, mask_Bx1xLxL: jax.Array) -> jax.Array:
+    """Softmax attention of N query heads on M key heads, [B, L, N, H]; the softmax is in float32.
+
+    Heads stand before positions and values are divided by the sum of the weights after they were added up, which saves
+    XLA's CPU backend a pass over the weights and most of its transposes.
+    """
+    B, L, N, H = q_BxLxNxH.shape
+    M = k_BxLxMxH.shape[2]
+    q = (q_BxLxNxH * H**-0.5).reshape(B, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
+    k, v = k_BxLxMxH.swapaxes(1, 2), v_BxLxMxH.swapaxes(1, 2)
+    scores = jnp.einsum("bmglh,bmsh->bmgls", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_Bx1xLxL[:, :, None], scores, -1e30)  # every position sees itself, so no row is empty
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    sums = jnp.einsum("bmgls,bmsh->bmglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (sums / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 def document_positions(segments_BxL: jax.Array) -> jax.Array:
@@ -69,7 +87,7 @@ class Attention(nn.Module):
 
         q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
         q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xLxL)
+        out = attend(q, k, v, mask_Bx1xLxL)
         return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
 
 

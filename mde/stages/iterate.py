@@ -14,6 +14,7 @@ from mde.optimization.region import Region
 from mde.regression import estimators
 from mde.regression import features as feature_sets
 from mde.stages import problem
+from mde.stages.predict import evaluated
 from mde.study import Study
 
 ROUNDS = "rounds.csv"
@@ -97,15 +98,11 @@ def _design(study: Study, goal: Objective, features: str | None) -> Design:
     """Features of mixtures; evaluated losses come as their objective, which is what is modelled."""
     there = [] if study.is_swarm else list(study.features())
     features = features or ("mde[0]+log" if "mde[0]" in there else "sqrt")
-    found: Mapping[str, Any] = {}
-    if parts := feature_sets.evaluated_parts(features):
-        from mde.stages.evaluate import evaluators
-
-        found = evaluators(study, study.read_json("evaluators.json", "evaluate"), parts)
+    losses_of = evaluated(study, features)
 
     def design(mixtures: np.ndarray) -> np.ndarray:
-        evaluated = {name: goal(evaluator(mixtures))[:, None] for name, evaluator in found.items()}
-        return feature_sets.assemble(features, mixtures, evaluated)
+        objectives = {name: goal(losses)[:, None] for name, losses in losses_of(mixtures).items()}
+        return feature_sets.assemble(features, mixtures, objectives)
 
     return design
 
@@ -145,11 +142,10 @@ def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
     train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
     losses = score_runs(study, study.read_json("scoring.json", "score"), list(table.index))
     mixtures = table[list(study.domains.training)].to_numpy()
-    found = evaluators(study, study.read_json("evaluators.json", "evaluate"))
     columns = {
         f"{name}/{domain}": values
-        for name, evaluator in found.items()
-        for domain, values in zip(study.domains.evaluation, evaluator(mixtures).T, strict=True)
+        for name, found in evaluators(study)(mixtures).items()
+        for domain, values in zip(study.domains.evaluation, found.T, strict=True)
     }
     _add(study, "features.csv", pd.DataFrame(columns, table.index), "evaluate")
     _add(study, "losses.csv", losses, "score")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from mde.data import epochs
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.models import decoder
@@ -94,6 +96,7 @@ def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, chec
     model = DecoderConfig.from_dict(about["model"])
     settings = TrainSettings(**about["settings"])
     stores = {name: study.store(name, "train") for name in names}
+    _warn_of_repeats(names, table[names].to_numpy(float), settings, [stores[name].n_tokens for name in names])
     data = {"data": digest({name: store.digest for name, store in stores.items()})}
     runs = [pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"])) for name, row in table.iterrows()]
     if about["seed_settings"] is None:
@@ -118,6 +121,14 @@ def load_run(study: Study, name: str, config: DecoderConfig) -> decoder.Params:
     """The parameters of a trained run."""
     like = jax.eval_shape(lambda: decoder.init(config, 0))
     return checkpoints.load_params(study.root / "runs" / name / "params", like)
+
+
+def _warn_of_repeats(names: list[str], weights_MxK: np.ndarray, settings: TrainSettings, tokens_K: list[int]) -> None:
+    """Says which domains' text some run reads more often than is known to do no harm."""
+    budget = settings.steps * settings.batch_size * settings.seq_len
+    most_K = epochs.repeats(weights_MxK, np.array(tokens_K), budget).max(axis=0)
+    if line := epochs.warning(names, most_K):
+        print(f"warning: in a run of {budget:,} tokens {line}", file=sys.stderr)
 
 
 def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
