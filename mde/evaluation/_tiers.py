@@ -169,7 +169,7 @@ def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: 
 def _block_size(counts: np.ndarray) -> int:
     """Tokens in a block: fewer where domains are so small that much of a large block would be padding."""
     small, large = _BLOCKS
-    return large if counts.sum() >= 8 * large * np.count_nonzero(counts) else small
+    return large if counts.sum() >= large * np.count_nonzero(counts) else small
 
 
 def _shards(blocks: int, devices: int) -> int:
