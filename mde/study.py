@@ -14,6 +14,7 @@
     losses.csv             run, observed nats per token of each evaluation domain
     candidates.csv         mixtures that were evaluated beside the runs'
     features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN
+    portable.npz           scored text for the page's explorer
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     proof/                 what was trained to check it

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mde.reporting import figures, findings, tables
+from mde.reporting import explorer, figures, findings, tables
 from mde.reporting.tables import Table
 from mde.study import Study
 
@@ -193,6 +193,7 @@ SECTIONS = (
     Section("Summary", "optimum.json", "optimize", "No mixture is recommended yet", _summary),
     Section("How far to trust it", "fit/choice.json", "fit", "No regressor is fitted yet", _trust),
     Section("Experts and evaluators", "losses.csv", "score", "Nothing is scored yet", _experts),
+    Section("Explorer", explorer.TOKENS, "evaluate", "Nothing is evaluated yet", explorer.body),
     Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", _proof),
     Section("Training curves", "mixtures.csv", "train", "Nothing is trained yet", _curves),
     Section("Provenance", "study.json", "prepare", "The study holds no text yet", _provenance),

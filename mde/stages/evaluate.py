@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from mde.errors import UserError
 from mde.evaluation import MergedLosses, MixtureLosses
+from mde.evaluation.portable import portable
+from mde.evaluation.scores import Columns
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
 from mde.regression.features import MERGED
@@ -50,6 +52,8 @@ def evaluate(
     study.write_json("evaluators.json", about)
     study.write_table("candidates.csv", table)
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
+    data, log_probs, _ = _experts(study)
+    study.write_arrays("portable.npz", **portable(log_probs, data.segment_ids, seed)._asdict())
 
 
 def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Sequence[str] | None = None) -> Evaluators:
@@ -61,13 +65,10 @@ def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Seque
       only: names of those that are needed.
     """
     about = about or study.read_json("evaluators.json", "evaluate")
-    scored = study.read_json("scoring.json", "score")
-    data = evaluation_data(study, scored)
-    experts = [f"expert-{name}" for name in study.domains.training]
+    data, log_probs, experts = _experts(study)
     wanted = lambda name: only is None or name in only  # noqa: E731
     taus = {f"mde[{tau:g}]": tau for tau in about["taus"] if wanted(f"mde[{tau:g}]")}
     if taus:
-        log_probs = log_probs_of(study, scored, experts)
         mde = MixtureLosses(log_probs, data.segment_ids, data.sequence_ids, domains=data.domains, experts=experts)
     if about["merged_windows"] and wanted(MERGED):
         merged = _merged(study, data.subset(about["merged_windows"]), experts)
@@ -83,6 +84,13 @@ def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Seque
         return found
 
     return losses_of
+
+
+def _experts(study: Study) -> tuple[EvaluationSet, Columns, list[str]]:
+    """The evaluation text, the experts' log-probs [T, K] of it, and the experts' names."""
+    scored = study.read_json("scoring.json", "score")
+    experts = [f"expert-{name}" for name in study.domains.training]
+    return evaluation_data(study, scored), log_probs_of(study, scored, experts), experts
 
 
 def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
