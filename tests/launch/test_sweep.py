@@ -105,6 +105,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
         ("sweep.first = 'fti'\nsweep.grid = {'fit.seed': [2]}", ["'fti'", "did you mean 'fit'"]),
         ("sweep.last = 'train'\nsweep.grid = {'fit.seed': [2]}", ["comes after"]),
         ("fit.mixtures = None\nsweep.grid = {'fit.seed': [2]}", ["bind sweep.study"]),
+        ("fit.mixtures = None\nsweep.study = 'x'\nsweep.grid = {'fit.seed': [2]}", ["'x': 'fit' needs 'evaluate'"]),
         ("sweep.study = 'x'\nsweep.grid = {'fit.seed': [2]}", ["could start from"]),
     ],
 )
@@ -123,11 +124,12 @@ def test_bad_sweeps(run, tmp_path, body, expected):
         ("--root=gs://bucket/sweep", "a directory that all workers see"),
         ("--cpus=0", "cpus=0"),
         ("--workers=0", "workers=0"),
+        ("--backend=ray", "no Ray cluster at 'nowhere'"),
         ("--gin_bindings=fit.sede = 1", "did you mean 'seed'"),
     ],
 )
 def test_bad_flags(run, flag, expected):
-    status, said = run(GRID, flag)
+    status, said = run(GRID, flag, "--address=nowhere")
     assert status == 2
     assert expected in said
 
@@ -201,8 +203,8 @@ def test_points_start_from_a_study(tmp_path):
     assert found == ["runs/r/params", "stages/prepare.json", "stages/train.json", "study.json", "tokens/a/store.json"]
     Study(target).write_json("runs/r/params", "changed")
     assert json.loads((tmp_path / "base/runs/r/params").read_text()) == "runs/r/params"
-    with pytest.raises(UserError, match="is no study"):
-        worker.start_from(tmp_path / "nowhere", target, "score")
+    with pytest.raises(UserError, match="'evaluate' needs 'score', which is not done there"):
+        worker.start_from(tmp_path / "base", target, "evaluate")
 
 
 def test_interrupted_sweeps_say_how_to_go_on(tmp_path):
