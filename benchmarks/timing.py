@@ -1,8 +1,18 @@
 """Interleaved timings: every contender once a round, so that a machine's drift hits all of them alike."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, what was found, and the bar it must reach if there is one."""
+
+    measure: str
+    found: str
+    wanted: str = ""
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

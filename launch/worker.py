@@ -33,8 +33,8 @@ from mde.study import STAGES, Study
 
 # What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones.
 LEFT_BY = {
-    "prepare": ("study.json", "tokenizer", "tokens"),
-    "train": ("runs", "training.json", "mixtures.csv"),
+    "prepare": ("study.json", "tokenizer", "tokens", "corpus.csv", "problems.csv"),
+    "train": ("runs", "training.json", "mixtures.csv", "iterate", "rounds.csv"),
     "score": ("scores", "scoring.json", "losses.csv", "evaluation.csv"),
     "evaluate": ("features.csv", "candidates.csv", "evaluators.json"),
     "fit": ("fit",),

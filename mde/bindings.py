@@ -42,6 +42,29 @@ def flags(args: argparse.Namespace, command: str) -> dict[str, Any]:
     return {name: _value(f"--{name}", text, hints[name]) for name, text in given.items() if text is not None}
 
 
+def add_domain_flags(parser: argparse.ArgumentParser) -> None:
+    """`--domain` and `--eval_domain`: short forms of `prepare.training_domains` and `prepare.evaluation_domains`."""
+    group = parser.add_argument_group("domains", "NAME=PLACE; a place is a file, folder, pattern or tfds:NAME:SPLIT")
+    group.add_argument("--domain", action="append", default=[], help="to train on, instead of all others; repeated")
+    group.add_argument("--eval_domain", action="append", default=[], help="only to evaluate on; may be repeated")
+
+
+def domains(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `prepare` that the domain flags stand for; a name alone is a registered domain.
+
+    Raises:
+      UserError: a name that is given twice.
+    """
+    found: dict[str, dict[str, str]] = {"training_domains": {}, "evaluation_domains": {}}
+    for argument, texts in zip(found, (args.domain, args.eval_domain), strict=True):
+        for text in texts:
+            name, _, place = text.partition("=")
+            if any(name in others for others in found.values()):
+                raise UserError(f"domain {name!r} is given twice")
+            found[argument][name] = place or f"mde:{name}"
+    return found if args.domain else {name: value for name, value in found.items() if value}
+
+
 def from_gin(
     files: Sequence[str], bindings: Sequence[str], more: Mapping[str, Callable[..., Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -88,7 +111,7 @@ def _value(flag: str, text: str, hint: Any) -> Any:
     """The value of a flag: text where the argument takes text, Python's notation otherwise; lists need no brackets."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     lists = [option for option in options if typing.get_origin(option) is Sequence]
-    if lists and typing.get_args(lists[0])[0] is str and not text.startswith(("[", "(")):
+    if lists and typing.get_args(lists[0])[0] is str and not text.startswith(("[", "(", "{")):
         return [part.strip() for part in text.split(",")]
     if str in options and not (text.startswith("{") and any(typing.get_origin(o) is Mapping for o in options)):
         return text
@@ -96,7 +119,7 @@ def _value(flag: str, text: str, hint: Any) -> Any:
         value = ast.literal_eval(text.strip().title() if bool in options else text)
     except (ValueError, SyntaxError):
         raise UserError(f"{flag}={text}: expected {pipeline.described(hint)}") from None
-    return [value] if lists and not isinstance(value, list | tuple) else value
+    return [value] if lists and not isinstance(value, list | tuple | dict) else value
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 from mde.errors import UserError, unknown
 
 HELP = {
-    "demo": "all stages, on text out of installed packages",
+    "demo": "all stages, on your domains or on text out of installed packages",
     "prepare": "text into tokens",
     "train": "train the seed model, the experts and the observations",
     "score": "log-probs of the evaluation tokens under every run",
@@ -22,7 +22,12 @@ HELP = {
     "prove": "train the recommended mixture and its rivals",
     "report": "print the tables and write report.html",
     "predict": "predicted losses of the mixtures in a CSV file",
+    "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
+    "models": "the presets and their sizes",
+    "plan": "memory and time of a training, without the machines",
+    "export": "a run as a model that Hugging Face's transformers loads",
+    "import": "such a model as a run of a study",
 }
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
@@ -81,9 +86,12 @@ def _flags(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"mde {name}", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
-    parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
+    if demo or name not in pipeline.WITHOUT_STUDY:
+        parser.add_argument("--study", *aliases, help=f"the study's directory{default}")
     if not demo:
         bindings.add_flags(parser, name)
+    if demo or name == "prepare":
+        bindings.add_domain_flags(parser)
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
     gin.add_argument("--gin_file", action="append", default=[], help="a file of bindings; later ones override")
     gin.add_argument("--gin_bindings", action="append", default=[], help="one binding; may be repeated")
@@ -111,6 +119,8 @@ def parse(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str,
     given = bindings.from_gin(args.gin_file or ([DEMO_CONFIG] if demo else []), args.gin_bindings)
     if not demo:
         given[name] = {**given.get(name, {}), **bindings.flags(args, name)}
+    if demo or name == "prepare":
+        given["prepare"] = {**given.get("prepare", {}), **bindings.domains(args)}
     return args, given
 
 
@@ -120,7 +130,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
     args, given = parse(name, argv)
     demo = name == "demo"
-    study = Study(args.study or _default_study(name, given))
+    study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     started = time.time()
     for stage in STAGES if demo else [name]:
         begun = time.time()

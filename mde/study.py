@@ -1,13 +1,15 @@
 """A study: one directory that holds everything about one mixture problem.
 
     study.json             domains, their sizes and sources, the tokenizer
-    corpus/                the data sets that the domains come from
-    tokenizer/             the SentencePiece model
+    corpus.csv             by domain: documents and bytes read, dropped (by reason) and kept, tokens
+    problems.csv           what could not be read: file, line, reason
+    corpus/                data sets that were built; shards, until they are all done
+    tokenizer/             its file, and what it is checked by
     tokens/DOMAIN/SPLIT/   token stores
     mixtures.csv           the runs: run, role, seed, one share a training domain
     training.json          what all runs have in common
     runs/RUN/              params (Orbax), run.json, metrics.jsonl
-    scores/RUN.npz         log-probs of the evaluation tokens
+    scores/RUN/DOMAIN/     log-probs of the evaluation tokens, their mean, what they are of
     evaluation.csv         domain, tokens that are scored, UTF-8 bytes of their text
     losses.csv             run, observed nats per token of each evaluation domain
     candidates.csv         mixtures that were evaluated beside the runs'
@@ -15,6 +17,8 @@
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     proof/                 what was trained to check it
+    iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
+    rounds.csv             what was known before each round
     stages/STAGE.json      arguments and time of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
@@ -85,11 +89,6 @@ class Study:
         """Writes a CSV table with its index; floats are kept to the last bit."""
         self._write(name, table.to_csv().encode())
 
-    def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
-        """The arrays of the npz file `name`."""
-        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
-            return dict(arrays)
-
     def read_object(self, name: str, made_by: str) -> Any:
         """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
         import joblib
@@ -102,12 +101,6 @@ class Study:
 
         buffer = io.BytesIO()
         joblib.dump(content, buffer)
-        self._write(name, buffer.getvalue())
-
-    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        """Writes an npz file."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         self._write(name, buffer.getvalue())
 
     @functools.cached_property

@@ -7,18 +7,19 @@ the first one included, is predicted once from inside the document.
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from mde.data.arrays import open_array
 from mde.errors import UserError
 
 START = 0  # begins every document; the padding id of seqio vocabularies, which no text contains
 _CHUNK = 1 << 16
+_BLOCK = 1 << 20  # tokens that are written at a time
 _IN_MEMORY = 1 << 24  # a store with no more tokens than this is read once, whole
-_CACHE = ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,41 @@ class TokenStore:
         return int(self.bounds[documents]), int(self.bytes[:documents].sum())
 
 
+# Documents one after the other: their tokens (START and end-of-text included), and of each its tokens and its bytes.
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
 def write(directory: epath.PathLike, documents: Iterable[tuple[np.ndarray, int]], digest: str) -> TokenStore:
+    """Writes a store of documents without START, given as (tokens, UTF-8 bytes of the text); see `write_blocks`."""
+    return write_blocks(directory, _blocks(documents), digest)
+
+
+def _blocks(documents: Iterable[tuple[np.ndarray, int]]) -> Iterator[Block]:
+    """The documents, START before each, in blocks of about `_BLOCK` tokens."""
+    tokens: list[np.ndarray] = []
+    sizes: list[int] = []
+    buffered = 0
+    for document, n_bytes in documents:
+        tokens.append(np.concatenate([[START], document]).astype(np.int32))
+        sizes.append(n_bytes)
+        buffered += len(tokens[-1])
+        if buffered >= _BLOCK:
+            yield np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(sizes)
+            tokens, sizes, buffered = [], [], 0
+    if tokens:
+        yield np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(sizes)
+
+
+def write_blocks(
+    directory: epath.PathLike, blocks: Iterable[Block], digest: str, dtype: type[np.integer] = np.int32
+) -> TokenStore:
     """Writes a store aside and moves it into place, so that a store that exists is whole.
 
     Args:
       directory: where to; replaced if it exists.
-      documents: (tokens, UTF-8 bytes of the text) of each document.
+      blocks: the documents, in any number of blocks; a block's tokens may be those of no whole number of documents.
       digest: names the text and the vocabulary that the tokens come from.
+      dtype: that holds every token.
 
     Returns:
       The store, opened.
@@ -97,20 +126,18 @@ def write(directory: epath.PathLike, documents: Iterable[tuple[np.ndarray, int]]
     if aside.exists():
         aside.rmtree()
     aside.mkdir(parents=True)
-    tokens = _open(aside / "tokens", create=np.int32)
-    buffer, bounds, sizes = [], [0], []
-    written = buffered = 0
-    for document, n_bytes in documents:
-        buffer.append(np.concatenate([[START], document]).astype(np.int32))
-        buffered += len(buffer[-1])
-        bounds.append(written + buffered)
-        sizes.append(n_bytes)
-        if buffered >= 16 * _CHUNK:
-            written, buffer, buffered = _flush(tokens, written, buffer)
-    written, _, _ = _flush(tokens, written, buffer)
-    for name, values in (("bounds", bounds), ("bytes", sizes)):
-        _flush(_open(aside / name, create=np.int64), 0, [np.asarray(values, np.int64)])
-    about = {"tokens": written, "documents": len(sizes), "bytes": int(sum(sizes)), "digest": digest}
+    tokens = _open(aside / "tokens", create=dtype)
+    lengths, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    written = 0
+    for block_tokens, block_lengths, block_sizes in blocks:
+        written = _append(tokens, written, block_tokens)
+        lengths.append(block_lengths)
+        sizes.append(block_sizes)
+    bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    n_bytes = np.concatenate(sizes)
+    _append(_open(aside / "bounds", create=np.int64), 0, bounds)
+    _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
+    about = {"tokens": written, "documents": len(n_bytes), "bytes": int(n_bytes.sum()), "digest": digest}
     (aside / "store.json").write_text(json.dumps(about))
     if directory.exists():
         directory.rmtree()
@@ -118,31 +145,13 @@ def write(directory: epath.PathLike, documents: Iterable[tuple[np.ndarray, int]]
     return TokenStore(directory)
 
 
-def _flush(array: ts.TensorStore, written: int, buffer: list[np.ndarray]) -> tuple[int, list, int]:
-    """Appends the buffer to an array of length `written`; returns the new length and an empty buffer."""
-    if not buffer:
-        return written, [], 0
-    values = np.concatenate(buffer)
+def _append(array: ts.TensorStore, written: int, values: np.ndarray) -> int:
+    """Appends values to an array of length `written`; returns the new length."""
     end = written + len(values)
-    array.resize(exclusive_max=[end]).result()[written:end].write(values).result()
-    return end, [], 0
+    if len(values):
+        array.resize(exclusive_max=[end]).result()[written:end].write(values).result()
+    return end
 
 
 def _open(path: epath.Path, create: type | None = None) -> ts.TensorStore:
-    """A one-dimensional zarr3 array; a new one is empty."""
-    # A chunk that got lost must not read as zeros.
-    spec = {
-        "driver": "zarr3",
-        "kvstore": _kvstore(path),
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
-    if create is None:
-        return ts.open(spec, read=True, context=_CACHE).result()
-    layout = ts.ChunkLayout(chunk_shape=[_CHUNK])
-    return ts.open(spec, create=True, dtype=create, shape=[0], chunk_layout=layout).result()
-
-
-def _kvstore(path: epath.Path) -> str:
-    text = str(path)
-    return text if "://" in text else f"file://{epath.Path(path).resolve()}"
+    return open_array(path, create, _CHUNK)

@@ -7,7 +7,6 @@ names and descriptions can be listed without it.
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from mde.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    import numpy as np
     import seqio
 
 PathLike = str | os.PathLike
@@ -104,23 +102,6 @@ def task(domain: str, vocabulary: "seqio.Vocabulary", data_dir: PathLike) -> "se
     )
 
 
-def tokenized(
-    domain: str, split: str, vocabulary: "seqio.Vocabulary", data_dir: PathLike
-) -> Iterator[tuple["np.ndarray", int]]:
-    """Each document's tokens (int32, EOS last) and the number of UTF-8 bytes of its text, in the source's order.
-
-    Raises:
-        UserError: unknown domain, or a split that it does not have.
-    """
-    _with_split(domain, split)
-    dataset = task(domain, vocabulary, data_dir).get_dataset(None, split, shuffle=False)
-    examples = dataset.as_numpy_iterator()
-    with _without_stderr():  # the tokenizer's kernel says from C++ that it normalizes nothing, each time it is made
-        first = list(itertools.islice(examples, 1))
-    for example in itertools.chain(first, examples):
-        yield example["targets"], len(example["targets_pretokenized"])
-
-
 def provenance(domain: str, data_dir: PathLike) -> dict:
     """Where the domain's text came from, for a record in JSON.
 
@@ -137,6 +118,12 @@ def provenance(domain: str, data_dir: PathLike) -> dict:
         record["documents"] = {split: info.splits[split].num_examples for split in found.splits}
         record["metadata"] = dict(info.metadata or {})
     return record
+
+
+def quietly_import_tensorflow() -> None:
+    """TensorFlow greets from C++ whatever its log level is."""
+    with _without_stderr():
+        import tensorflow  # noqa: F401
 
 
 def _seqio() -> Any:

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
@@ -14,6 +14,7 @@ from mde.errors import UserError
 if TYPE_CHECKING:
     import seqio
 
+SAMPLE_BYTES = 6_000_000  # UTF-8 bytes to train on, shared evenly; a smaller domain gives all it has
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 _SMALLEST = 256 + 3 + 1  # the bytes, the three special pieces, the newline
 
@@ -22,25 +23,15 @@ _SMALLEST = 256 + 3 + 1  # the bytes, the three special pieces, the newline
 _CHUNK_BYTES = 4_000
 
 
-def train_sentencepiece(
-    texts: Mapping[str, Iterable[str]],
-    path: str | os.PathLike,
-    vocab_size: int,
-    *,
-    sample_bytes: int = 6_000_000,
-    seed: int = 0,
-) -> None:
-    """Train a byte-pair encoding and write it to `path`, whole or not at all.
+def train_sentencepiece(samples: Mapping[str, Sequence[str]], vocab_size: int) -> bytes:
+    """Train a byte-pair encoding; returns the content of its file.
 
     Bytes stand in for rare characters, so nothing becomes `unk`; spaces, tabs and newlines are kept as they are. The
     one character that does not come back is U+2581, SentencePiece's own sign for a space, which is read as one.
 
     Args:
-        texts: the texts of each domain, read once.
-        path: the model's file; may be in a bucket.
+        samples: chunks of text of each domain, as `Sample` draws them.
         vocab_size: pieces, the 256 bytes and 3 special ones (pad 0, eos 1, unk 2) among them.
-        sample_bytes: UTF-8 bytes to train on, the same for every domain; a smaller domain gives all it has.
-        seed: picks the sample. The same texts, in any order, and the same seed give the same file.
 
     Raises:
         UserError: there is no text, or it does not support so many pieces, or so few.
@@ -49,8 +40,7 @@ def train_sentencepiece(
 
     if vocab_size < _SMALLEST:
         raise UserError(f"vocab_size {vocab_size} is too small: bytes and special pieces alone take {_SMALLEST}")
-    share = sample_bytes // max(len(texts), 1)
-    sample = [chunk for name in sorted(texts) for chunk in _sample(texts[name], share, seed)]
+    sample = [chunk for name in sorted(samples) for chunk in samples[name]]
     if not sample:
         raise UserError("no text to train a tokenizer on")
     model = io.BytesIO()
@@ -80,7 +70,7 @@ def train_sentencepiece(
         if "Vocabulary size" not in str(error):  # anything else is no fault of the user's
             raise
         raise UserError(f"cannot train {vocab_size} pieces on {sum(map(len, sample))} characters: {error}") from error
-    _write(epath.Path(path), model.getvalue())
+    return model.getvalue()
 
 
 def load(path: str | os.PathLike) -> "seqio.Vocabulary":
@@ -96,17 +86,36 @@ def load(path: str | os.PathLike) -> "seqio.Vocabulary":
     return seqio.SentencePieceVocabulary(os.fspath(path))
 
 
-def _sample(texts: Iterable[str], size: int, seed: int) -> list[str]:
-    """Chunks of the texts, those with the smallest hashes, of `size` UTF-8 bytes together (the last may go past it)."""
-    heap: list[tuple[int, str]] = []  # the largest hash on top; negated, as heapq keeps the smallest there
-    total = 0
-    for chunk in (chunk for text in texts for chunk in _chunks(text)):
-        digest = hashlib.blake2b(f"{seed}\0{chunk}".encode(), digest_size=8).digest()
-        heapq.heappush(heap, (-int.from_bytes(digest, "big"), chunk))
-        total += len(chunk.encode())
-        while total - len(heap[0][1].encode()) >= size:
-            total -= len(heapq.heappop(heap)[1].encode())
-    return [chunk for _, chunk in sorted(heap, reverse=True)]
+class Sample:
+    """Chunks of texts, those with the smallest hashes, of `size` UTF-8 bytes together (the last may go past it).
+
+    So the same texts, in any order and from any number of samples added up, and the same seed give the same chunks.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self._size, self._seed, self._total = size, seed, 0
+        self._heap: list[tuple[int, str]] = []  # the largest hash on top; negated, as heapq keeps the smallest there
+
+    def add(self, text: str) -> None:
+        """Takes in a text."""
+        for chunk in _chunks(text):
+            self.add_chunk(chunk)
+
+    def add_chunk(self, chunk: str) -> None:
+        """Takes in a chunk of another sample."""
+        data = chunk.encode()
+        found = hashlib.blake2b(f"{self._seed}\0".encode() + data, digest_size=8).digest()
+        entry = (-int.from_bytes(found, "big"), chunk)
+        if self._total >= self._size and self._heap and entry < self._heap[0]:
+            return
+        heapq.heappush(self._heap, entry)
+        self._total += len(data)
+        while self._total - len(self._heap[0][1].encode()) >= self._size:
+            self._total -= len(heapq.heappop(self._heap)[1].encode())
+
+    def chunks(self) -> list[str]:
+        """What was drawn, smallest hash first."""
+        return [chunk for _, chunk in sorted(self._heap, reverse=True)]
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -123,11 +132,3 @@ def _chunks(text: str) -> Iterator[str]:
             size += len(piece)
     if waiting:
         yield "".join(waiting)
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Written aside, then renamed, so that a file under this name is always complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f".{path.name}.{os.getpid()}"
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -1,277 +1,216 @@
 """Losses of a mixture of experts for very many candidate weights at once.
 
 The probability of a token under the mixture of data experts is `p(x_t) = Σ_k λ_k p_k(x_t)` (MDE, arXiv 2502.15950,
-eq. 1), so for all candidates it is one matrix product of [T, K] probabilities and [K, C] weights, and what remains is a
-logarithm of every entry and a sum over tokens.
+eq. 1), so for all candidates it is one product of [T, K] probabilities and [K, C] weights, and what remains is a
+logarithm of every entry and a sum over tokens. `_tiers` says how it is kept exact, `_logmix` how it is done fast.
 
-How it is kept exact and fast:
-
-* Probabilities are divided by the largest of their token (its logarithm is added back), so a product of weights and
-  probabilities lies in [smallest ratio, 1] for every point of the simplex.
-* A logarithm is taken of the product of several tokens' values instead of each. Tokens are sorted into tiers by the
-  range of their log-probs, so that such a product stays a normal float32 whatever the weights are, corners included.
-* The few tokens whose range is too wide even for that take the log-sum-exp path.
-* Sums over blocks of tokens are compensated (Knuth's two-sum), so the error does not grow with T.
+With an exponent τ > 0 the weights follow the prefix: expert k's weight at position t of a sequence is
+`λ_k exp(τ Σ_{s<t} log p_k(x_s))`, normalised, and the loss is the difference of two sums of the same kind. τ = 1 is
+the exact Bayes mixture of sequence probabilities (MixMin's objective; proposition 3.1 of the MDE paper), which
+telescopes to one term a sequence.
 
 Shapes: T tokens, K experts, C candidates, J evaluation domains.
 """
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
+import numpy.typing as npt
 
 from mde.errors import UserError
-
-# (tokens whose product one logarithm is taken of, widest range of log-probs in nats). A product of g values that are
-# each at least exp(-range) is at least exp(-80) = 1.8e-35: above the smallest normal float32, 1.2e-38. The last tier
-# stops at 60 so that weights too small for a float32 do not count there either.
-_TIERS = ((8, 10.0), (2, 40.0), (1, 60.0))
-_LOG2_HIGH, _LOG2_LOW = 0.6875, math.log(2) - 0.6875  # the first has four bits: its product with an exponent is exact
-_TOKEN_BLOCK = 512
-_CANDIDATE_BLOCK = 512
-_WIDE_TOKEN_BLOCK = 64
+from mde.evaluation import _logmix
+from mde.evaluation._text import Terms, Text
+from mde.optimization import simplex
 
 
 class MixtureLosses:
     """Losses of any mixture of experts on text that was scored once; prepare it once, call it often.
 
-    With an exponent τ > 0 the weights follow the prefix: expert k's weight at position t of a sequence is
-    `λ_k exp(τ Σ_{s<t} log p_k(x_s))`, normalised. τ = 0 is MDE; τ = 1 is the exact Bayes mixture of sequence
-    probabilities (MixMin's objective), of which one term a sequence remains.
+    Text that fits into `memory` is kept on the devices, in a form that depends on τ. Other text is read in every call,
+    block by block, each block once for all candidates and all τ.
 
     Args:
-      log_probs: [T, K] log-probabilities in nats of the scored tokens under each expert.
+      log_probs: [T, K] log-probabilities in nats of the scored tokens under each expert: an array, or anything with a
+        `shape` that gives rows as an array by `log_probs[start:stop]` (`np.memmap`, a view of stored columns).
       segment_ids: [T] domain of each token, 0 … J − 1; each domain has at least one.
-      tau: the exponent, in [0, 1].
       sequence_ids: [T] numbers of the sequences, the tokens of one standing together in order; needed for τ > 0.
+      bounds: in their stead, [S + 1] positions where sequences begin, and T.
+      domains: names of the domains, or J; by default the largest segment id says how many there are.
+      experts: names of the experts, for messages.
+      bytes: [J] UTF-8 bytes of each domain's text: losses are then bits per byte (total bits over total bytes).
+      memory: bytes that tokens may take on the host and on each device.
 
     Raises:
-      UserError: NaN or positive log-probs, a token that is impossible under every expert, an empty domain.
+      UserError: an empty domain, a sequence that is torn or reaches into another domain; when log-probs are read, which
+        is at once if they fit, NaN or a positive number, a token that is impossible under every expert.
     """
 
     def __init__(
         self,
-        log_probs: np.ndarray,
-        segment_ids: np.ndarray,
-        tau: float = 0.0,
-        sequence_ids: np.ndarray | None = None,
+        log_probs: Any,
+        segment_ids: npt.ArrayLike,
+        sequence_ids: npt.ArrayLike | None = None,
+        *,
+        bounds: npt.ArrayLike | None = None,
+        domains: int | Sequence[str] | None = None,
+        experts: Sequence[str] | None = None,
+        bytes: npt.ArrayLike | None = None,
+        memory: int = 1 << 31,
     ):
-        self._counts = _check(log_probs, segment_ids)
-        if not 0 <= tau <= 1:
-            raise UserError(f"tau={tau} must lie in [0, 1]")
-        domains = len(self._counts)
-        if tau == 0:
-            self._terms = [_LogMix(log_probs, segment_ids, domains)]
-            return
-        if sequence_ids is None:
-            raise UserError(f"tau={tau} needs sequence_ids: which tokens share a prefix")
-        starts = np.flatnonzero(np.diff(sequence_ids, prepend=sequence_ids[0] - 1))
-        log_probs = np.asarray(log_probs, np.float64)
-        if tau == 1:
-            sums = np.add.reduceat(log_probs, starts)
-            self._terms = [_LogMix(sums, segment_ids[starts], domains)]
-            return
-        prior = tau * _prefix_sums(log_probs, starts)
-        self._terms = [
-            _LogMix(prior + log_probs, segment_ids, domains),
-            _LogMix(prior, segment_ids, domains),
-        ]
+        self._text = Text(log_probs, segment_ids, sequence_ids, bounds, domains, experts)
+        self._units = self._text.counts if bytes is None else _bits(bytes, self._text.domains)
+        self._memory = memory
+        self._kept: dict[tuple[float, int], Terms] = {}  # by τ and number of devices
+        if self._fits(1):
+            self._prepared([0.0], jax.device_count())
 
-    def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """[C, K] mixtures on the simplex to [C, J] losses in nats per token, float64."""
+    def __call__(self, weights: Any, tau: Any = 0.0) -> Any:
+        """Losses of mixtures.
+
+        Args:
+          weights: [..., K] mixtures. Arrays are checked to lie on the simplex and give float64. Traced ones, under
+            `jit`, `grad`, `jacrev`, `jacfwd` or `vmap`, are taken as they are and give float32; the derivative is that
+            of `log Σ_k λ_k p_k` by each λ_k for itself. There are no second derivatives.
+          tau: [...] exponents in [0, 1], broadcast against the leading axes of the weights, so `taus[:, None]` asks for
+            every τ of every mixture; for traced weights one number.
+
+        Returns:
+          [..., J] nats per token, or bits per byte; infinite where a mixture rules out a token.
+
+        Raises:
+          UserError: weights off the simplex; τ outside [0, 1], or above 0 without sequences; traced weights and text
+            that does not fit into `memory`.
+        """
+        if not isinstance(weights, jax.core.Tracer):
+            return self._evaluate(weights, tau, gradients=False)[0]
+        self._text.check_taus([tau])
+        if not self._fits(1):
+            raise UserError(
+                f"memory={self._memory} does not hold {len(self._text)} tokens, as traced weights need; "
+                "`value_and_grad` does without"
+            )
+        with jax.ensure_compile_time_eval():
+            terms = self._prepared([float(tau)], _devices_when_traced())[0]
+        sums = _traced_sums(weights.reshape(-1, weights.shape[-1]), terms)
+        return (sums / -self._units.astype(np.float32)).reshape(*weights.shape[:-1], -1)
+
+    def value_and_grad(self, weights: npt.ArrayLike, tau: npt.ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [..., J] and all their derivatives by the weights [..., J, K], float64, for arrays of weights.
+
+        The derivative by an expert that has no share is there too: it says what one would bring. It is infinite where
+        float32 has no number for it (a token exp(88) times likelier than under those that have a share), and not a
+        number where a loss is infinite or, with τ > 0, the difference of two infinite sums.
+        """
+        return self._evaluate(weights, tau, gradients=True)
+
+    def _evaluate(self, weights: npt.ArrayLike, tau: npt.ArrayLike, gradients: bool) -> tuple[np.ndarray, np.ndarray]:
         weights = np.asarray(weights, np.float64)
-        sums, *prefix = (term(weights) for term in self._terms)
-        if prefix:
-            # Where nothing is left of a prefix, the token that left nothing has made the sum −inf already.
-            sums -= np.where(np.isneginf(prefix[0]), 0, prefix[0])
-        return -sums / self._counts
+        shape = np.broadcast_shapes(weights.shape[:-1], np.shape(tau))
+        mixtures = simplex.check_mixtures(
+            np.broadcast_to(weights, (*shape, *weights.shape[-1:])).reshape(-1, *weights.shape[-1:]),
+            self._text.experts,
+            where="weights",
+        )
+        taus, tau_of = np.unique(np.broadcast_to(np.asarray(tau, np.float64), shape), return_inverse=True)
+        self._text.check_taus(taus.tolist())
+        sums = np.zeros((len(mixtures), len(self._units)))
+        slopes = np.zeros((*sums.shape, mixtures.shape[1] if gradients else 0))
+        for terms_of in self._passes(taus.tolist()):
+            for i, terms in enumerate(terms_of):
+                rows = np.flatnonzero(tau_of.ravel() == i)
+                sums[rows] += _difference([term.sums(mixtures[rows]) for term in terms])
+                if gradients:
+                    slopes[rows] += _difference([term.gradients(mixtures[rows]) for term in terms])
+        losses, slopes = -sums / self._units, -slopes / self._units[:, None]
+        return losses.reshape(*shape, losses.shape[1]), slopes.reshape(*shape, *slopes.shape[1:])
+
+    def _passes(self, taus: list[float]) -> Iterator[list[Terms]]:
+        """The terms of each τ: of all of the text if it fits, else of one block of it after another."""
+        if self._fits(len(taus)):
+            yield self._prepared(taus, jax.device_count())
+            return
+        carry = None
+        size = self._block(len(taus))
+        for start in range(0, len(self._text), size):
+            stop = min(start + size, len(self._text))
+            terms, carry = self._text.terms(taus, start, stop, jax.device_count(), carry)
+            yield terms
+
+    def _prepared(self, taus: Sequence[float], devices: int) -> list[Terms]:
+        """The terms of all of the text, read once for all τ; those of other calls make room if they must."""
+        wanted = [(tau, devices) for tau in taus]
+        missing = [key for key in wanted if key not in self._kept]
+        if missing:
+            if not self._fits(len(self._kept) + len(missing)):
+                self._kept = {key: self._kept[key] for key in wanted if key in self._kept}
+            terms, _ = self._text.terms([tau for tau, _ in missing], 0, len(self._text), devices)
+            self._kept.update(zip(missing, terms, strict=True))
+        return [self._kept[key] for key in wanted]
+
+    def _fits(self, n_taus: int) -> bool:
+        return self._block(n_taus) >= len(self._text)
+
+    def _block(self, n_taus: int) -> int:
+        """Tokens that may be prepared at a time: for each τ they take two pairs of float32 an expert, and once more as
+        much while they are dealt to the devices."""
+        return max(1, self._memory // (32 * (len(self._text.experts) + 1) * max(1, n_taus)))
 
 
 def mixture_nll(
-    log_probs: np.ndarray,
-    segment_ids: np.ndarray,
-    weights: np.ndarray,
+    log_probs: Any,
+    segment_ids: npt.ArrayLike,
+    weights: Any,
     *,
-    tau: float = 0.0,
-    sequence_ids: np.ndarray | None = None,
-) -> np.ndarray:
-    """Losses [C, J] in nats per token of the mixtures `weights` [C, K]; see `MixtureLosses` for the rest."""
-    return MixtureLosses(log_probs, segment_ids, tau, sequence_ids)(weights)
+    tau: Any = 0.0,
+    sequence_ids: npt.ArrayLike | None = None,
+    **options: Any,
+) -> Any:
+    """Losses [C, J] of the mixtures `weights` [C, K], in nats per token; see `MixtureLosses` for all arguments."""
+    return MixtureLosses(log_probs, segment_ids, sequence_ids, **options)(weights, tau)
 
 
-def _check(log_probs: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-    """Tokens of each domain, [J]."""
-    if log_probs.ndim != 2 or segment_ids.shape != log_probs.shape[:1]:
-        raise UserError(f"log_probs {log_probs.shape} and segment_ids {segment_ids.shape}: expected [T, K] and [T]")
-    bad = ~(log_probs <= 0)
-    if bad.any():
-        token, expert = np.argwhere(bad)[0]
-        raise UserError(
-            f"log-prob of token {token} (domain {segment_ids[token]}) under expert {expert} is "
-            f"{log_probs[token, expert]}; expected a number of at most 0"
-        )
-    impossible = np.isneginf(log_probs).all(axis=1)
-    if impossible.any():
-        raise UserError(f"token {np.argmax(impossible)} is impossible under every expert")
-    counts = np.bincount(segment_ids)
-    if (counts == 0).any():
-        raise UserError(f"domain {np.argmin(counts)} has no token")
-    return counts
+def _bits(bytes_J: npt.ArrayLike, domains: Sequence[str]) -> np.ndarray:
+    """What sums in nats are divided by to be bits per byte."""
+    sizes = np.asarray(bytes_J, np.float64)
+    if sizes.shape != (len(domains),) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise UserError(f"bytes={sizes.tolist()}: expected a positive number for each of {', '.join(domains)}")
+    return sizes * np.log(2)
 
 
-def _prefix_sums(log_probs: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """[T, K] sums over the earlier tokens of the same sequence; by loops over sequences, so that −inf stays inside."""
-    sums = np.zeros_like(log_probs)
-    for start, stop in zip(starts, [*starts[1:], len(log_probs)], strict=True):
-        np.cumsum(log_probs[start : stop - 1], axis=0, out=sums[start + 1 : stop])
-    return sums
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tier:
-    """Tokens of one tier, in blocks that never cross a domain.
-
-    The last blocks are filled up with rows that belong to one more expert, of weight 1: their mixture is exactly 1.
-    """
-
-    group: int  # tokens whose product one logarithm is taken of; 0 for the log-sum-exp path
-    values: jax.Array  # [blocks, tokens, K + 1] probabilities over the row's largest; logarithms of them if group is 0
-    domains: jax.Array  # [blocks]
-
-
-class _LogMix:
-    """Sums by domain of `log Σ_k λ_k exp(a_tk)`, for a [T, K] that is given once and λ by the thousand."""
-
-    def __init__(self, logits: np.ndarray, segment_ids: np.ndarray, n_domains: int):
-        largest = logits.max(axis=1).astype(np.float64)
-        largest[np.isneginf(largest)] = 0
-        spread = largest - logits.min(axis=1)
-        self._offsets = np.bincount(segment_ids, weights=largest, minlength=n_domains)
-        self._tiers = []
-        lower = -1.0
-        for group, upper in (*_TIERS, (0, np.inf)):
-            rows = (spread > lower) & (spread <= upper)
-            if rows.any():
-                self._tiers.append(_cut(group, logits[rows], largest[rows], segment_ids[rows]))
-            lower = upper
-
-    def __call__(self, weights_CxK: np.ndarray) -> np.ndarray:
-        """[C, J] sums in nats, float64."""
-        total = np.tile(self._offsets, (len(weights_CxK), 1))
-        padded = np.pad(weights_CxK, ((0, 0), (0, 1)), constant_values=1)
-        with np.errstate(divide="ignore"):
-            log_weights = _split(np.log(padded))  # the smallest weights count where sequences are compared
-        for tier in self._tiers:
-            values = log_weights if tier.group == 0 else padded.astype(np.float32)
-            total += _sums(tier, values, len(self._offsets))
-        return total
-
-
-def _cut(group: int, logits: np.ndarray, largest: np.ndarray, domains: np.ndarray) -> _Tier:
-    """Cuts the rows of each domain into blocks; all that is rounded to float32 is rounded once, at the end."""
-    size = _TOKEN_BLOCK if group else _WIDE_TOKEN_BLOCK
-    filler = np.full((1, logits.shape[1] + 1), -np.inf)
-    filler[0, -1] = 0
-    blocks, owners = [], []
-    for j in np.unique(domains):
-        mine = domains == j
-        rows = np.pad(logits[mine] - largest[mine, None], ((0, 0), (0, 1)), constant_values=-np.inf)
-        rows = np.concatenate([rows, np.repeat(filler, -len(rows) % size, axis=0)])
-        values = np.exp(rows).astype(np.float32) if group else _split(rows)
-        blocks.append(values.reshape(-1, size, *values.shape[1:]))
-        owners += [j] * len(blocks[-1])
-    return _Tier(group, jnp.asarray(np.concatenate(blocks)), jnp.asarray(owners, jnp.int32))
-
-
-def _split(values: np.ndarray) -> np.ndarray:
-    """[..., K] float64 as [..., 2, K] float32: rounded, and what rounding lost."""
-    high = values.astype(np.float32)
+def _difference(found: list[np.ndarray]) -> np.ndarray:
+    """The first, less the second if there is one."""
+    if len(found) == 1:
+        return found[0]
     with np.errstate(invalid="ignore"):
-        low = np.where(np.isneginf(values), 0, values - high).astype(np.float32)
-    return np.stack([high, low], axis=-2)
+        # Where nothing is left of a prefix, the token that left nothing has made the sum −inf already.
+        return found[0] - np.where(np.isneginf(found[1]), 0, found[1])
 
 
-def _sums(tier: _Tier, weights: np.ndarray, n_domains: int) -> np.ndarray:
-    """[C, J] sums of one tier, in blocks of candidates that are spread over all devices."""
-    devices = jax.device_count()
-    size = max(1, min(_CANDIDATE_BLOCK, -(-len(weights) // devices)))
-    missing = -len(weights) % (size * devices) or (0 if len(weights) else size * devices)
-    blocks = np.concatenate([weights, np.ones_like(weights, shape=(missing, *weights.shape[1:]))])
-    blocks = blocks.reshape(-1, size, *weights.shape[1:])
-    sums, lost = _program(tier.group, n_domains, devices)(tier.values, tier.domains, blocks)
-    total = np.asarray(sums, np.float64) + np.asarray(lost, np.float64)
-    return total.swapaxes(1, 2).reshape(-1, n_domains)[: len(weights)]
+def _devices_when_traced() -> int:
+    """All, but for virtual devices of a processor: their collectives can wait for each other for ever when a caller
+    has several calls under way."""
+    return 1 if jax.default_backend() == "cpu" else jax.device_count()
 
 
-@functools.cache
-def _program(group: int, n_domains: int, devices: int) -> Callable[..., jax.Array]:
-    """The jitted program of a tier: every device takes its blocks of candidates one after another."""
-    mesh = jax.make_mesh((devices,), ("candidates",), (AxisType.Auto,))
-
-    def local(values: jax.Array, domains: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda w: _candidates(group, n_domains, values, domains, w), weights)
-
-    split = P("candidates")
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P(), split), out_specs=split, check_vma=False))
+@jax.custom_jvp
+def _traced_sums(weights_CxK: jax.Array, terms: Terms) -> jax.Array:
+    """[C, J] sums of logarithms, float32."""
+    found = [_traced(_logmix.sums, weights_CxK, term) + term.offsets for term in terms]
+    return functools.reduce(jnp.subtract, found)
 
 
-def _candidates(
-    group: int, n_domains: int, values: jax.Array, domains: jax.Array, weights_CxK: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """[J, C] sums of one block of candidates over all blocks of tokens, and what rounding lost of them."""
-
-    def add(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        (total, lost), (values_TxK, domain) = carry, block
-        term, lost_inside = _block_sum(group, values_TxK, weights_CxK)
-        new, lost_here = _two_sum(total[domain], term)
-        return (total.at[domain].set(new), lost.at[domain].add(lost_here + lost_inside)), None
-
-    zeros = jnp.zeros((n_domains, len(weights_CxK)), jnp.float32)
-    (total, lost), _ = jax.lax.scan(add, (zeros, zeros), (values, domains))
-    return total, lost
+@_traced_sums.defjvp
+def _traced_sums_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """The derivatives of all C × J sums are found in one pass beside them; what is asked for is a product with them."""
+    (weights_CxK, terms), (change_CxK, _) = primals, tangents
+    slopes_CxKxJ = functools.reduce(jnp.subtract, [_traced(_logmix.gradients, weights_CxK, term) for term in terms])
+    return _traced_sums(weights_CxK, terms), jnp.einsum("ckj,ck->cj", slopes_CxKxJ, change_CxK)
 
 
-def _block_sum(group: int, values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[C] sums over one block of tokens, and what rounding lost of them; group 0 takes logarithms of the weights."""
-    if group == 0:
-        return _wide_block_sum(values, weights)
-    mixed_TxC = jnp.matmul(values, weights.T, precision=jax.lax.Precision.HIGHEST)
-    products = jnp.prod(mixed_TxC.reshape(-1, group, mixed_TxC.shape[1]), axis=1)
-    # Exponents are added exactly; mantissas, each in [1, 2), are multiplied by the 64 before a logarithm is taken.
-    bits = jax.lax.bitcast_convert_type(products, jnp.int32)
-    exponents = jnp.sum((bits >> 23) - 127, axis=0).astype(jnp.float32)
-    mantissas = jax.lax.bitcast_convert_type((bits & 0x7FFFFF) | 0x3F800000, jnp.float32)
-    rows = min(64, len(mantissas))
-    logs = jnp.sum(jnp.log(jnp.prod(mantissas.reshape(-1, rows, mantissas.shape[1]), axis=1)), axis=0)
-    return _two_sum(exponents * _LOG2_HIGH, exponents * _LOG2_LOW + logs)
-
-
-def _wide_block_sum(values_Tx2xK: jax.Array, weights_Cx2xK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[C] sums of log-sum-exps, whose arguments are hundreds of nats where whole sequences are compared."""
-    high, low = _two_sum(values_Tx2xK[:, None, 0], weights_Cx2xK[:, 0])
-    low += values_Tx2xK[:, None, 1] + weights_Cx2xK[:, 1]
-    largest_TxC = jnp.max(high, axis=-1)
-    largest_TxC = jnp.where(jnp.isneginf(largest_TxC), 0, largest_TxC)
-    rest_TxC = jnp.log(jnp.sum(jnp.exp(high - largest_TxC[..., None] + low), axis=-1))
-    terms, lost = _two_sum(largest_TxC, rest_TxC)
-    lost = jnp.sum(lost, axis=0)
-    while len(terms) > 1:
-        terms, lost_here = _two_sum(*jnp.split(terms, 2))
-        lost += jnp.sum(lost_here, axis=0)
-    return terms[0], lost
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rounded sum and exactly what rounding lost (Knuth)."""
-    total = a + b
-    part = total - a
-    lost = (a - (total - part)) + (b - part)
-    return total, jnp.where(jnp.isfinite(total), lost, 0)
+@functools.partial(jax.jit, static_argnums=0)
+def _traced(kernel: Any, weights_CxK: jax.Array, term: Any) -> jax.Array:
+    return term.traced(kernel, weights_CxK)

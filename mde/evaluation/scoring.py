@@ -4,17 +4,22 @@ Shapes: N windows, L predicted tokens a window, T scored tokens in all, J evalua
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mde.data.tokens import TokenStore
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import DecoderConfig
-from mde.training.pool import on_pool, stack, unstack
+
+MEMORY = 1 << 30  # bytes of activations on a device
+_TOKENS_PER_BATCH = {"cpu": 2048}  # more does not help there (measured); an accelerator wants more, 2^16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,11 @@ class EvaluationSet:
     segments: np.ndarray
     window_domains: np.ndarray
     bytes: np.ndarray
+
+    @property
+    def seq_len(self) -> int:
+        """L, predicted tokens of a window."""
+        return self.tokens.shape[1] - 1
 
     @property
     def mask(self) -> np.ndarray:
@@ -96,33 +106,105 @@ def evaluation_set(stores: Mapping[str, TokenStore], tokens_per_domain: int, seq
     )
 
 
-def batched_windows(data: EvaluationSet, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments as [batches, batch_size, L + 1], filled up with padding windows."""
-    missing = -len(data.tokens) % batch_size
-    pad = lambda x: np.pad(x, ((0, missing), (0, 0))).reshape(-1, batch_size, x.shape[1])  # noqa: E731
-    return pad(data.tokens), pad(data.segments)
+def check_vocabulary(config: DecoderConfig, data: EvaluationSet) -> None:
+    """Raises UserError where the text has a token that the model's vocabulary has not, with its domain and place."""
+    beyond = (data.tokens < 0) | (data.tokens >= config.vocab_size)
+    if beyond.any():
+        window, position = np.argwhere(beyond)[0]
+        raise UserError(
+            f"evaluation domain {data.domains[data.window_domains[window]]!r}: token "
+            f"{data.tokens[window, position]} at position {position} of window {window}, but the model has a "
+            f"vocabulary of {config.vocab_size}: text and model are of different tokenizers"
+        )
+
+
+def windows_per_batch(config: DecoderConfig, windows: int, seq_len: int, memory: int = MEMORY) -> int:
+    """How many windows a device takes at a time: enough to keep it busy, within `memory` bytes of activations."""
+    c = config
+    floats = 2 * c.vocab_size + 4 * c.d_ff + 12 * c.d_model + 2 * c.n_heads * seq_len
+    tokens = min(_TOKENS_PER_BATCH.get(jax.default_backend(), 1 << 16), memory // (4 * floats))
+    most = max(1, tokens // seq_len)
+    return -(-windows // -(-windows // most))  # as many batches as `most` makes, and all alike
+
+
+def token_log_probs(config: DecoderConfig, params: decoder.Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """The decoder's, at most 0: where a token is all but certain, rounding can leave a logarithm above."""
+    return jnp.minimum(decoder.token_log_probs(config, params, tokens, segments), 0)
 
 
 class Scorer:
-    """Scores models of one architecture, one a device at a time, on one evaluation set."""
+    """Scores models of one architecture on one evaluation set: a pass over the tokens, batches over the devices.
 
-    def __init__(self, config: DecoderConfig, data: EvaluationSet, mesh: Mesh, batch_size: int = 16):
-        self._mesh = mesh
+    All devices take one model at a time, so as many of them are busy with one model as with many, and what a score is
+    does not depend on how many there are.
+
+    Args:
+      config: architecture of the models.
+      data: the text.
+      batch_size: windows that a device takes at a time; by default `windows_per_batch`.
+    """
+
+    def __init__(self, config: DecoderConfig, data: EvaluationSet, batch_size: int | None = None):
+        check_vocabulary(config, data)
         self._data = data
-        batches = batched_windows(data, batch_size)
-        self._batches = stack(mesh, [batches] * mesh.size)
+        devices = jax.device_count()
+        per_device = -(-len(data.tokens) // devices)
+        self._batch = devices * (batch_size or windows_per_batch(config, per_device, data.seq_len))
+        self._mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,))
 
-        def log_probs(params: decoder.Params, batches: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return jax.lax.map(lambda batch: decoder.token_log_probs(config, params, *batch), batches)
+        log_probs = functools.partial(token_log_probs, config)
+        specs = (P(), P("data"), P("data"))
+        mapped = jax.shard_map(log_probs, mesh=self._mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+        self._program = jax.jit(mapped)
 
-        self._score = on_pool(mesh, log_probs, donate=False)
+    def __call__(
+        self,
+        params: decoder.Params,
+        domains: Collection[int] | None = None,
+        advance: Callable[[int], object] = lambda tokens: None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The log-probs of one domain after the other, each as soon as it is through.
 
-    def __call__(self, models: Sequence[decoder.Params]) -> list[np.ndarray]:
-        """Log-probs in nats of the T scored tokens, one [T] float32 array for each of at most a mesh full of models."""
-        if len(models) > self._mesh.size:
-            raise ValueError(f"{len(models)} models on a mesh of {self._mesh.size}")
-        filled = [*models, *[models[-1]] * (self._mesh.size - len(models))]
-        scored = unstack(self._score(stack(self._mesh, filled), self._batches))
-        mask = self._data.mask
-        flat = [x.reshape(-1, x.shape[-1])[: len(mask)][mask] for x in scored]
-        return flat[: len(models)]
+        Args:
+          params: of the model.
+          domains: indices of those to score; all by default.
+          advance: told how many more tokens were scored.
+
+        Yields:
+          The index of a domain and its scored tokens' log-probs in nats, [T_j] float32.
+        """
+        data = self._data
+        wanted = sorted(range(len(data.domains)) if domains is None else domains)
+        chosen = np.flatnonzero(np.isin(data.window_domains, wanted))
+        owners, mask = data.window_domains[chosen], data.mask[chosen]
+        log_probs = np.empty(mask.shape, np.float32)
+        ends = {j: int(np.flatnonzero(owners == j)[-1]) + 1 for j in wanted}
+        done = 0
+        for part in self._batches(params, chosen):
+            log_probs[done : done + len(part)] = part
+            advance(int(mask[done : done + len(part)].sum()))
+            done += len(part)
+            while wanted and ends[wanted[0]] <= done:
+                j = wanted.pop(0)
+                mine = owners == j
+                yield j, log_probs[mine][mask[mine]]
+
+    def _batches(self, params: decoder.Params, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """[B, L] log-probs of the chosen windows, read one batch late so that the devices never wait for us."""
+        params = jax.device_put(params, NamedSharding(self._mesh, P()))
+        tokens, segments = self._data.tokens[chosen], self._data.segments[chosen]
+        unread: jax.Array | None = None
+        for start in range(0, len(chosen), self._batch):
+            part = slice(start, start + self._batch)
+            batch = (filled_up(x[part], self._batch) for x in (tokens, segments))
+            running = self._program(params, *jax.device_put(tuple(batch), NamedSharding(self._mesh, P("data"))))
+            if unread is not None:
+                yield np.asarray(unread)
+            unread = running
+        if unread is not None:
+            yield np.asarray(unread)[: len(chosen) - start]
+
+
+def filled_up(windows: np.ndarray, count: int) -> np.ndarray:
+    """[count, L + 1] the windows, and padding windows (document 0) after them."""
+    return np.pad(windows, ((0, count - len(windows)), (0, 0)))

@@ -12,6 +12,26 @@ from ml_collections import ConfigDict
 
 from mde.errors import UserError, unknown
 
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "remat": ("none", "dots", "full"),
+    "attention": ("auto", "heads", "xla", "cudnn", "splash"),
+}
+
+
+def option(default: Any) -> Any:
+    """A field that came after the first studies: it is on record only where it is not the default."""
+    return dataclasses.field(default=default, metadata={"option": True})
+
+
+def on_record(settings: Any) -> dict[str, Any]:
+    """The fields of a config or of settings as they are kept beside a run, so that records of before stay valid."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if not (field.metadata.get("option") and getattr(settings, field.name) == field.default)
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -27,7 +47,10 @@ class DecoderConfig:
       tie_embeddings: whether the output projection is the transposed embedding.
       rope_theta: base of the rotary frequencies.
       norm_eps: added to the mean square in RMSNorm.
-      dtype: dtype of the computation; parameters, softmax and loss are float32 always.
+      dtype: dtype of the computation; parameters, softmax, logits and loss are float32 always.
+      remat: what the backward pass computes again instead of keeping it: nothing (`none`), all but the products of
+        activations with weights (`dots`), or whole blocks (`full`).
+      attention: `heads` (CPU), `xla`, `cudnn` (GPU, 16 bits), `splash` (TPU), or `auto` for that of the machine.
     """
 
     vocab_size: int
@@ -40,8 +63,13 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     dtype: str = "float32"
+    remat: str = option("none")
+    attention: str = option("auto")
 
     def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
         if self.d_model % (2 * self.n_heads):
             raise UserError(f"d_model={self.d_model} must be a multiple of 2 * n_heads={2 * self.n_heads}")
         if self.n_heads % self.n_kv_heads:
@@ -57,6 +85,26 @@ class DecoderConfig:
         """Parameters that a token is multiplied with: 6 FLOPs each in training; embedding look-ups are free."""
         attention = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.d_model * self.vocab_size
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters of the blocks and the norms: all but the embedding and the output projection."""
+        norms = (2 * self.n_layers + 1) * self.d_model
+        return self.matmul_parameters - self.d_model * self.vocab_size + norms
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        tables = 1 if self.tie_embeddings else 2
+        return self.non_embedding_parameters + tables * self.d_model * self.vocab_size
+
+    def train_flops(self, seq_len: int) -> int:
+        """FLOPs of training on one token of a sequence of this length, recomputation not counted.
+
+        Six for each parameter that it is multiplied with, and in every layer 12 · width · (the seq_len / 2 positions
+        that it sees on average) for attention (PaLM, appendix B, halved because attention is causal).
+        """
+        return 6 * self.matmul_parameters + 6 * self.n_layers * self.n_heads * self.head_dim * seq_len
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "DecoderConfig":
@@ -75,10 +123,16 @@ def _preset(**fields: Any) -> ConfigDict:
     return ConfigDict({"n_kv_heads": fields["n_heads"], **fields})
 
 
-# What a demo can train dozens of on two cores.
 PRESETS = {
+    # What a demo can train dozens of on two cores.
     "tiny": _preset(d_model=32, n_layers=1, n_heads=2, d_ff=96),
     "demo": _preset(d_model=96, n_layers=2, n_heads=3, d_ff=256),
+    # The sizes of the MDE paper (arXiv 2502.15950), by parameters without embeddings, whatever the vocabulary.
+    "70m": _preset(d_model=768, n_layers=10, n_heads=12, d_ff=2048),
+    "150m": _preset(d_model=1024, n_layers=12, n_heads=16, d_ff=2816),
+    "280m": _preset(d_model=1280, n_layers=14, n_heads=20, d_ff=3456),
+    "510m": _preset(d_model=1536, n_layers=20, n_heads=12, n_kv_heads=4, d_ff=4096),
+    "1b": _preset(d_model=2048, n_layers=22, n_heads=16, n_kv_heads=4, d_ff=5632),
 }
 
 

@@ -7,6 +7,7 @@ Parameters of the blocks are stacked on a leading layer axis. Several documents 
 numbers them, attention stays inside a document and positions restart with it.
 """
 
+import dataclasses
 import functools
 from typing import Any, TypeVar
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mde.models import attention
 from mde.models.config import DecoderConfig
+from mde.models.sharding import constrain
 
 Params = dict
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
@@ -23,10 +26,10 @@ ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding of the first half of each head against the second half (RoFormer; LLaMA's layout)."""
-    half = x_BxLxNxH.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions_BxL[:, :, None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    length, half = x_BxLxNxH.shape[1], x_BxLxNxH.shape[-1] // 2
+    # Sines and cosines come from a table: where they are computed, XLA computes them again for every head and layer.
+    angles = np.arange(length)[:, None] * theta ** (-np.arange(half) / half)
+    sin, cos = (jnp.asarray(f(angles), jnp.float32)[positions_BxL][:, :, None] for f in (np.sin, np.cos))
     first, second = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BxLxNxH.dtype)
@@ -54,22 +57,41 @@ class RMSNorm(nn.Module):
         return (x32 * scale).astype(self.config.dtype)
 
 
+class Embed(nn.Module):
+    """The table of token vectors, and its use as output projection."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(c.d_model**-0.5)
+        self.embedding = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        # Gathered along `data` first: XLA's look-up in a table that is split both ways copies all of it.
+        return jnp.take(constrain(self.embedding.astype(self.config.dtype), "model", None), tokens, axis=0)
+
+    def attend(self, x_TxD: jax.Array) -> jax.Array:
+        return x_TxD @ self.embedding.astype(self.config.dtype).T
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention within documents."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_TxD: jax.Array, positions_BxL: jax.Array, mask_Bx1xLxL: jax.Array) -> jax.Array:
+    def __call__(self, x_TxD: jax.Array, positions_BxL: jax.Array, visible: jax.Array) -> jax.Array:
         c = self.config
         T, D = x_TxD.shape
 
         def project(heads: int, name: str) -> jax.Array:
-            return _dense(c, heads * c.head_dim, name)(x_TxD).reshape(*positions_BxL.shape, heads, c.head_dim)
+            out = _dense(c, heads * c.head_dim, name)(x_TxD).reshape(*positions_BxL.shape, heads, c.head_dim)
+            return constrain(out, "data", None, "model", None)
 
         q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
         q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xLxL)
+        out = attention.attend(attention.kernel(c.attention, c.dtype), q, k, v, visible)
         return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
 
 
@@ -82,7 +104,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         gated = nn.silu(_dense(c, c.d_ff, "gate")(x)) * _dense(c, c.d_ff, "up")(x)
-        return _dense(c, c.d_model, "down")(gated)
+        return _dense(c, c.d_model, "down")(constrain(gated, "data", "model"))
 
 
 class Block(nn.Module):
@@ -91,41 +113,53 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, positions: jax.Array, visible: jax.Array) -> tuple[jax.Array, None]:
         c = self.config
-        x += Attention(c, name="attention")(RMSNorm(c, name="attention_norm")(x), positions, mask)
+        x += Attention(c, name="attention")(RMSNorm(c, name="attention_norm")(x), positions, visible)
         x += SwiGLU(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
-        return x, None
+        return constrain(x, "data", None), None
 
 
 class Decoder(nn.Module):
-    """A language model: tokens and document numbers in, float32 logits of the next token out."""
+    """A language model: tokens and document numbers in, float32 logits of the next token out.
+
+    With `hidden_only` it ends before the output projection (see `output_matrix`), with a row [D] for each token.
+    """
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, hidden_only: bool = False) -> jax.Array:
         c = self.config
-        embed = nn.Embed(
-            c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(c.d_model**-0.5), dtype=c.dtype, name="embed"
-        )
-        positions = document_positions(segments_BxL)
-        mask = nn.make_causal_mask(tokens_BxL, dtype=bool) & (
-            segments_BxL[:, None, :, None] == segments_BxL[:, None, None]
-        )
-        # Small stacks are unrolled, which XLA fuses better; tall ones would only take longer to compile.
-        layers = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=c.n_layers,
-            unroll=c.n_layers if c.n_layers <= 4 else 1,
-        )
-        x, _ = layers(c, name="layers")(embed(tokens_BxL.reshape(-1)), positions, mask)
+        embed = Embed(c, name="embed")
+        visible = attention.visible(attention.kernel(c.attention, c.dtype), segments_BxL)
+        x = constrain(embed(tokens_BxL.reshape(-1)), "data", None)
+        x, _ = _layers(c)(c, name="layers")(x, document_positions(segments_BxL), visible)
         x = RMSNorm(c, name="final_norm")(x)
+        if hidden_only:
+            return x
         logits = embed.attend(x) if c.tie_embeddings else _dense(c, c.vocab_size, "unembed")(x)
         return logits.astype(jnp.float32).reshape(*tokens_BxL.shape, c.vocab_size)
+
+
+def _layers(config: DecoderConfig) -> Any:
+    """The blocks, scanned over; what the backward pass keeps of them is the config's `remat`."""
+    block: Any = Block
+    if config.remat != "none":
+        keep = jax.checkpoint_policies
+        policies = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable}
+        block = nn.remat(Block, policy=policies[config.remat], prevent_cse=False)
+    # Small stacks are unrolled, which XLA fuses better; tall ones would only take longer to compile, and where blocks
+    # are computed again the loop is what keeps XLA from sharing the two computations.
+    unrolled = config.n_layers <= 4 and config.remat == "none"
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=config.n_layers,
+        unroll=config.n_layers if unrolled else 1,
+    )
 
 
 def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
@@ -133,10 +167,22 @@ def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init(config: DecoderConfig, seed: int) -> Params:
+def init(config: DecoderConfig, seed: int | jax.Array) -> Params:
     """Fresh parameters: a nested dictionary of float32 arrays, a pure function of (config, seed)."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Decoder(config).init(jax.random.key(seed), tokens, tokens)["params"]
+    plain = dataclasses.replace(config, attention="xla")  # two tokens are enough for shapes, and too few for a kernel
+    return Decoder(plain).init(jax.random.key(seed), tokens, tokens)["params"]
+
+
+def hidden(config: DecoderConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """What the output projection is given, [B, L, D] for tokens [B, L]."""
+    rows: Any = Decoder(config).apply({"params": params}, tokens, segments, hidden_only=True)
+    return rows.reshape(*tokens.shape, config.d_model)
+
+
+def output_matrix(config: DecoderConfig, params: Params) -> jax.Array:
+    """The output projection, [V, D]: logits are its products with the hidden rows."""
+    return params["embed"]["embedding"] if config.tie_embeddings else params["unembed"]["kernel"].T
 
 
 def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

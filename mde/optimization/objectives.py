@@ -1,6 +1,8 @@
-"""What a good mixture is: a weighting of the evaluation domains' losses."""
+"""What a good mixture is: an average of the evaluation domains' losses, or the worst of them, sure or unsure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,105 @@ from mde.errors import UserError, unknown
 
 # The names of the MDE paper (arXiv 2502.15950): "sp" are the training domains (SlimPajama there), "et" the end tasks.
 NAMED = ("avg-sp", "avg-et", "avg-all")
+PAPER = {"avg-et+sp": "avg-all"}  # the paper's own name
+WORST = {"worst-sp": "avg-sp", "worst-et": "avg-et", "worst-all": "avg-all"}  # the greatest loss of the same domains
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number for the losses of a mixture, in nats per token; less is better.
+
+    Attributes:
+      weights: [J], of the evaluation domains, summing to one.
+      worst: the greatest loss of the domains with a weight, not their weighted mean.
+      reference: [J], losses that those of a worst case are measured from, such as a rival's; none by default.
+      beta: how many standard deviations of the prediction are added: what is unsure counts as worse.
+    """
+
+    weights: np.ndarray
+    worst: bool = False
+    reference: np.ndarray | None = None
+    beta: float = 0.0
+
+    __array_ufunc__ = None  # NumPy leaves `losses @ objective` to us
+
+    def __call__(self, losses: np.ndarray) -> np.ndarray:
+        """The objective [...] of losses [..., J] that are known."""
+        losses = np.asarray(losses)
+        if not self.worst:
+            return losses @ self.weights
+        excess = losses if self.reference is None else losses - self.reference
+        return np.where(self.weights > 0, excess, -np.inf).max(axis=-1)
+
+    def __rmatmul__(self, losses: np.ndarray) -> np.ndarray:
+        """`losses @ objective`: it stands wherever weights would."""
+        return self(losses)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """As of weights, (J,)."""
+        return self.weights.shape
+
+    def of_prediction(
+        self, mean: np.ndarray, deviations: np.ndarray | None = None, correlation: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The objective [C] of predicted losses [C, J]: what is unsure counts as worse.
+
+        A mean adds β standard deviations of the weighted sum; a worst case those of each domain, before the greatest is
+        taken.
+
+        Args:
+          mean: predicted losses, [C, J].
+          deviations: their standard deviations, [C, J].
+          correlation: of the errors of the domains, [J, J]; if it is not known they are taken to go together, which is
+            the most unsure a sum can be.
+
+        Raises:
+          UserError: β is not zero and there are no deviations.
+        """
+        if self.beta == 0:
+            return self(mean)
+        if deviations is None:
+            raise UserError(
+                f"objective with beta={self.beta:g}: the regressor does not say how sure it is; one with a standard "
+                "deviation, such as 'gp', does"
+            )
+        if self.worst or correlation is None:
+            return self(mean + self.beta * deviations)
+        weighted = deviations * self.weights
+        variance = np.einsum("cj,jk,ck->c", weighted, correlation, weighted)
+        return self(mean) + self.beta * np.sqrt(np.maximum(variance, 0))
+
+
+def make(
+    objective: str | Mapping[str, float],
+    evaluation_domains: Sequence[str],
+    training_domains: Sequence[str],
+    reference: np.ndarray | None = None,
+    beta: float = 0.0,
+) -> Objective:
+    """An objective by its name: those of `weights`, or `worst-sp`, `worst-et`, `worst-all` over the same domains.
+
+    Raises:
+      UserError: as `weights`; a reference for a mean, where it would change nothing; β that is not finite.
+    """
+    worst = isinstance(objective, str) and objective in WORST
+    if not np.isfinite(beta):
+        raise UserError(f"objective: beta={beta}, expected a finite number")
+    if reference is not None and not worst:
+        raise UserError(f"objective {objective!r}: only a worst case has a reference: {', '.join(WORST)}")
+    average = WORST[objective] if worst else objective  # type: ignore[index]
+    return Objective(weights(average, evaluation_domains, training_domains), worst, reference, beta)
+
+
+def recorded(
+    optimum: Mapping[str, Any], evaluation_domains: Sequence[str], training_domains: Sequence[str]
+) -> Objective:
+    """The objective that a recommendation was found with, by the content of its `optimum.json`."""
+    rival = optimum.get("reference")
+    losses = optimum["predictions"][rival]["losses"] if rival else None
+    reference = None if losses is None else np.array([losses[name] for name in evaluation_domains])
+    return make(optimum["objective"], evaluation_domains, training_domains, reference, optimum.get("beta", 0.0))
 
 
 def weights(
@@ -41,6 +142,7 @@ def weights(
 
 
 def _named(objective: str, evaluation: Sequence[str], training: Sequence[str]) -> dict[str, float]:
+    objective = PAPER.get(objective, objective)
     if objective == "avg-all":
         return dict.fromkeys(evaluation, 1.0)
     if objective == "avg-sp":
@@ -53,4 +155,4 @@ def _named(objective: str, evaluation: Sequence[str], training: Sequence[str]) -
         if not others:
             raise UserError("objective avg-et: every evaluation domain is a training domain, expected others as well")
         return dict.fromkeys(others, 1.0)
-    raise unknown("objective", objective, NAMED)
+    raise unknown("objective", objective, [*NAMED, *PAPER, *WORST])

@@ -99,15 +99,30 @@ def space_filling(n: int, k: int, seed: int, concentration: float | npt.ArrayLik
     return special.softmax(log_gamma, axis=1)
 
 
-def project(points: np.ndarray) -> np.ndarray:
-    """The nearest mixture, in Euclidean distance, to each row of [C, K].
+def project(points: np.ndarray, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = 1.0) -> np.ndarray:
+    """The nearest mixture, in Euclidean distance, to each row of [C, K]; exact.
 
-    Source: sort-and-threshold algorithm of Duchi et al., "Efficient Projections onto the l1-Ball" (ICML 2008), fig. 1.
+    Args:
+      points: [C, K].
+      low: least shares, one number or [K]; their sum must be at most 1.
+      high: greatest shares, whose sum must be at least 1.
+
+    It is `clip(point - s, low, high)` with the one s at which shares sum to one. Their sum falls from `high.sum()` to
+    `low.sum()` as s grows, and bends only where a share meets a bound, so the piece that holds s is found by sorting
+    these 2 K places (as in Duchi et al., ICML 2008, for the simplex alone).
     """
-    descending = -np.sort(-points, axis=1)
-    excess = np.cumsum(descending, axis=1) - 1
-    kept = np.arange(1, points.shape[1] + 1)
-    last = np.sum(descending * kept > excess, axis=1) - 1
-    shift = np.take_along_axis(excess, last[:, None], axis=1) / (last[:, None] + 1)
-    shares = np.maximum(points - shift, 0)
-    return shares / shares.sum(axis=1, keepdims=True)
+    k = points.shape[1]
+    low, high = (np.broadcast_to(np.asarray(bound, dtype=np.float64), (k,)) for bound in (low, high))
+    places = np.hstack([points - high, points - low])
+    order = np.argsort(places, axis=1, kind="stable")
+    sorted_places = np.take_along_axis(places, order, axis=1)
+    free = np.cumsum(np.where(order < k, 1, -1), axis=1)  # shares between their bounds right after each place
+    fallen = np.cumsum(free[:, :-1] * np.diff(sorted_places, axis=1), axis=1)
+    sums = high.sum() - np.hstack([np.zeros((len(points), 1)), fallen])
+    piece = np.clip(np.sum(sums > 1, axis=1) - 1, 0, 2 * k - 2)[:, None]
+    middle = (np.take_along_axis(sorted_places, piece, 1) + np.take_along_axis(sorted_places, piece + 1, 1)) / 2
+    at_high, at_low = points - middle >= high, points - middle <= low
+    count = np.sum(~at_high & ~at_low, axis=1, keepdims=True)
+    inner = np.where(at_high, high, np.where(at_low, low, points)).sum(axis=1, keepdims=True)
+    shift = np.where(count > 0, (inner - 1) / np.maximum(count, 1), middle)
+    return np.clip(points - shift, low, high)

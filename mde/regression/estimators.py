@@ -1,12 +1,7 @@
 """Regressors from features of mixtures to losses, as scikit-learn estimators.
 
-Every regressor takes a design X and observed losses y [R, J] (nats per token) and predicts losses [C, J]. A design has
-one of two shapes (`mde.regression.features.assemble` makes both):
-
-  [R, F]     all J targets share the F features;
-  [R, J, F]  target j has features of its own, `X[:, j]`.
-
-Rows come first, so scikit-learn's `clone`, `cross_val_predict` and their kin work on both shapes.
+Every regressor takes a design X (`mde.regression.designs`) and observed losses y [R, J] (nats per token) and predicts
+losses [C, J].
 """
 
 from collections.abc import Callable
@@ -19,6 +14,11 @@ from sklearn.dummy import DummyRegressor
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError, unknown
+from mde.regression.auto import Auto
+from mde.regression.designs import check_fit, check_predict, own
+from mde.regression.features import evaluated_parts
+from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.laws import BiMix, MixingLaw, PowerLaw
 
 ALPHAS = tuple(np.logspace(-4, 4, 33))
 
@@ -39,7 +39,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `coef_` [F, J] and `intercept_` [J] in the features' own units, and `alpha_` [J]."""
-        design, losses = _check_fit(X, y)
+        design, losses = check_fit(X, y)
         # One group of targets when they share their features, one group a target otherwise: [G, R, F] and [G, R, M].
         shared = design.ndim == 2
         x_GRF = design[None] if shared else design.transpose(1, 0, 2)
@@ -70,10 +70,20 @@ class Ridge(RegressorMixin, BaseEstimator):
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
-        design = _check_predict(X, self.design_shape_)
+        design = check_predict(X, self.design_shape_)
         if design.ndim == 2:
             return design @ self.coef_ + self.intercept_
         return np.einsum("cjf,fj->cj", design, self.coef_) + self.intercept_
+
+    def jax_predict(self) -> Callable[[Any], Any]:
+        """A pure JAX function from one design, [F] or [J, F], to its losses [J]: traceable and differentiable."""
+        import jax.numpy as jnp
+
+        check_is_fitted(self)
+        coef_FJ, intercept_J = self.coef_, self.intercept_
+        if len(self.design_shape_) == 1:
+            return lambda design: design @ coef_FJ + intercept_J
+        return lambda design: jnp.einsum("jf,fj->j", design, coef_FJ) + intercept_J
 
 
 class GradientBoosting(RegressorMixin, BaseEstimator):
@@ -107,7 +117,7 @@ class GradientBoosting(RegressorMixin, BaseEstimator):
         """Fits `boosters_`, one a target."""
         import lightgbm  # half a second that only those who boost should pay
 
-        design, losses = _check_fit(X, y)
+        design, losses = check_fit(X, y)
         settings = self.get_params() | {
             "objective": "regression",
             "verbosity": -1,
@@ -118,7 +128,7 @@ class GradientBoosting(RegressorMixin, BaseEstimator):
         }
         rounds = settings.pop("n_estimators")
         self.boosters_ = [
-            lightgbm.train(settings, lightgbm.Dataset(_own(design, j), losses[:, j]), rounds)
+            lightgbm.train(settings, lightgbm.Dataset(own(design, j), losses[:, j]), rounds)
             for j in range(losses.shape[1])
         ]
         self.design_shape_ = design.shape[1:]
@@ -127,8 +137,8 @@ class GradientBoosting(RegressorMixin, BaseEstimator):
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
-        design = _check_predict(X, self.design_shape_)
-        return np.stack([b.predict(_own(design, j), num_threads=1) for j, b in enumerate(self.boosters_)], axis=1)
+        design = check_predict(X, self.design_shape_)
+        return np.stack([b.predict(own(design, j), num_threads=1) for j, b in enumerate(self.boosters_)], axis=1)
 
 
 class Alone(RegressorMixin, BaseEstimator):
@@ -139,7 +149,7 @@ class Alone(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Learns nothing but the shape."""
-        design, losses = _check_fit(X, y)
+        design, losses = check_fit(X, y)
         if design.shape[1:] != (losses.shape[1], 1):
             raise UserError(f"regressor 'alone' takes exactly one evaluated feature, not a design {design.shape}")
         self.design_shape_ = design.shape[1:]
@@ -148,7 +158,7 @@ class Alone(RegressorMixin, BaseEstimator):
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
-        return _check_predict(X, self.design_shape_)[:, :, 0].copy()
+        return check_predict(X, self.design_shape_)[:, :, 0].copy()
 
 
 class Residual(RegressorMixin, BaseEstimator):
@@ -165,16 +175,17 @@ class Residual(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `regressor_`, a clone of `regressor`."""
-        design, losses = _check_fit(X, y)
+        design, losses = check_fit(X, y)
         if design.ndim != 3:
             raise UserError("a residual regressor takes a feature set with an evaluated feature, a design [R, J, F]")
         self.regressor_ = clone(self.regressor).fit(design, losses - design[:, :, 0])
+        self.design_shape_ = design.shape[1:]
         return self
 
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
-        design = np.asarray(X, dtype=np.float64)
+        design = check_predict(X, self.design_shape_)
         return self.regressor_.predict(design) + design[:, :, 0]
 
 
@@ -188,41 +199,31 @@ REGRESSORS: dict[str, Callable[[], Any]] = {
     # RegMix (arXiv 2407.01492): 1000 trees, rate 0.01, LightGBM's defaults otherwise. It needs 40 rows for its first
     # split into two leaves of 20, and predicts a constant with fewer.
     "gbm-regmix": lambda: GradientBoosting(1000, 0.01, num_leaves=31, min_child_samples=20, min_data_in_bin=3),
+    "gp": GaussianProcess,
+    "gp-residual": lambda: Residual(GaussianProcess()),
+    "mixing-law": MixingLaw,
+    "log-linear": lambda: MixingLaw(huber=0.02),
+    "bimix": BiMix,
+    "power-law": PowerLaw,
+    "auto": Auto,
 }
 
 
-def make(name: str) -> Any:
+def make(name: str, features: str = "") -> Any:
     """An unfitted regressor by its name in `REGRESSORS`.
 
+    Args:
+      name: of the regressor.
+      features: the feature set it will be given; `auto` must know it, and takes evaluated features and then `lambda`.
+
     Raises:
-      UserError: no such regressor; names the nearest.
+      UserError: no such regressor; names the nearest. A feature set that `auto` cannot take.
     """
     if name not in REGRESSORS:
         raise unknown("regressor", name, REGRESSORS)
-    return REGRESSORS[name]()
-
-
-def _own(design: np.ndarray, j: int) -> np.ndarray:
-    return design if design.ndim == 2 else np.ascontiguousarray(design[:, j])
-
-
-def _check_fit(X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    losses = np.asarray(y, dtype=np.float64)
-    if losses.ndim != 2 or len(losses) < 2 or not np.isfinite(losses).all():
-        raise UserError(f"observed losses of shape {losses.shape}, expected finite numbers [R, J] with R at least 2")
-    design = np.asarray(X, dtype=np.float64)
-    if design.ndim == 3 and design.shape[1] != losses.shape[1]:
-        raise UserError(f"a design of shape {design.shape} for {losses.shape[1]} targets, expected [R, J, F]")
-    design = _check_predict(design, design.shape[1:])
-    if len(design) != len(losses):
-        raise UserError(f"{len(design)} rows of features but {len(losses)} rows of observed losses")
-    return design, losses
-
-
-def _check_predict(X: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    design = np.asarray(X, dtype=np.float64)
-    if design.ndim not in (2, 3) or design.shape[1:] != shape:
-        raise UserError(f"a design of shape {design.shape}, expected rows of shape {shape}")
-    if not np.isfinite(design).all():
-        raise UserError("a design with a feature that is not finite")
-    return design
+    if name != "auto":
+        return REGRESSORS[name]()
+    evaluated = evaluated_parts(features) if features else []
+    if features and features != "+".join([*evaluated, "lambda"]):
+        raise UserError(f"regressor 'auto' on {features!r}: expected evaluated features and then lambda")
+    return Auto(evaluated)

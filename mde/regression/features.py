@@ -2,7 +2,8 @@
 
 A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts are
 
-  lambda, sqrt, log  functions of the mixture alone, in `FEATURES`;
+  lambda, sqrt,
+  cbrt, log          functions of the mixture alone, in `FEATURES`;
   an evaluated name  losses that an evaluator predicts for the mixture from the pool of experts, [R, J], computed
                      elsewhere and handed in by name: `mde[0]` (the mixture of data experts, arXiv 2502.15950),
                      `mde[0.03]` and `mde[1]` (its prefix-posterior forms), `merged` (the averaged experts). Each target
@@ -12,7 +13,8 @@ A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts ar
 With a few dozen rows or fewer the own column does better than J collinear ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from mde.errors import UserError, unknown
 FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "lambda": lambda mixtures: mixtures,
     "sqrt": np.sqrt,
+    "cbrt": np.cbrt,
     "log": lambda mixtures: np.log(mixtures + 0.01),
 }
 ALL = "all:"
@@ -71,6 +74,42 @@ def assemble(features: str, mixtures: np.ndarray, evaluated: Mapping[str, np.nda
         return common
     own_RJO = np.stack(own, axis=2)
     return np.concatenate([own_RJO, np.repeat(common[:, None], own_RJO.shape[1], axis=1)], axis=2)
+
+
+def traceable(features: str, evaluated: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """The rows of `assemble` as a pure JAX function, for gradients.
+
+    Args:
+      features: names joined by "+", without `all:`.
+      evaluated: names of the own columns that lead a row.
+
+    Returns:
+      A function from a row, the mixture [K] or own columns and mixture [J, E + K], to its features, [F] or [J, F].
+      Shares below 1e-9 are taken for 1e-9, where roots still have gradients.
+    """
+    import jax.numpy as jnp
+
+    functions = {
+        "lambda": lambda mixture: mixture,
+        "sqrt": lambda mixture: jnp.sqrt(jnp.maximum(mixture, 1e-9)),
+        "cbrt": lambda mixture: jnp.cbrt(jnp.maximum(mixture, 1e-9)),
+        "log": lambda mixture: jnp.log(mixture + 0.01),
+    }
+    parts = _parts(features)
+    if unknown_parts := [part for part in parts if part not in functions and part not in evaluated]:
+        raise unknown("feature", unknown_parts[0], [*functions, *evaluated])
+    columns = [list(evaluated).index(part) for part in parts if part in evaluated]
+
+    def design(row: Any) -> Any:
+        mixture = row if row.ndim == 1 else row[0, len(evaluated) :]
+        shared = [functions[part](mixture) for part in parts if part in functions]
+        if not columns:
+            return jnp.concatenate(shared)
+        own = row[:, jnp.array(columns)]
+        common = jnp.concatenate(shared) if shared else jnp.zeros(0)
+        return jnp.concatenate([own, jnp.broadcast_to(common, (len(own), len(common)))], axis=1)
+
+    return design
 
 
 def _parts(features: str) -> list[str]:

@@ -1,4 +1,8 @@
-"""Out-of-fold judgement: how well a regressor predicts mixtures it was not fitted on."""
+"""Out-of-fold judgement: how well a regressor predicts mixtures it was not fitted on.
+
+A round is a list of splits (training rows, held-out rows) whose held-out predictions are scored together: one random
+split, or the folds of a partition. Whatever a regressor tunes, it tunes inside the training rows.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from mde.errors import UserError, unknown
-from mde.regression import estimators
+from mde.regression import estimators, scores
+from mde.regression.designs import fit_many, predict_with_deviation
+from mde.regression.uncertainty import objective_deviation
 
 Method = tuple[str, str]  # regressor, feature set
+Split = tuple[np.ndarray, np.ndarray]  # training rows, held-out rows
+Round = list[Split]
+
+BUDGET = 2e8  # cubed training rows, summed over the splits, that an expensive method may be fitted on
 
 
 @dataclass(frozen=True)
@@ -19,12 +28,12 @@ class Judgement:
     """What `judge` found.
 
     Attributes:
-      objective: a row a method: `regressor`, `features`, `mse` (squared nats per token) and `spearman` of the
-        objective, each with its standard error over the repeats (`mse_se`, `spearman_se`), and `n`, the number of
-        repeats. The repeats share their observations, so a standard error speaks of the choice of training rows, not of
-        new observations.
+      objective: a row a method: `regressor`, `features`, then the scores of `mde.regression.scores` on the objective,
+        each the mean over the rounds with its standard error (`mse`, `mse_se`, ...), and `n`, the number of rounds. The
+        rounds share their observations, so a standard error speaks of the choice of training rows, not of new
+        observations. `coverage` is NaN for regressors that do not say how sure they are.
       domains: the same for every evaluation domain, with a column `domain`.
-      predictions: by method, [R, J] nats per token, each row's mean over the repeats that held it out; NaN in a row
+      predictions: by method, [R, J] nats per token, each row's mean over the rounds that held it out; NaN in a row
         that none did.
     """
 
@@ -33,8 +42,8 @@ class Judgement:
     predictions: dict[Method, np.ndarray]
 
 
-def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Random (training rows, held-out rows); fewer repeats are a prefix of more.
+def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[Round]:
+    """Rounds of one random split each; fewer repeats are a prefix of more.
 
     Raises:
       UserError: fewer than 3 rows would be held out (no rank correlation), fewer than 2 trained on, or no repeat.
@@ -43,11 +52,25 @@ def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[tuple[np.
         raise UserError(
             f"{n_train} training mixtures of {n_rows} observations: expected at least 2, and at least 3 held out"
         )
-    if repeats < 1:
-        raise UserError(f"{repeats} repeats, expected at least one")
-    rng = np.random.default_rng(seed)
-    orders = (rng.permutation(n_rows) for _ in range(repeats))
-    return [(np.sort(order[:n_train]), np.sort(order[n_train:])) for order in orders]
+    orders = _orders(n_rows, repeats, seed)
+    return [[(np.sort(order[:n_train]), np.sort(order[n_train:]))] for order in orders]
+
+
+def folds(n_rows: int, n_folds: int, repeats: int, seed: int) -> list[Round]:
+    """Rounds of K-fold cross-validation, a random partition each; fewer repeats are a prefix of more.
+
+    With as many folds as rows it is leave-one-out, of which one round says everything.
+
+    Raises:
+      UserError: fewer than 2 folds, more folds than rows, fewer than 3 rows, or no repeat.
+    """
+    if not 2 <= n_folds <= n_rows or n_rows < 3:
+        raise UserError(f"{n_folds} folds of {n_rows} observations: expected at least 2, and no more than observations")
+    if n_folds == n_rows:
+        repeats = min(repeats, 1)
+    parts = [np.array_split(order, n_folds) for order in _orders(n_rows, repeats, seed)]
+    everything = np.arange(n_rows)
+    return [[(np.setdiff1d(everything, part), np.sort(part)) for part in round_] for round_ in parts]
 
 
 def judge(
@@ -56,15 +79,13 @@ def judge(
     designs: Mapping[str, np.ndarray],
     methods: Iterable[Method],
     objective: np.ndarray,
-    n_train: int,
-    repeats: int = 100,
-    seed: int = 0,
-    make: Callable[[str], Any] = estimators.make,
+    rounds: Sequence[Round],
+    make: Callable[[str, str], Any] = estimators.make,
 ) -> Judgement:
-    """Fits every method on the same random splits and judges it on the rows held out.
+    """Fits every method on the same splits and judges it on the rows held out.
 
-    A method sees the held-out rows' features when it predicts them, and never their losses. The splits depend only on
-    (R, n_train, seed), so methods are paired, across calls too.
+    A method sees the held-out rows' features when it predicts them, and never their losses. Methods are paired: the
+    expensive ones, on many rows, are given the first of the rounds only.
 
     Args:
       observed: losses of the trained mixtures, [R, J], nats per token.
@@ -72,20 +93,17 @@ def judge(
       designs: by feature set, [R, F] or [R, J, F] from `features.assemble`.
       methods: pairs (regressor, feature set).
       objective: weights of the evaluation domains, [J], summing to one.
-      n_train: training rows in each repeat; the others are held out.
-      repeats: number of splits.
-      seed: of the splits.
-      make: regressor name -> unfitted estimator.
+      rounds: from `splits` or `folds`.
+      make: regressor and feature set -> unfitted estimator.
 
     Raises:
-      UserError: too few observations for `n_train`; shapes that do not fit; an unknown regressor or feature set.
+      UserError: shapes that do not fit; an unknown regressor or feature set.
     """
     observed, objective = np.asarray(observed, dtype=np.float64), np.asarray(objective, dtype=np.float64)
     if observed.ndim != 2 or observed.shape[1] != len(domains) or objective.shape != (len(domains),):
         raise UserError(
             f"observed losses {observed.shape} and objective {objective.shape} for {len(domains)} evaluation domains"
         )
-    rows = splits(len(observed), n_train, repeats, seed)
     overall, by_domain, predictions = [], [], {}
     for regressor, features in methods:
         if features not in designs:
@@ -93,60 +111,108 @@ def judge(
         design = designs[features]
         if len(design) != len(observed):
             raise UserError(f"feature set {features!r}: {len(design)} rows, expected {len(observed)} as observed")
-        predicted = _held_out(make, regressor, design, observed, rows)
-        predictions[regressor, features] = _mean_by_row(predicted, rows, observed.shape)
-        truth = np.stack([observed[test] for _, test in rows])
-        label = {"regressor": regressor, "features": features}
-        overall.append(label | _scores(predicted @ objective, truth @ objective))
+        estimator = make(regressor, features)
+        used = affordable(estimator, rounds)
+        held = held_out(estimator, design, observed, used, objective)
+        predictions[regressor, features] = _mean_by_row(held, observed.shape)
+        label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
+        overall.append(label | scores.summary(held.mean @ objective, truth @ objective, held.deviation))
         by_domain += [
-            label | {"domain": domain} | _scores(predicted[..., j], truth[..., j]) for j, domain in enumerate(domains)
+            label | {"domain": domain} | scores.summary(held.mean[..., j], truth[..., j], held.deviations[..., j])
+            for j, domain in enumerate(domains)
         ]
     return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions)
 
 
-def _held_out(
-    make: Callable[[str], Any],
-    regressor: str,
-    design: np.ndarray,
+def learning_curve(
     observed: np.ndarray,
-    rows: list[tuple[np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    """[repeats, held out, J]: a fresh estimator for every split."""
-    return np.stack([make(regressor).fit(design[train], observed[train]).predict(design[test]) for train, test in rows])
+    domains: Sequence[str],
+    designs: Mapping[str, np.ndarray],
+    methods: Sequence[Method],
+    objective: np.ndarray,
+    sizes: Sequence[int],
+    repeats: int = 50,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`judge` on the objective with each number of training rows: its table, with a column `train`."""
+    parts = []
+    for size in sizes:
+        rounds = splits(len(observed), size, repeats, seed)
+        found = judge(observed, domains, designs, methods, objective, rounds).objective
+        parts.append(found.assign(train=size))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _mean_by_row(
-    predicted: np.ndarray, rows: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...]
-) -> np.ndarray:
-    total, count = np.zeros(shape), np.zeros((shape[0], 1))
-    for losses, (_, test) in zip(predicted, rows, strict=True):
-        total[test] += losses
-        count[test] += 1
-    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+def noise_floor(observed: np.ndarray, mixtures: Sequence[Any], objective: np.ndarray) -> float:
+    """Variance of the objective between runs of one mixture (other seeds, other data orders), pooled over mixtures.
 
+    No regressor's squared error on lone runs can be expected below it.
 
-def _scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean and standard error, over repeats, of the error of [repeats, held out] values and of their rank correlation.
+    Args:
+      observed: losses, [N, J], nats per token.
+      mixtures: a label of the mixture of each of the N runs.
+      objective: weights of the evaluation domains, [J].
 
-    The rank correlation is NaN where predictions are all equal: a constant does not rank.
+    Raises:
+      UserError: no mixture has two runs.
     """
-    mse = np.mean((predicted - truth) ** 2, axis=1)
-    spearman = _rank_correlation(predicted, truth)
-    return {
-        "mse": float(mse.mean()),
-        "mse_se": _standard_error(mse),
-        "spearman": float(spearman.mean()),
-        "spearman_se": _standard_error(spearman),
-        "n": len(mse),
-    }
+    values = pd.Series(np.asarray(observed) @ objective).groupby(list(mixtures))
+    counts = values.count()
+    if (counts < 2).all():
+        raise UserError("the noise of a run takes two runs of one mixture, with other seeds")
+    return float((values.var(ddof=0) * counts)[counts > 1].sum() / (counts[counts > 1] - 1).sum())
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    ranks = [rankdata(values, axis=1) for values in (a, b)]
-    x, y = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
-    scale = np.sqrt(np.sum(x**2, axis=1) * np.sum(y**2, axis=1))
-    return np.divide(np.sum(x * y, axis=1), scale, out=np.full(len(x), np.nan), where=scale > 0)
+@dataclass(frozen=True)
+class Held:
+    """Predictions of the held-out rows, H in each of N rounds.
+
+    Attributes:
+      rows: [N, H].
+      mean: [N, H, J], nats per token.
+      deviations: [N, H, J], of each target; NaN where the regressor does not say.
+      deviation: [N, H], of the objective.
+    """
+
+    rows: np.ndarray
+    mean: np.ndarray
+    deviations: np.ndarray
+    deviation: np.ndarray
 
 
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def held_out(
+    estimator: Any, design: np.ndarray, observed: np.ndarray, rounds: Sequence[Round], objective: np.ndarray
+) -> Held:
+    """Fits a clone on every split of every round, in one batch where the estimator can."""
+    every = [split for round_ in rounds for split in round_]
+    fitted = fit_many(estimator, [(design[train], observed[train]) for train, _ in every])
+    parts = []
+    for one, (_, test) in zip(fitted, every, strict=True):
+        mean, deviations = predict_with_deviation(one, design[test])
+        parts.append((test, mean, deviations, objective_deviation(one, deviations, objective)))
+    rows, mean, deviations, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
+    n, j = len(rounds), observed.shape[1]
+    return Held(rows.reshape(n, -1), mean.reshape(n, -1, j), deviations.reshape(n, -1, j), deviation.reshape(n, -1))
+
+
+def affordable(estimator: Any, rounds: Sequence[Round]) -> Sequence[Round]:
+    """The first of the rounds, two to twenty, as far as the budget of an expensive method goes."""
+    if not getattr(estimator, "cubic_in_rows", False):
+        return rounds
+    cost = np.cumsum([sum(float(len(train)) ** 3 for train, _ in round_) for round_ in rounds])
+    return rounds[: min(20, max(2, int(np.searchsorted(cost, BUDGET))))]
+
+
+def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:
+    if repeats < 1:
+        raise UserError(f"{repeats} repeats, expected at least one")
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(n_rows) for _ in range(repeats)]
+
+
+def _mean_by_row(held: Held, shape: tuple[int, ...]) -> np.ndarray:
+    total, count = np.zeros(shape), np.zeros((shape[0], 1))
+    for rows, mean in zip(held.rows, held.mean, strict=True):
+        total[rows] += mean
+        count[rows] += 1
+    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)

@@ -1,6 +1,7 @@
 """What a study found, as numbers and sentences: all that the tables, the figures and the page show."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,14 +30,16 @@ def stages(study: Study) -> pd.DataFrame:
     return pd.DataFrame(columns, pd.Index(names, name="stage"))
 
 
-def objective_name(study: Study, objective: str) -> str:
+def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
     """The objective in words."""
-    weights = _weights(study, objective)
+    goal = objectives.make(objective, study.domains.evaluation, study.domains.training)
+    weights = goal.weights
     counted = weights[weights > 0]
     average = "average" if np.ptp(counted) < 1e-12 else "weighted average"
     names = study.domains.evaluation
     which = "" if len(counted) == len(names) else f" of {len(names)}"
-    return f"{average} loss over {len(counted)}{which} evaluation domains"
+    kind = "worst" if goal.worst else average
+    return f"{kind} loss over {len(counted)}{which} evaluation domains"
 
 
 def regressors(study: Study) -> pd.DataFrame:
@@ -129,9 +132,11 @@ def proof_runs(study: Study) -> pd.DataFrame:
     """A row a run of the proof: mixture, seed and measured objective in nats per token."""
     planned = study.mixtures("proof/mixtures.csv", "prove")
     losses = study.losses("proof/losses.csv", "prove").loc[planned.index]
-    objective = study.read_json("optimum.json", "optimize")["objective"]
+    goal = objectives.recorded(
+        study.read_json("optimum.json", "optimize"), study.domains.evaluation, study.domains.training
+    )
     table = planned[["role", "seed"]].rename(columns={"role": "mixture"})
-    return table.assign(objective=losses.to_numpy() @ _weights(study, objective))
+    return table.assign(objective=goal(losses.to_numpy()))
 
 
 def proof_losses(study: Study) -> pd.DataFrame:
@@ -238,10 +243,6 @@ def training_curves(study: Study, points: int = 150) -> pd.DataFrame:
         means = curve.groupby((curve["step"] - 1) // width)[["step", "loss"]].mean()
         binned.append(means.assign(run=name, step=means["step"] + (start if name != "seed" else 0)))
     return pd.concat(binned[1:] or binned, ignore_index=True)
-
-
-def _weights(study: Study, objective: str) -> np.ndarray:
-    return objectives.weights(objective, study.domains.evaluation, study.domains.training)
 
 
 def _group(regressor: str, features: str) -> str:

@@ -75,7 +75,7 @@ def _summary(study: Study) -> list[str]:
         _figure(
             figures.mixture(shares, rivals),
             "Recommended share of each training domain",
-            f"Bars: the recommended mixture; whiskers: its {level} over bootstrap resamples of the observations. "
+            f"Bars: the recommended mixture; whiskers: its {level} over refits on halves of the observations. "
             "Symbols: the mixtures that it is compared with. Best observed is the best of the trained observations.",
         ),
         _table(tables.recommendation(study)),

@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mde.errors import UserError
-from mde.evaluation import MixtureLosses, merged_nll
+from mde.evaluation import MergedLosses, MixtureLosses
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
 from mde.regression.features import MERGED
@@ -16,7 +16,7 @@ from mde.stages.score import evaluation_data, log_probs_of
 from mde.stages.train import load_run, model_config
 from mde.study import Study
 
-Evaluator = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J], nats per token
+Evaluators = Callable[[np.ndarray], dict[str, np.ndarray]]  # mixtures [C, K] -> losses [C, J] by feature
 
 
 def evaluate(
@@ -45,36 +45,60 @@ def evaluate(
     table = pd.DataFrame(drawn, names, domains.training)
     mixtures = pd.concat([runs, table])
     columns = {}
-    for name, evaluator in tqdm(evaluators(study, about).items(), "evaluate", unit="evaluator"):
-        losses = evaluator(mixtures.to_numpy())
+    for name, losses in evaluators(study, about)(mixtures.to_numpy()).items():
         columns.update({f"{name}/{domain}": losses[:, j] for j, domain in enumerate(domains.evaluation)})
     study.write_json("evaluators.json", about)
     study.write_table("candidates.csv", table)
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
 
 
-def evaluators(study: Study, about: Mapping[str, Any], only: Sequence[str] | None = None) -> Mapping[str, Evaluator]:
-    """The evaluators by the name of their feature: `mde[τ]` for each τ, and `merged`.
+def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Sequence[str] | None = None) -> Evaluators:
+    """A function from mixtures to losses in nats per token by feature: `mde[τ]` for each τ, and `merged`.
 
     Args:
       study: a study with scored experts.
-      about: which there are: the content of `evaluators.json`.
+      about: which features there are: the content of `evaluators.json`, which is read if None.
       only: names of those that are needed.
     """
-    data = evaluation_data(study, study.read_json("scoring.json", "score"))
+    about = about or study.read_json("evaluators.json", "evaluate")
+    scored = study.read_json("scoring.json", "score")
+    data = evaluation_data(study, scored)
     experts = [f"expert-{name}" for name in study.domains.training]
-    log_probs = np.stack([log_probs_of(study, run) for run in experts], axis=1)
-    made: dict[str, Evaluator] = {}
-    for tau in about["taus"]:
-        name = f"mde[{tau:g}]"
-        if only is None or name in only:
-            made[name] = MixtureLosses(log_probs, data.segment_ids, tau, data.sequence_ids)
-    if about["merged_windows"] and (only is None or MERGED in only):
-        made[MERGED] = _merged(study, data.subset(about["merged_windows"]), experts)
-    return made
+    wanted = lambda name: only is None or name in only  # noqa: E731
+    taus = {f"mde[{tau:g}]": tau for tau in about["taus"] if wanted(f"mde[{tau:g}]")}
+    if taus:
+        log_probs = log_probs_of(study, scored, experts)
+        mde = MixtureLosses(log_probs, data.segment_ids, data.sequence_ids, domains=data.domains, experts=experts)
+    if about["merged_windows"] and wanted(MERGED):
+        merged = _merged(study, data.subset(about["merged_windows"]), experts)
+    else:
+        merged = None
+
+    def losses_of(mixtures: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        if taus:
+            found.update(zip(taus, mde(mixtures, np.array(list(taus.values()))[:, None]), strict=True))
+        if merged is not None:
+            found[MERGED] = merged(mixtures)
+        return found
+
+    return losses_of
 
 
-def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Evaluator:
+def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
+    records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in experts}
+    for run, record in records.items():
+        for field, what in (("model", "architecture"), ("data", "tokens")):
+            if record[field] != records[experts[0]][field]:
+                raise UserError(
+                    f"{study.root}/runs/{run}: trained with another {what} than {experts[0]} "
+                    f"({record[field]}, {records[experts[0]][field]}); merged experts need one model and one tokenizer"
+                )
     config = model_config(study)
-    params = [load_run(study, run, config) for run in experts]
-    return lambda weights: merged_nll(config, params, data, weights)
+    losses = MergedLosses(config, (load_run(study, run, config) for run in experts), data, names=experts)
+
+    def evaluator(weights: np.ndarray) -> np.ndarray:
+        with tqdm(total=len(weights), desc="merged", unit="model", leave=False) as bar:
+            return losses(weights, bar.update)
+
+    return evaluator

@@ -3,7 +3,7 @@
 The observations are the study's own, or somebody else's in two CSV files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,16 +27,16 @@ def fit(
     objective: str = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
-    regressors: Sequence[str] = ("ridge", "gbm"),
+    regressors: Sequence[str] = ("ridge", "gbm", "auto"),
     features: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses one.
 
-    The choice is the one with the fewest features whose error on the objective is not clearly more than the least: the
-    gap is within the standard error of the two (after the rule of Breiman et al., Classification and Regression Trees,
-    1984). Sets with merged features are judged and not chosen, unless `features` names them: a search over mixtures
-    would have to run a merged model for every candidate.
+    The choice is among those whose error on the objective is not clearly more than the least: the gap is within the
+    standard error of the two (after the rule of Breiman et al., Classification and Regression Trees, 1984). It is
+    `auto` if that is among them, else the one with the fewest features. Sets with merged features are judged and not
+    chosen, unless `features` names them: a search would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
@@ -46,7 +46,8 @@ def fit(
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, the same for all.
       regressors: names of regressors.
-      features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`.
+      features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
+        evaluated features of each, and transforms the mixture itself.
       seed: of the splits.
     """
     if mixtures or losses:
@@ -55,7 +56,9 @@ def fit(
     train_mixtures = train_mixtures or len(inputs.losses) * 4 // 5
     evaluated = list(inputs.evaluated)
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
-    methods += [(r, s) for r in regressors for s in features or default_features(r, evaluated)]
+    for regressor in regressors:
+        sets = features or default_features(regressor, evaluated)
+        methods += [(regressor, name) for name in dict.fromkeys(map(_for_auto, sets) if regressor == "auto" else sets)]
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     judged = validation.judge(
         inputs.losses.to_numpy(),
@@ -63,9 +66,7 @@ def fit(
         designs,
         tqdm(methods, "fit", unit="method"),
         inputs.objective,
-        train_mixtures,
-        repeats,
-        seed,
+        validation.splits(len(inputs.losses), train_mixtures, repeats, seed),
     )
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
@@ -73,10 +74,10 @@ def fit(
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    least = learnt.iloc[int(learnt["mse"].argmin())]
-    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
-    best = near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
-    fitted = estimators.make(best["regressor"]).fit(designs[best["features"]], inputs.losses.to_numpy())
+    best = _choose(learnt, designs)
+    fitted = estimators.make(best["regressor"], best["features"]).fit(
+        designs[best["features"]], inputs.losses.to_numpy()
+    )
     study.write_object("fit/regressor.joblib", fitted)
     study.write_json(
         "fit/choice.json",
@@ -87,9 +88,12 @@ def fit(
             "features": best["features"],
             "mse": best["mse"],
             "spearman": best["spearman"],
+            **({"blend": fitted.describe()} if best["regressor"] == "auto" else {}),
         },
     )
     print(f"chosen: {best['regressor']} on {best['features']}, MSE {best['mse']:.3g}, Spearman {best['spearman']:.3f}")
+    if best["regressor"] == "auto":
+        print(fitted.describe())
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
@@ -149,12 +153,27 @@ def observations(study: Study, objective: str) -> Observations:
 def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ.
 
-    Trees see λ, √λ and log λ alike, so they are given λ.
+    Trees see λ, √λ and log λ alike, so they are given λ; `auto` makes its own sets of λ and all mixtures of experts.
     """
     together = "+".join(name for name in evaluated if name.startswith("mde"))
+    if regressor == "auto":
+        return list(dict.fromkeys(["lambda", _for_auto(together) if together else "lambda"]))
     sets = dict.fromkeys([*evaluated, *filter(None, [together])])
     alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
     return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
+
+
+def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
+    least = learnt.iloc[int(learnt["mse"].argmin())]
+    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
+    stacked = near[near["regressor"] == "auto"]
+    if len(stacked):
+        return stacked.iloc[int(stacked["mse"].argmin())]
+    return near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
+
+
+def _for_auto(features: str) -> str:
+    return "+".join([*feature_sets.evaluated_parts(features), "lambda"])
 
 
 def _predictions(inputs: Observations, judged: validation.Judgement) -> pd.DataFrame:

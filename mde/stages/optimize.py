@@ -1,96 +1,192 @@
-"""`mde optimize`: the mixture of least predicted loss, and how sure that is."""
+"""`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from tqdm import tqdm
 
-from mde.errors import check_positive
-from mde.optimization import search, simplex
+from mde.errors import check_positive, unknown
+from mde.optimization import objectives, search
+from mde.optimization.constraints import Constraints
+from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
+from mde.stages import problem
 from mde.stages.fit import Observations, observations
 from mde.stages.predict import Predictor
 from mde.study import Study
 
+LEVEL = 0.9  # of the intervals
 
-def optimize(study: Study, candidates: int = 2048, refits: int = 200, seed: int = 0) -> None:
+
+def optimize(
+    study: Study,
+    candidates: int = 2048,
+    refits: int = 200,
+    method: str = "auto",
+    objective: str | Mapping[str, float] | None = None,
+    reference: str | None = None,
+    beta: float = 0.0,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    tokens: Mapping[str, float] | None = None,
+    budget: float | None = None,
+    max_epochs: float | None = None,
+    prior: str | Mapping[str, float] | None = None,
+    max_kl: float | None = None,
+    kl_penalty: float = 0.0,
+    seed: int = 0,
+) -> None:
     """Searches the simplex with the chosen regressor, fitted on all observations.
 
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: bootstrap resamples of the observations; the spread of their optima says how sure the mixture is.
-      seed: of the search and the resamples.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is.
+      method: of the search: auto, exact, gradient, simulation, refinement or vizier.
+      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
+        worst-et, worst-all, or weights by evaluation domain.
+      reference: whose predicted losses a worst case is measured from: uniform, proportional or best observed.
+      beta: standard deviations of the prediction that are added to the objective.
+      lower: least shares, by training domain.
+      upper: greatest shares.
+      fixed: shares that are given.
+      groups: training domains by a name of your own, to bound together.
+      group_bounds: least and greatest sum of the shares, by group.
+      tokens: tokens that there are, by domain; those of the study by default.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated at the budget.
+      prior: a mixture to stay near: uniform, proportional or shares by domain.
+      max_kl: greatest KL divergence from the prior, nats.
+      kl_penalty: what a nat of this divergence costs, nats per token.
+      seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=refits)
+    bounds = problem.constraints(
+        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty
+    )
     choice = study.read_json("fit/choice.json", "fit")
+    name = choice["objective"] if objective is None else objective
     inputs = observations(study, choice["objective"])
+    domains = study.domains
+    goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
     predictor = Predictor(study)
-    known = reference_mixtures(study, inputs)
-    with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
-
-        def objective_of(mixtures: np.ndarray) -> np.ndarray:
-            bar.update(len(mixtures))
-            return predictor(mixtures) @ inputs.objective
-
-        best = search.minimize(
-            objective_of, len(study.domains.training), seed, n_candidates=candidates, start=known.to_numpy()
-        )
+    known = problem.reference_mixtures(study, inputs.mixtures, inputs.losses.to_numpy() @ goal)
+    if reference is not None:
+        if reference not in known.index:
+            raise unknown("reference", reference, known.index)
+        losses = predictor(known.loc[[reference]].to_numpy())[0]
+        goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
+    best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
-    losses = predictor(table.to_numpy())
-    shares, objective = _intervals(predictor, inputs, table, candidates, refits, seed)
+    shares, intervals = _intervals(predictor, inputs, goal, bounds, table, candidates, refits, seed)
     study.write_json(
         "optimum.json",
         {
-            "objective": choice["objective"],
+            "objective": name,
+            "reference": reference,
+            "beta": beta,
             "regressor": choice["regressor"],
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),
             "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
-            "interval_level": 0.9,
-            "predictions": {
-                name: {
-                    "mixture": dict(zip(table.columns, mixture, strict=True)),
-                    "objective": float(loss @ inputs.objective),
-                    "objective_interval": interval,
-                    "losses": dict(zip(inputs.domains, loss, strict=True)),
-                }
-                for name, mixture, loss, interval in zip(table.index, table.to_numpy(), losses, objective, strict=True)
-            },
+            "interval_level": LEVEL,
+            "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
+            "binding": bounds.binding(best.mixture),
+            "epochs": bounds.epochs(best.mixture),
+            "predictions": _predictions(predictor, inputs, goal, bounds, table, intervals),
         },
     )
 
 
-def reference_mixtures(study: Study, inputs: Observations) -> pd.DataFrame:
-    """What a recommendation is compared with: uniform, proportional to size where it is known, the best observed."""
-    names = list(study.domains.training)
-    rows: dict[str, Any] = {"uniform": np.full(len(names), 1 / len(names))}
-    if "stores" in study.about:
-        sizes = np.array([study.about["stores"][f"{name}/train"]["tokens"] for name in names], float)
-        rows["proportional"] = sizes / sizes.sum()
-    rows["best observed"] = inputs.mixtures.to_numpy()[int(np.argmin(inputs.losses.to_numpy() @ inputs.objective))]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+def _search(
+    study: Study,
+    predictor: Predictor,
+    goal: Objective,
+    bounds: Constraints,
+    known: pd.DataFrame,
+    method: str,
+    candidates: int,
+    seed: int,
+) -> search.Optimum:
+    """The search itself, with a bar where mixtures are evaluated one batch after another."""
+    # Observations from elsewhere are searched without JAX, which they have not needed so far, unless it is asked for.
+    loss = problem.loss(predictor, goal, bounds, traced=method in ("gradient", "exact") or not study.is_swarm)
+    with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
+
+        def counted(mixtures: np.ndarray) -> np.ndarray:
+            bar.update(len(mixtures))
+            return loss(mixtures)
+
+        structured = hasattr(loss, "value_and_gradient")
+        return search.minimize(
+            loss if structured else counted,
+            bounds.region,
+            seed,
+            method,
+            n_candidates=candidates,
+            start=known.to_numpy(),
+        )
+
+
+def _predictions(
+    predictor: Predictor,
+    inputs: Observations,
+    goal: Objective,
+    bounds: Constraints,
+    table: pd.DataFrame,
+    intervals: np.ndarray,
+) -> dict[str, Any]:
+    """By mixture: what is predicted of it, how far above the recommended one, and whether it obeys the constraints."""
+    losses = predictor(table.to_numpy())
+    objective = goal(losses)
+    inside = bounds.region.contains(table.to_numpy(), 1e-6)
+    return {
+        str(name): {
+            "mixture": dict(zip(table.columns, table.to_numpy()[i], strict=True)),
+            "objective": float(objective[i]),
+            "objective_interval": intervals[i],
+            "above_recommended": float(objective[i] - objective[0]),
+            "feasible": bool(inside[i]),
+            "losses": dict(zip(inputs.domains, losses[i], strict=True)),
+        }
+        for i, name in enumerate(table.index)
+    }
 
 
 def _intervals(
-    predictor: Predictor, inputs: Observations, table: pd.DataFrame, candidates: int, refits: int, seed: int
+    predictor: Predictor,
+    inputs: Observations,
+    goal: Objective,
+    bounds: Constraints,
+    table: pd.DataFrame,
+    candidates: int,
+    refits: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
+    """Intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
 
-    The refits choose among draws all over the simplex and ever closer to the recommendation.
+    The refits choose among draws all over the region and ever closer to the recommendation.
     """
-    drawn = simplex.space_filling(candidates, table.shape[1], seed + 1)
+    drawn = bounds.region.sample(candidates, seed + 1)
     near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
     pool = np.concatenate([table.to_numpy(), drawn, *near])
-    bootstrap = uncertainty.bootstrap_optima(
-        inputs.design(predictor.features),
-        inputs.losses.to_numpy(),
-        pool,
-        predictor.design(pool),
-        predictor.regressor,
-        inputs.objective,
-        refits,
-        seed,
+    pool = pool[bounds.region.contains(pool)]
+    design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
+    weights: Any = goal if goal.worst else goal.weights
+    best = uncertainty.half_sample_optima(
+        design, losses, predictor.design(pool), predictor.regressor, weights, refits, seed, bounds.penalty(pool)
     )
-    return bootstrap.share_interval(), np.stack([bootstrap.objective_interval(i) for i in range(len(table))])
+    shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    if goal.worst and getattr(predictor.regressor, "calibrated", False):
+        mean, deviations = predictor.with_deviations(table.to_numpy())
+        reach = norm.ppf((1 + LEVEL) / 2) * deviations
+        return shares, np.stack([goal(mean - reach), goal(mean + reach)], axis=1)
+    around = predictor.design(table.to_numpy())
+    regressor = predictor.regressor
+    return shares, uncertainty.objective_intervals(design, losses, around, regressor, weights, LEVEL, seed)

@@ -18,13 +18,16 @@ from mde import gin_text
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
-TOOLS = ("predict", "swarm")  # commands that belong to no place in the order and leave no record
+# Commands that belong to no place in the order and leave no record.
+TOOLS = ("predict", "swarm", "iterate", "export", "import", "models", "plan")
+WITHOUT_STUDY = ("models", "plan")
 
 
 def command(name: str) -> Callable[..., None]:
     """The function of a stage or tool."""
     if name not in (*STAGES, *TOOLS):
         raise unknown("stage", name, (*STAGES, *TOOLS))
+    name = {"import": "import_model"}.get(name, name)  # Python keeps that word for itself
     return getattr(importlib.import_module(f"mde.stages.{name}"), name)
 
 
@@ -74,6 +77,9 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       UserError: an unknown stage or argument, or an earlier stage that has not been run.
     """
     resolved = arguments(name, given)
+    if name in WITHOUT_STUDY:
+        command(name)(**resolved)
+        return True
     if name in TOOLS:
         command(name)(study, **resolved)
         return True
@@ -98,6 +104,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(v, inner[0]) for v in value)
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if hint is Any:
+        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

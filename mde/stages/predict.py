@@ -1,7 +1,7 @@
 """`mde predict`: what the chosen regressor says of any mixtures."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -37,12 +37,11 @@ class Predictor:
     def __init__(self, study: Study):
         self.features = study.read_json("fit/choice.json", "fit")["features"]
         self.regressor = study.read_object("fit/regressor.joblib", "fit")
-        self._evaluators = _evaluators(study, feature_sets.evaluated_parts(self.features))
+        self._evaluated = evaluated(study, self.features)
 
     def design(self, mixtures: np.ndarray) -> np.ndarray:
         """Features of any mixtures [C, K]."""
-        evaluated = {name: evaluator(mixtures) for name, evaluator in self._evaluators.items()}
-        return feature_sets.assemble(self.features, mixtures, evaluated)
+        return feature_sets.assemble(self.features, mixtures, self._evaluated(mixtures))
 
     def __call__(self, mixtures: np.ndarray) -> np.ndarray:
         """Predicted losses [C, J] in nats per token."""
@@ -55,10 +54,14 @@ class Predictor:
         return self(mixtures), None
 
 
-def _evaluators(study: Study, names: list[str]) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-    """The evaluators that the features need; a regressor on λ alone needs neither models nor JAX."""
-    if not names:
-        return {}
+def evaluated(study: Study, features: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The evaluators of a feature set; functions of λ alone need neither models nor JAX.
+
+    Returns:
+      mixtures [C, K] -> losses [C, J] in nats per token, by evaluated feature.
+    """
+    if not (names := feature_sets.evaluated_parts(features)):
+        return lambda mixtures: {}
     from mde.stages.evaluate import evaluators
 
-    return evaluators(study, study.read_json("evaluators.json", "evaluate"), names)
+    return evaluators(study, only=names)

@@ -1,88 +1,316 @@
 """`mde prepare`: text into tokens."""
 
-from collections.abc import Sequence
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from etils import epath
-from tqdm import tqdm
 
 from mde.data import tokens
-from mde.errors import UserError
+from mde.errors import UserError, check_positive, unknown
 from mde.study import FORMAT, Study, digest
+
+_TABLE, _PROBLEMS = "corpus.csv", "problems.csv"
+_KEPT = 10_000  # problems that are kept one by one
+_SMALL = 32 << 20  # bytes of files that are read here sooner than other processes have started
 
 
 def prepare(
-    study: Study, training_domains: Sequence[str], evaluation_domains: Sequence[str], vocab_size: int, seed: int = 0
+    study: Study,
+    training_domains: Sequence[str] | Mapping[str, Any],
+    evaluation_domains: Sequence[str] | Mapping[str, Any] = (),
+    root: str | None = None,
+    tokenizer: str = "train",
+    vocab_size: int = 8192,
+    start_token: str | None = None,
+    end_token: str | None = None,
+    text_field: str = "text",
+    validation_share: float = 0.05,
+    validation_bytes: int = 16_000_000,
+    shortest: int = 100,
+    near_duplicates: float = 0.7,
+    overlap_words: int = 13,
+    max_document_bytes: int = 20_000_000,
+    on_error: str = "skip",
+    processes: int | None = None,
+    seed: int = 0,
 ) -> None:
-    """Trains a tokenizer on the training domains and keeps every domain's tokens once.
+    """Cleans the domains' text, makes or takes a tokenizer, and keeps every domain's tokens once.
+
+    Text is read as a stream, by several processes, and what they have done is kept if they are killed. Registered
+    domains divide and clean their text themselves, so the settings from `text_field` to `on_error` pass them by.
 
     Args:
       study: where to.
-      training_domains: names of registered domains, trained and evaluated on.
-      evaluation_domains: further domains that are evaluated on and never trained on.
-      vocab_size: pieces of the tokenizer.
+      training_domains: names of registered domains; or by name the place of a domain's text (a file, a folder, a
+        pattern, `tfds:name/config:split`, `mde:registered`), or a mapping with its `files` and, if need be,
+        `validation`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in one.
+      evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
+      root: the folder or bucket where relative places begin; where the command is run if None.
+      tokenizer: `train` (SentencePiece, on a sample of all training domains), `bytes`, or the path of a
+        SentencePiece model or of a Hugging Face `tokenizer.json`.
+      vocab_size: pieces of the tokenizer, if it is trained.
+      start_token: what begins a document, for a `tokenizer.json` where it is not one of the usual names.
+      end_token: what ends a document, likewise.
+      text_field: what holds the text of a JSON line, a row or an example; may be nested, as `content.text`.
+      validation_share: of the documents, which their hashes hold out where no validation text is given.
+      validation_bytes: UTF-8 bytes of the longest validation split; what was held out beyond is not used.
+      shortest: characters of the shortest document.
+      near_duplicates: Jaccard similarity of 5-word shingles from which a later document is dropped; 0 for never.
+      overlap_words: training documents are dropped that repeat evaluation text in runs of so many words; 0 for none.
+      max_document_bytes: of the longest line, text file and text.
+      on_error: `skip` counts what cannot be read and goes on, `fail` stops there.
+      processes: that read and tokenize; one a core if None.
       seed: of the sample that the tokenizer is trained on.
 
     Raises:
-      UserError: an unknown domain, one named twice, or fewer than two to train on; a study that holds runs already,
-        trained with another tokenizer or on other text.
+      UserError: an unknown domain, setting or field, one named twice, fewer than two to train on, no file at a place, a
+        domain without a document; a study that holds runs already, trained with another tokenizer or on other text.
     """
-    from mde.domains import registry, vocabulary  # TensorFlow comes with them
+    from mde.domains import corpora
+    from mde.domains.documents import Settings
 
-    everything = [*training_domains, *evaluation_domains]
-    if len(training_domains) < 2 or len(set(everything)) < len(everything):
+    check_positive(
+        vocab_size=vocab_size, validation_bytes=validation_bytes, max_document_bytes=max_document_bytes,
+        processes=1 if processes is None else processes,
+    )  # fmt: skip
+    for name, value in (("validation_share", validation_share), ("near_duplicates", near_duplicates)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name}={value!r} must be between 0 and 1")
+    if min(shortest, overlap_words) < 0:
+        raise UserError(f"shortest={shortest} and overlap_words={overlap_words} must not be negative")
+    if on_error not in ("skip", "fail"):
+        raise unknown("value of on_error", on_error, ["skip", "fail"])
+    found = corpora.parse(training_domains, root, text_field, trained=True)
+    found += corpora.parse(evaluation_domains, root, text_field, trained=False)
+    training = [name for corpus in found if corpus.trained for name in corpus.names]
+    everything = [name for corpus in found for name in corpus.names]
+    if len(training) < 2 or len(set(everything)) < len(everything):
         raise UserError(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
         )
-    for name in everything:
-        registry.get(name)
-    corpus = study.root / "corpus"
-    sources = {name: registry.provenance(name, corpus) for name in tqdm(everything, "harvest", unit="domain")}
-
-    model = study.root / "tokenizer" / "sentencepiece.model"
-    recipe = digest([training_domains, vocab_size, seed, [sources[name] for name in training_domains]])
-    if (study.root / "runs").exists() and study.about["tokenizer"] != recipe:
-        raise UserError(
-            f"{study}: holds runs that were trained with another tokenizer or on other text; use another --study"
-        )
-    if not _is(model.parent / "recipe", recipe):
-        texts = {name: registry.texts(name, "train", corpus) for name in training_domains}
-        vocabulary.train_sentencepiece(texts, model, vocab_size, seed=seed)
-        (model.parent / "recipe").write_text(recipe)
-    encoder = vocabulary.load(model)
-
-    stores: dict[str, Any] = {}
-    splits = [(name, split) for name in training_domains for split in ("train", "validation")]
-    splits += [(name, "validation") for name in evaluation_domains]
-    for name, split in (bar := tqdm(splits, "tokenize", unit="split")):
-        bar.set_postfix(domain=name)
-        directory = study.root / "tokens" / name / split
-        wanted = digest([recipe, sources[name], split])
-        if not (directory / "store.json").exists() or tokens.TokenStore(directory).digest != wanted:
-            tokens.write(directory, registry.tokenized(name, split, encoder, corpus), wanted)
-        store = tokens.TokenStore(directory)
-        if not store.n_documents:
-            raise UserError(f"domain {name!r} is empty: its {split} split has no document")
-        stores[f"{name}/{split}"] = {
-            "tokens": store.n_tokens,
-            "documents": store.n_documents,
-            "bytes": store.n_bytes,
-            "digest": wanted,
-        }
-    study.write_json(
-        "study.json",
-        {
-            "format": FORMAT,
-            "training_domains": list(training_domains),
-            "evaluation_domains": everything,
-            "vocab_size": vocab_size,
-            "tokenizer": recipe,
-            "stores": stores,
-            "sources": sources,
-        },
+    settings = Settings(
+        corpus_dir=str(study.root / "corpus"),
+        validation_share=validation_share,
+        validation_bytes=validation_bytes,
+        shortest=shortest,
+        near_duplicates=near_duplicates,
+        overlap_words=overlap_words,
+        max_document_bytes=max_document_bytes,
+        on_error=on_error,
+        sample_bytes=0 if tokenizer != "train" else _sample_bytes(len(training)),
+        seed=seed,
     )
-    study.__dict__.pop("about", None)
+    given = _given_tokenizer(tokenizer, start_token, end_token)
+    _Preparation(study, found, settings, given, vocab_size, processes or _cores()).run()
 
 
-def _is(path: epath.Path, text: str) -> bool:
-    return path.exists() and path.read_text() == text
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sample_bytes(domains: int) -> int:
+    from mde.domains.vocabulary import SAMPLE_BYTES
+
+    return SAMPLE_BYTES // domains
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A tokenizer that need not be trained."""
+
+    kind: str
+    content: bytes
+    start_token: str | None
+    end_token: str | None
+
+
+def _given_tokenizer(tokenizer: str, start: str | None, end: str | None) -> _Given | None:
+    """The tokenizer at a path, opened once to see that it is one; None if it is to be trained."""
+    from mde.domains import tokenizers
+
+    if tokenizer == "train":
+        return None
+    if tokenizer == tokenizers.BYTES:
+        return _Given("bytes", b"", None, None)
+    path = epath.Path(tokenizer).expanduser()
+    if not path.is_file():
+        raise UserError(f"prepare.tokenizer: no file {tokenizer!r}; expected 'train', 'bytes' or a path")
+    kind = "huggingface" if tokenizer.endswith(".json") else "sentencepiece"
+    given = _Given(kind, path.read_bytes(), start, end)
+    tokenizers.make(kind, given.content, tokenizer, start, end)
+    return given
+
+
+class _Preparation:
+    """The steps of one `mde prepare`."""
+
+    def __init__(
+        self, study: Study, found: Sequence[Any], settings: Any, given: _Given | None, vocab_size: int, processes: int
+    ):
+        self.study, self.found, self.settings, self.given = study, found, settings, given
+        self.vocab_size, self.processes = vocab_size, processes
+        self.directory = study.root / "tokenizer"
+
+    def run(self) -> None:
+        """All of it; what is there already is not made again."""
+        from mde.domains import corpora, decisions, passes, tables, workers
+
+        shards = [shard for corpus in self.found for shard in corpora.shards(corpus)]
+        names = [passes.name(shard, _facts(self.settings)) for shard in shards]
+        self.sources = self._sources(shards, names)
+        self.recipe = self._recipe()
+        if (self.study.root / "runs").exists() and self.study.about["tokenizer"] != self.recipe:
+            raise UserError(
+                f"{self.study}: holds runs that were trained with another tokenizer or on other text; "
+                "use another --study"
+            )
+        if sum(shard.size for shard in shards) < _SMALL:
+            self.processes = 1
+        scratch = _scratch(self.study)
+        jobs = [(shard, self.settings, scratch / name) for shard, name in zip(shards, names, strict=True)]
+        abouts = workers.over(passes.survey, jobs, self.processes, "read")
+        surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
+        tally = tables.Tally()
+        problems = decisions.surveys(surveyed, tally)
+        keep = decisions.decide(surveyed, self.settings, tally)
+        decisions.check(surveyed, keep, tally)
+        self._make_tokenizer(surveyed)
+        outputs = self._tokenize(surveyed, keep, names, scratch, tally)
+        stores = self._assemble(surveyed, outputs)
+        table = tables.table(stores, tally, self.found)
+        self.study.write_table(_TABLE, table)
+        columns = ["file", "line", "reason", "detail"]
+        self.study.write_table(_PROBLEMS, pd.DataFrame(problems[:_KEPT], columns=columns).set_index("file"))
+        self._describe(stores)
+        epath.Path(scratch).rmtree()
+        print(tables.printed(table, problems, tally, self.study.root / _PROBLEMS))
+
+    def _sources(self, shards: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+        """By domain, where its text comes from."""
+        from mde.domains import registry
+
+        sources: dict[str, Any] = {}
+        for corpus in self.found:
+            mine = [(shard, name) for shard, name in zip(shards, names, strict=True) if shard.corpus is corpus]
+            if corpus.registered:
+                record = registry.provenance(corpus.registered, self.settings.corpus_dir)
+            else:
+                about = {k: v for k, v in dataclasses.asdict(corpus).items() if v not in (None, {}) and k != "name"}
+                size = sum(shard.size for shard, _ in mine)
+                record = {"description": f"text of {corpus.name}", "source": corpus.files, **about}
+                record |= {"shards": len(mine), "bytes": size, "digest": digest([name for _, name in mine])}
+            sources |= dict.fromkeys(corpus.names, record)
+        return sources
+
+    def _recipe(self) -> str:
+        """Names the tokenizer: everything that decides about it."""
+        training = [name for corpus in self.found if corpus.trained for name in corpus.names]
+        if self.given is not None:
+            given = [self.given.kind, self.given.content.hex(), self.given.start_token, self.given.end_token]
+            return digest([training, given, [self.sources[name] for name in training]])
+        return digest([training, self.vocab_size, self.settings.seed, [self.sources[name] for name in training]])
+
+    def _make_tokenizer(self, surveyed: Sequence[Any]) -> None:
+        """Trains it or copies it, unless it is there."""
+        from mde.domains import decisions, tokenizers, vocabulary
+
+        if not tokenizers.is_kept(self.directory, self.recipe):
+            if self.given is None:
+                samples = decisions.samples(surveyed, self.settings.sample_bytes, self.settings.seed)
+                content = vocabulary.train_sentencepiece(samples, self.vocab_size)
+                tokenizers.keep(self.directory, self.recipe, "sentencepiece", content)
+            else:
+                kind, content, start, end = dataclasses.astuple(self.given)
+                tokenizers.keep(self.directory, self.recipe, kind, content, start, end)
+        self.tokenizer = tokenizers.load(self.directory)
+
+    def _tokenize(
+        self, surveyed: Sequence[Any], keep: Sequence[np.ndarray], names: Sequence[str], scratch: Path, tally: Any
+    ) -> list[Path]:
+        """Runs the second pass; returns the shards' folders."""
+        from mde.domains import decisions, passes, tables, workers
+
+        runs = scratch / "runs"
+        decisions.index_runs(surveyed, keep, runs)
+        everything = digest([self.recipe, list(names)])
+        jobs = []
+        for each, kept, name in zip(surveyed, keep, names, strict=True):
+            np.save(each.folder / "keep.npy", kept)
+            folder = scratch / f"{name}-{everything}"
+            jobs.append((each.shard, self.settings, folder, each.folder / "keep.npy", runs, str(self.directory)))
+        for about in workers.over(passes.tokenize, jobs, self.processes, "tokenize"):
+            for domain, count, size in about["overlap"]:
+                tally.add(domain, tables.OVERLAP, count, size)
+        return [job[2] for job in jobs]
+
+    def _assemble(self, surveyed: Sequence[Any], outputs: Sequence[Path]) -> dict[str, Any]:
+        """Writes the token stores, and says what is in them."""
+        from mde.domains import passes
+
+        dtype = passes.token_type(self.tokenizer.vocab_size)
+        everything = digest([self.sources, self.recipe, _facts(self.settings)])
+        stores: dict[str, Any] = {}
+        for corpus in self.found:
+            folders = [out for each, out in zip(surveyed, outputs, strict=True) if each.shard.corpus is corpus]
+            for domain, split in [(name, split) for split in corpus.splits for name in corpus.names]:
+                wanted = digest(
+                    [self.recipe, self.sources[domain], split, *([] if corpus.registered else [everything])]
+                )
+                directory = self.study.root / "tokens" / domain / split
+                if not _is_store(directory, wanted):
+                    blocks = passes.blocks(folders, domain, split, dtype, by_digest=not corpus.registered)
+                    tokens.write_blocks(directory, blocks, wanted, dtype)
+                store = tokens.TokenStore(directory)
+                if not store.n_documents:
+                    raise UserError(f"domain {domain!r} is empty: all its documents repeat evaluation text")
+                stores[f"{domain}/{split}"] = {
+                    "tokens": store.n_tokens,
+                    "documents": store.n_documents,
+                    "bytes": store.n_bytes,
+                    "digest": wanted,
+                }
+        return stores
+
+    def _describe(self, stores: Mapping[str, Any]) -> None:
+        """Writes `study.json`, the last of all."""
+        self.study.write_json(
+            "study.json",
+            {
+                "format": FORMAT,
+                "training_domains": [name for corpus in self.found if corpus.trained for name in corpus.names],
+                "evaluation_domains": [name for corpus in self.found for name in corpus.names],
+                "vocab_size": self.tokenizer.vocab_size,
+                "start": self.tokenizer.start,
+                "end": self.tokenizer.end,
+                "tokenizer": self.recipe,
+                "stores": stores,
+                "sources": self.sources,
+            },
+        )
+        self.study.__dict__.pop("about", None)
+
+
+def _is_store(directory: epath.Path, wanted: str) -> bool:
+    """Whether a store of this digest is there, and whole."""
+    try:
+        return (directory / "store.json").exists() and tokens.TokenStore(directory).digest == wanted
+    except UserError:
+        return False
+
+
+def _facts(settings: Any) -> dict[str, Any]:
+    """The settings that what is made depends on."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("corpus_dir", "on_error")}
+
+
+def _scratch(study: Study) -> Path:
+    """Where shards are kept until all is done: in the study, or on this machine's disk if the study is in a bucket."""
+    if "://" in str(study.root):
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        return home / "mde" / digest(str(study.root))
+    return Path(study.root) / "corpus" / "parts"

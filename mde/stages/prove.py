@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mde.errors import check_positive
-from mde.stages.fit import observations
+from mde.optimization import objectives
 from mde.stages.score import score_runs
 from mde.stages.train import train_runs
 from mde.study import Study, digest
@@ -44,9 +44,10 @@ def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, optimum: di
     Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), rank (1 is best,
     among these mixtures and the observations) and of (how many there are). Nats per token.
     """
-    inputs = observations(study, optimum["objective"])
-    observed = inputs.losses.to_numpy() @ inputs.objective
-    measured = (losses @ inputs.objective).groupby(table["role"], sort=False).agg(["mean", "std"])
+    goal = objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
+    trained = study.mixtures()
+    observed = goal(study.losses().loc[trained.index[trained["role"] == "observation"]].to_numpy())
+    measured = pd.Series(goal(losses.to_numpy()), losses.index).groupby(table["role"], sort=False).agg(["mean", "std"])
     everything = np.concatenate([measured["mean"].to_numpy(), observed])
     rows = {}
     for label, predicted in optimum["predictions"].items():

@@ -1,7 +1,9 @@
 """`mde train`: a seed model, an expert for each domain, and the observations."""
 
 import dataclasses
+import functools
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from mde.data import epochs
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.models import decoder
@@ -17,10 +20,13 @@ from mde.optimization import simplex
 from mde.regression import swarm
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
+from mde.training.metrics import Watching
+from mde.training.placement import MeshShape
+from mde.training.runs import imported, pending
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
-RESERVED = (SEED_RUN, "expert-", "proof-")  # how the runs that mde makes are called
+RESERVED = (SEED_RUN, "expert-", "proof-", "iterate-")  # how the runs that mde makes are called
 
 
 def train(
@@ -37,6 +43,12 @@ def train(
     concentration: float = 1.0,
     seed: int = 0,
     checkpoint_every: int = 500,
+    checkpoint_minutes: float | None = None,
+    model: Mapping[str, str | float | bool] | None = None,
+    settings: Mapping[str, str | float | bool] | None = None,
+    mesh: str | None = None,
+    validate_every: int = 0,
+    tensorboard: bool = False,
 ) -> None:
     """Trains the pool: one expert a domain (one-hot mixtures) and the observations a regressor is fitted on.
 
@@ -54,30 +66,53 @@ def train(
       concentration: of the Dirichlet distribution that they are drawn from.
       seed: of data orders, fresh parameters and the draws.
       checkpoint_every: steps between states to resume from.
+      checkpoint_minutes: minutes after which a state is saved as well.
+      model: fields of the preset to change, such as {'dtype': 'bfloat16', 'remat': 'full'}.
+      settings: further settings of the training, such as {'schedule': 'wsd', 'accumulate': 4, 'z_loss': 1e-4}.
+      mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
+      validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.
+      tensorboard: whether each run's directory gets event files (this imports TensorFlow).
 
     Raises:
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
     """
     check_positive(checkpoint_every=checkpoint_every)
     table = _plan(study, observations, mixtures, concentration, seed)
-    settings = TrainSettings(steps, batch_size, seq_len, learning_rate)
-    seed_settings = None
+    about: dict[str, Any] = {
+        "preset": preset,
+        "model": dataclasses.asdict(model_configs.preset(preset, study.about["vocab_size"], **(model or {}))),
+        "settings": dataclasses.asdict(train_settings(steps, batch_size, seq_len, learning_rate, settings)),
+        "seed_settings": None,
+        "seed": seed,
+        "mesh": mesh,
+    }
     if seed_steps:
         rate = seed_learning_rate or learning_rate
-        seed_settings = dataclasses.asdict(dataclasses.replace(settings, steps=seed_steps, learning_rate=rate))
-    about = {
-        "preset": preset,
-        "model": dataclasses.asdict(model_configs.preset(preset, study.about["vocab_size"])),
-        "settings": dataclasses.asdict(settings),
-        "seed_settings": seed_settings,
-        "seed": seed,
-    }
-    train_runs(study, about, table, checkpoint_every)
+        about["seed_settings"] = {**about["settings"], "steps": seed_steps, "learning_rate": rate}
+    train_runs(study, about, table, checkpoint_every, checkpoint_minutes, Watching(validate_every, tensorboard))
     study.write_json("training.json", about)
     study.write_table("mixtures.csv", table)
 
 
-def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, checkpoint_every: int) -> None:
+def train_settings(
+    steps: int, batch_size: int, seq_len: int, learning_rate: float, more: Mapping[str, Any] | None
+) -> TrainSettings:
+    """Settings from the arguments of a stage and a mapping of further ones; UserError at an unknown or a double one."""
+    given = {"steps": steps, "batch_size": batch_size, "seq_len": seq_len, "learning_rate": learning_rate}
+    for name in more or {}:
+        if name in given:
+            raise UserError(f"settings: {name} has an argument of its own")
+    return TrainSettings.from_dict({**given, **(more or {})})
+
+
+def train_runs(
+    study: Study,
+    about: Mapping[str, Any],
+    table: pd.DataFrame,
+    checkpoint_every: int,
+    checkpoint_minutes: float | None = None,
+    watching: Watching = pool.UNWATCHED,
+) -> None:
     """Trains the runs of a table of mixtures, the seed model first; what is done is kept.
 
     Args:
@@ -85,6 +120,8 @@ def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, chec
       about: what all runs have in common: the content of `training.json`.
       table: [runs] with columns `seed` and one a training domain.
       checkpoint_every: steps between states to resume from.
+      checkpoint_minutes: minutes after which a state is saved as well.
+      watching: what else is measured and shown on the way.
 
     Raises:
       UserError: a run was trained another way; then nothing is trained.
@@ -92,21 +129,32 @@ def train_runs(study: Study, about: Mapping[str, Any], table: pd.DataFrame, chec
     names = list(study.domains.training)
     directory = study.root / "runs"
     model = DecoderConfig.from_dict(about["model"])
-    settings = TrainSettings(**about["settings"])
+    settings = TrainSettings.from_dict(about["settings"])
+    mesh = MeshShape.parse(about["mesh"]) if about.get("mesh") else None
     stores = {name: study.store(name, "train") for name in names}
+    _warn_of_repeats(names, table[names].to_numpy(float), settings, [stores[name].n_tokens for name in names])
+    domains = study.domains.evaluation if watching.validate_every else ()
+    validation = {name: study.store(name, "validation") for name in domains}
     data = {"data": digest({name: store.digest for name, store in stores.items()})}
     runs = [pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"])) for name, row in table.iterrows()]
+    train_pool = functools.partial(
+        pool.train_pool,
+        directory=directory,
+        checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
+        watching=watching,
+    )
     if about["seed_settings"] is None:
-        pool.train_pool(runs, pool.Recipe(model, settings, stores, None, data), directory, checkpoint_every)
+        train_pool(runs, pool.Recipe(model, settings, stores, None, data, validation), mesh=mesh)
         return
     uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
-    fresh = pool.Recipe(model, TrainSettings(**about["seed_settings"]), stores, None, data)
-    origin = {**data, "seed_model": digest(fresh.record(uniform))}
-    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin)
-    pool.pending([uniform], fresh, directory)
-    pool.pending(runs, recipe, directory)  # refuse before the seed model is paid for
-    pool.train_pool([uniform], fresh, directory, checkpoint_every)
-    pool.train_pool(runs, recipe, directory, checkpoint_every)
+    fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data, validation)
+    origin = {**data, "seed_model": digest(imported(directory / SEED_RUN) or fresh.record(uniform))}
+    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin, validation)
+    pending([uniform], fresh, directory)
+    pending(runs, recipe, directory)  # refuse before the seed model is paid for
+    train_pool([uniform], fresh, mesh=mesh and mesh.alone(model, fresh.settings.sequences))
+    train_pool(runs, recipe, mesh=mesh)
 
 
 def model_config(study: Study) -> DecoderConfig:
@@ -118,6 +166,14 @@ def load_run(study: Study, name: str, config: DecoderConfig) -> decoder.Params:
     """The parameters of a trained run."""
     like = jax.eval_shape(lambda: decoder.init(config, 0))
     return checkpoints.load_params(study.root / "runs" / name / "params", like)
+
+
+def _warn_of_repeats(names: list[str], weights_MxK: np.ndarray, settings: TrainSettings, tokens_K: list[int]) -> None:
+    """Says which domains' text some run reads more often than is known to do no harm."""
+    budget = settings.steps * settings.batch_size * settings.seq_len
+    most_K = epochs.repeats(weights_MxK, np.array(tokens_K), budget).max(axis=0)
+    if line := epochs.warning(names, most_K):
+        print(f"warning: in a run of {budget:,} tokens {line}", file=sys.stderr)
 
 
 def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:

@@ -4,23 +4,25 @@ Orbax writes aside and renames, so a checkpoint that exists is whole unless some
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from mde.errors import UserError
 from mde.models.decoder import Params
 
+_log = logging.getLogger(__name__)  # not absl's, which the command line silences
+
 
 def save_params(path: epath.Path, params: Params) -> None:
     """Writes the parameters of a finished run, replacing what was there."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(_absolute(path), jax.tree.map(np.asarray, params), force=True)
+        checkpointer.save(_absolute(path), params, force=True)
 
 
 def load_params(path: epath.Path, like: Params) -> Params:
@@ -53,7 +55,7 @@ class Progress:
             directory.rmtree()
         directory.mkdir(parents=True, exist_ok=True)
         made_by.write_text(text)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def steps(self) -> set[int]:
@@ -61,28 +63,41 @@ class Progress:
         return set(self._manager.all_steps())
 
     def save(self, step: int, state: Any) -> None:
-        """Saves the state after `step` steps."""
+        """Begins to save the state after `step` steps, which is copied before this returns and written afterwards."""
         if step in self._manager.all_steps():  # damaged, or ahead of where the runs of the pool could go on together
             self._manager.delete(step)
-        self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
+        self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore(self, step: int, like: Any) -> Any | None:
-        """The state after `step` steps, or None with a warning if it is damaged."""
+        """The state after `step` steps, or None with a warning if it is damaged.
+
+        Args:
+          step: one of `steps()`.
+          like: arrays, or shapes with shardings: where the state is wanted, whatever mesh it was saved from.
+        """
         try:
             return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
         except Exception as e:  # see `load_params`
-            logging.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
+            _log.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
             return None
 
-    def finish(self) -> None:
-        """Drops the states of a run that is done."""
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits until what is being saved is written."""
         self._manager.close()
+
+    def drop(self) -> None:
+        """Deletes the states of a run that is done, or not to be gone on with."""
         self._directory.rmtree()
 
 
 def _abstract(tree: Any) -> Any:
-    """NumPy stand-ins: Orbax restores onto the host, wherever the checkpoint was written."""
-    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+    """Stand-ins that say where to: the host, wherever the checkpoint was written, unless there is a sharding."""
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.ShapeDtypeStruct) and x.sharding else np.empty(x.shape, x.dtype), tree
+    )
 
 
 def _of_shape(tree: Any, like: Any) -> Any:

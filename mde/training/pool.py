@@ -1,98 +1,41 @@
 """The pool trainer: a matrix of mixtures in, one checkpoint a run out, in one process with one compilation.
 
-Runs are trained in waves of one run a device: their parameters are stacked on the `pool` axis of the mesh and every
-device steps its own model, so a run's numbers do not depend on which runs it shares a wave with.
+Runs are trained in waves of one run a row of the mesh: their parameters are stacked on its `pool` axis and every row of
+devices steps its own model, so a run's numbers do not depend on which runs it shares a wave with.
 """
 
-import dataclasses
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from mde.data import mixing
-from mde.data.tokens import TokenStore
 from mde.errors import UserError
-from mde.models import decoder
+from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
-from mde.training import checkpoints
-from mde.training.step import TrainSettings, TrainState, optimizer, train_step
+from mde.training import checkpoints, placement
+from mde.training.interruptions import Termination, writing
+from mde.training.metrics import Curves, Watching
+from mde.training.placement import MeshShape, on_pool, pool_mesh, stack, unstack
+from mde.training.runs import Recipe, Run, pending
+from mde.training.step import TrainSettings, TrainState, initial, optimizer, train_step
+from mde.training.validation import Validation
+
+__all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
 
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One model to train: a name, a mixture over the domains, and the seed of its data order (and fresh parameters)."""
-
-    name: str
-    weights: tuple[float, ...]
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What the runs of a pool have in common.
-
-    Attributes:
-      model: the architecture.
-      settings: the training.
-      stores: token store of each training domain, in the order of every run's weights.
-      start: loads the parameters that every run continues from; None for fresh ones.
-      origin: names what `start` and the stores are, for the record beside each checkpoint.
-    """
-
-    model: DecoderConfig
-    settings: TrainSettings
-    stores: Mapping[str, TokenStore]
-    start: Callable[[], decoder.Params] | None
-    origin: Mapping[str, Any]
-
-    def record(self, run: Run) -> dict[str, Any]:
-        """What `run.json` says of a run; two runs with the same record have the same parameters."""
-        return {
-            "model": dataclasses.asdict(self.model),
-            "training": dataclasses.asdict(self.settings),
-            "mixture": dict(zip(self.stores, run.weights, strict=True)),
-            "seed": run.seed,
-            **self.origin,
-        }
-
-
-def pool_mesh(models: int) -> Mesh:
-    """A mesh with a `pool` axis of as many devices as there are, or as there are models if these are fewer."""
-    width = min(models, jax.device_count())
-    return jax.make_mesh((width,), ("pool",), (AxisType.Auto,), devices=jax.devices()[:width])
-
-
-def on_pool(mesh: Mesh, function: Callable[..., Any], donate: bool = True) -> Callable[..., Any]:
-    """`function` of one model as a jitted function of a stack of them, one a device; all its arguments are stacked."""
-
-    def local(*stacked: Any) -> Any:
-        out = function(*jax.tree.map(lambda x: x[0], stacked))
-        return jax.tree.map(lambda x: x[None], out)
-
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("pool"), out_specs=P("pool"), check_vma=False)
-    return jax.jit(mapped, donate_argnums=0 if donate else ())
-
-
-def stack(mesh: Mesh, trees: Sequence[Any]) -> Any:
-    """Trees of arrays stacked on a leading axis that is sharded over the pool."""
-    return jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *trees), NamedSharding(mesh, P("pool")))
-
-
-def unstack(stacked: Any) -> Iterator[Any]:
-    """The trees of a stack one by one, on the host."""
-    host = jax.device_get(stacked)
-    for i in range(len(jax.tree.leaves(host)[0])):
-        yield jax.tree.map(lambda x, i=i: x[i], host)
+UNWATCHED = Watching()
 
 
 def waves(items: Sequence[Any], width: int) -> Iterator[tuple[list[Any], int]]:
@@ -102,127 +45,205 @@ def waves(items: Sequence[Any], width: int) -> Iterator[tuple[list[Any], int]]:
         yield wave + wave[-1:] * (width - len(wave)), len(wave)
 
 
-def train_pool(runs: Sequence[Run], recipe: Recipe, directory: epath.Path, checkpoint_every: int) -> None:
+def train_pool(
+    runs: Sequence[Run],
+    recipe: Recipe,
+    directory: epath.Path,
+    checkpoint_every: int,
+    checkpoint_minutes: float | None = None,
+    mesh: MeshShape | None = None,
+    watching: Watching = UNWATCHED,
+) -> None:
     """Trains the runs that are not done yet; `directory/<run>` then holds `params`, `run.json` and `metrics.jsonl`.
+
+    SIGTERM has the states saved before the program ends as if interrupted by the keyboard.
 
     Args:
       runs: what to train.
       recipe: what they have in common.
       directory: parent of the runs' directories.
       checkpoint_every: steps between states to resume from.
+      checkpoint_minutes: minutes after which a state is saved as well; None for never.
+      mesh: the devices; one a run, and several where there are more devices than runs, if None.
+      watching: what else is measured and shown on the way.
 
     Raises:
-      UserError: a run of this name was trained another way, a domain is empty, or a loss is not finite.
+      UserError: a run of this name was trained another way, a domain is empty, the mesh does not divide the devices,
+        the model or the batch, or losses were not finite (the other runs are trained to the end first).
     """
+    if jax.process_count() > 1:
+        raise UserError("a pool is trained by one process: its checkpoints are not written by several yet")
     waiting = pending(runs, recipe, directory)
     if not waiting:
         return
     for run in waiting:
         mixing.check(recipe.stores, np.asarray(run.weights), recipe.settings.seq_len)
-    mesh = pool_mesh(len(runs))
-    advance = on_pool(mesh, functools.partial(_advance, recipe.model, recipe.settings))
+    shape = mesh or placement.fitting(len(runs), recipe.model, recipe.settings.sequences)
+    shape.check(recipe.model, recipe.settings.sequences)
+    trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes, watching)
     total = len(waiting) * recipe.settings.tokens
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar:
-        for wave, real in waves(waiting, mesh.size):
-            _train_wave(wave, real, recipe, directory, checkpoint_every, mesh, advance, bar)
+    with (
+        Termination() as termination,
+        tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar,
+    ):
+        for wave, real in waves(waiting, shape.pool):
+            with writing(directory):
+                trainer.train(wave, real, bar, termination)
+    if trainer.failed:
+        causes = ", ".join(f"run {name!r}: {cause}" for name, cause in trainer.failed.items())
+        others = len(waiting) - len(trainer.failed)
+        raise UserError(f"{causes}; try a lower learning rate (the other {others} runs of {len(waiting)} are trained)")
 
 
-def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[Run]:
-    """The runs that are not done; raises UserError if one of them was trained another way."""
-    return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
+class _Trainer:
+    """The compiled program of a pool, and the waves of runs that go through it.
+
+    Attributes:
+      failed: by name of each run whose loss was not finite, when that was.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: epath.Path,
+        mesh: Mesh,
+        every: int,
+        minutes: float | None,
+        watching: Watching,
+    ):
+        self._recipe, self._directory, self._mesh = recipe, directory, mesh
+        self._every, self._minutes, self._watching = every, minutes, watching
+        self._state = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
+        self._advance = advance(mesh, recipe.model, recipe.settings)
+        self._validate = Validation(recipe, mesh) if watching.validate_every else None
+        self.failed: dict[str, str] = {}
+
+    def train(self, wave: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
+        """Trains one run a row from where they stopped to the end; the first `real` of the wave are kept."""
+        names = [run.name for run in wave[:real]]
+        extra = self._validate.names if self._validate else ()
+        curves = Curves(names, len(wave), self._recipe.model, self._recipe.settings, extra)
+        with contextlib.ExitStack() as stack:
+            progress = [stack.enter_context(self._progress(run)) for run in wave[:real]]
+            stack.callback(curves.close)
+            if self._watching.tensorboard:
+                curves.show(self._directory)
+            state = self._steps(wave, progress, curves, bar, termination)
+        self.failed |= curves.failed
+        for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
+            if run.name in curves.failed:
+                one.drop()  # going on from its states would end the same way
+            else:
+                params = placement.member(self._mesh, state.params, i)
+                _finish(params, curves.lines(i), self._recipe.record(run), self._directory / run.name, one)
+
+    def _progress(self, run: Run) -> checkpoints.Progress:
+        return checkpoints.Progress(self._directory / run.name / "progress", self._recipe.record(run))
+
+    def _steps(
+        self,
+        wave: list[Run],
+        progress: list[checkpoints.Progress],
+        curves: Curves,
+        bar: tqdm,
+        termination: Termination,
+    ) -> TrainState:
+        """All steps of a wave from where it stopped; returns the states."""
+        settings, real = self._recipe.settings, len(progress)
+        state, start = self._resume(wave, progress, curves)
+        tokens = real * settings.tokens // settings.steps
+        bar.update(start * tokens)
+        data = [_batches(run, self._recipe, start) for run in wave]
+        saved = time.monotonic()
+        for step in range(start, settings.steps, STEPS_PER_CALL):
+            stop = min(step + STEPS_PER_CALL, settings.steps)
+            begun = time.perf_counter()
+            calls = [[next(it) for _ in range(step, stop)] for it in data]
+            batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
+            state, metrics = self._advance(state, stack(self._mesh, batch, None, "data"))
+            curves.read()  # one call late, so that the devices never wait for us
+            curves.expect(slice(step, stop), metrics)
+            loss = np.mean(curves.values["loss"][:, max(step - 1, 0)])
+            bar.set_postfix(run=wave[0].name, loss=f"{loss:.3f}", refresh=False)
+            bar.update((stop - step) * tokens)
+            late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
+            asked = termination.asked  # looked at once: what comes later waits for the next call
+            due = asked or late or _passed(step, stop, self._every)
+            if self._validate and _passed(step, stop, self._watching.validate_every):
+                curves.expect(slice(stop - 1, stop), self._validate(state.params))
+            if due or stop == settings.steps:
+                curves.read()
+            curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
+            if due and stop < settings.steps:
+                self._save(wave, progress, stop, state, curves)
+                saved = time.monotonic()
+            if asked:
+                raise KeyboardInterrupt
+            if len(curves.failed) == real:
+                break
+        return state
+
+    def _save(
+        self, wave: list[Run], progress: list[checkpoints.Progress], step: int, state: TrainState, curves: Curves
+    ) -> None:
+        for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
+            if run.name not in curves.failed:
+                one.save(step, (placement.member(self._mesh, state, i), curves.of(i)))
+
+    def _resume(self, wave: list[Run], progress: list[checkpoints.Progress], curves: Curves) -> tuple[TrainState, int]:
+        """States, and metrics, of the newest step that all runs have whole, or those to start with."""
+        for step in sorted(set.intersection(*(p.steps() for p in progress)), reverse=True):
+            rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(len(progress))]
+            found = [one.restore(step, (row, curves.of(0))) for one, row in zip(progress, rows, strict=True)]
+            whole = [each for each in found if each is not None]
+            if len(whole) == len(found):
+                curves.restore([kept for _, kept in whole])
+                return self._filled([member for member, _ in whole]), step
+        return self._fresh(wave), 0
+
+    def _filled(self, members: Sequence[TrainState]) -> TrainState:
+        """The members stacked; rows without one get the last one's numbers."""
+        last = jax.device_get(members[-1])
+        rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(self._mesh.shape["pool"])]
+        moved = [jax.device_put(last, jax.tree.map(lambda x: x.sharding, row)) for row in rows[len(members) :]]
+        return placement.join(self._mesh, [*members, *moved])
+
+    def _fresh(self, wave: list[Run]) -> TrainState:
+        """The states to start with, made where they will lie."""
+        recipe, where = self._recipe, sharding.stacked(self._mesh, self._state)
+        if recipe.start:
+            params = placement.spread(self._mesh, recipe.start())
+            begin: Any = functools.partial(_beginning, recipe.settings)
+            return on_pool(self._mesh, begin, donate=False, out_shardings=where)(params)
+        begin = functools.partial(initial, recipe.model, recipe.settings)
+        seeds = stack(self._mesh, [np.int32(run.seed) for run in wave])
+        return on_pool(self._mesh, begin, donate=False, out_shardings=where)(seeds)
 
 
-def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
-    """Whether the run was trained as the record says; raises UserError if it was trained another way."""
-    path = directory / "run.json"
-    if not path.exists():
-        return False
-    found, wanted = json.loads(path.read_text()), json.loads(json.dumps(record))
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{directory}: trained with {key} {_difference(found.get(key), value)}; "
-                f"use another --study, or delete the run to train it anew"
-            )
-    return True
+def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
+    """Several train steps of every model of a pool, jitted: (states, batches) to (states, metrics [pool, steps])."""
+    state = jax.eval_shape(functools.partial(initial, config, settings), 0)
+    everywhere = P("pool") if jax.process_count() == 1 else P()  # every process reads all metrics
+    out = (sharding.stacked(mesh, state), NamedSharding(mesh, everywhere))
+    return on_pool(mesh, functools.partial(_advance, config, settings), out_shardings=out)
 
 
-def _train_wave(
-    wave: list[Run],
-    real: int,
-    recipe: Recipe,
-    directory: epath.Path,
-    checkpoint_every: int,
-    mesh: Mesh,
-    advance: Callable[..., Any],
-    bar: tqdm,
-) -> None:
-    """Trains one run a device from where they stopped to the end."""
-    steps = recipe.settings.steps
-    progress = [checkpoints.Progress(directory / run.name / "progress", recipe.record(run)) for run in wave[:real]]
-    states, curves, start = _resume(wave, progress, recipe)
-    bar.update(real * start * recipe.settings.tokens // steps)
-    state = stack(mesh, states)
-    data = [_batches(run, recipe, start) for run in wave]
-    unread: list[tuple[slice, jax.Array]] = []
-    for step in range(start, steps, STEPS_PER_CALL):
-        stop = min(step + STEPS_PER_CALL, steps)
-        calls = [[next(it) for _ in range(step, stop)] for it in data]
-        batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
-        state, losses = advance(state, stack(mesh, batch))
-        _read(wave, curves, unread)  # one call late, so that the devices never wait for us
-        unread.append((slice(step, stop), losses))
-        bar.set_postfix(run=wave[0].name, loss=f"{np.mean(curves[:, max(step - 1, 0)]):.3f}", refresh=False)
-        bar.update(real * (stop - step) * recipe.settings.tokens // steps)
-        due = stop < steps and stop // checkpoint_every > step // checkpoint_every
-        if due or stop == steps:
-            _read(wave, curves, unread)
-        if due:
-            for one, saved, curve in zip(progress, unstack(state), curves, strict=False):
-                one.save(stop, (saved, curve))
-    for run, one, trained, curve in zip(wave, progress, unstack(state), curves, strict=False):
-        _finish(run, trained.params, curve, recipe, directory / run.name, one)
+def _beginning(settings: TrainSettings, params: decoder.Params) -> TrainState:
+    return TrainState(params, optimizer(settings).init(params))
 
 
-def _read(wave: list[Run], curves: np.ndarray, unread: list[tuple[slice, jax.Array]]) -> None:
-    """Waits for the losses of calls and keeps them; raises UserError at the first that is not finite."""
-    while unread:
-        steps, losses = unread.pop(0)
-        curves[:, steps] = losses
-        bad = ~np.isfinite(curves[:, steps])
-        if bad.any():
-            run, step = np.argwhere(bad)[0] + (0, steps.start)
-            raise UserError(
-                f"run {wave[run].name!r}: loss is {curves[run, step]} at step {step}; try a lower learning rate"
-            )
+def _passed(step: int, stop: int, every: int) -> bool:
+    """Whether a multiple of `every` lies among the steps done from `step` to `stop`."""
+    return stop // every > step // every
 
 
 def _advance(
     config: DecoderConfig, settings: TrainSettings, state: TrainState, batches: Mapping[str, jax.Array]
-) -> tuple[TrainState, jax.Array]:
-    """Several train steps of one model; returns the state and the loss of each step."""
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Several train steps of one model; returns the state and the metrics of each step."""
     return jax.lax.scan(
         lambda state, batch: train_step(config, settings, state, batch["tokens"], batch["segments"]), state, batches
     )
-
-
-def _resume(
-    wave: list[Run], progress: list[checkpoints.Progress], recipe: Recipe
-) -> tuple[list[TrainState], np.ndarray, int]:
-    """States and loss curves [runs, steps] of the newest step that all runs have whole, or those to start with."""
-    fresh = [(_initial(run, recipe), np.full(recipe.settings.steps, np.nan, np.float32)) for run in wave]
-    for step in sorted(set.intersection(*(p.steps() for p in progress)), reverse=True):
-        found = [p.restore(step, like) for p, like in zip(progress, fresh, strict=False)]
-        if all(f is not None for f in found):
-            states, curves = zip(*found, *found[-1:] * (len(wave) - len(found)), strict=True)
-            return list(states), np.stack(curves), step
-    states, curves = zip(*fresh, strict=True)
-    return list(states), np.stack(curves), 0
-
-
-def _initial(run: Run, recipe: Recipe) -> TrainState:
-    params = recipe.start() if recipe.start else decoder.init(recipe.model, run.seed)
-    return jax.tree.map(np.asarray, TrainState(params, optimizer(recipe.settings).init(params)))
 
 
 def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -238,27 +259,16 @@ def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndar
 
 
 def _finish(
-    run: Run,
     params: decoder.Params,
-    losses: np.ndarray,
-    recipe: Recipe,
+    lines: Iterator[dict[str, float]],
+    record: Mapping[str, Any],
     directory: epath.Path,
     progress: checkpoints.Progress,
 ) -> None:
     """Writes what a run leaves; `run.json` comes last and says that the run is done."""
-    lines = [json.dumps({"step": i + 1, "loss": float(loss)}) for i, loss in enumerate(losses)]
-    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     checkpoints.save_params(directory / "params", params)
-    progress.finish()
+    progress.drop()
     aside = directory / "run.json.partial"
-    aside.write_text(json.dumps(recipe.record(run), indent=1))
+    aside.write_text(json.dumps(record, indent=1))
     aside.rename(directory / "run.json")
-
-
-def _difference(found: Any, wanted: Any) -> str:
-    """The first thing in which two records differ, in words."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *found]:
-            if found.get(name) != wanted.get(name):
-                return f"{name}={found.get(name)!r}, not {wanted.get(name)!r}"
-    return f"{found!r}, not {wanted!r}"

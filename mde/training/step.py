@@ -1,15 +1,23 @@
-"""The optimizer and the train step of one model."""
+"""The optimizer and the train step of one model.
+
+Shapes: B sequences a step, L predicted tokens a sequence, A parts of a batch whose gradients are accumulated.
+"""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mde.errors import check_positive
+from mde.errors import UserError, check_positive, unknown
 from mde.models import decoder
-from mde.models.config import DecoderConfig
+from mde.models.config import DecoderConfig, option
+from mde.models.sharding import constrain
+from mde.training.loss import loss
+
+SCHEDULES = ("cosine", "wsd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +29,16 @@ class TrainSettings:
       batch_size: sequences a step.
       seq_len: predicted tokens a sequence.
       learning_rate: peak of the schedule.
-      warmup_steps: steps of linear warm-up; a cosine down to `final_fraction` of the peak follows.
+      warmup_steps: steps of linear warm-up.
       final_fraction: share of the peak that the schedule ends on.
       weight_decay: AdamW's, on matrices only.
       clip_norm: global norm that gradients are clipped to.
+      schedule: after the warm-up, `cosine` from the peak to the end, or `wsd`: the peak is held and the last
+        `decay_fraction` of the steps goes down in a straight line (MiniCPM, arXiv 2404.06395).
+      decay_fraction: of the steps; for `wsd`.
+      z_loss: weight of the squared logarithm of the softmax's denominator.
+      loss_chunks: parts of a sequence that logits are computed for at a time.
+      accumulate: parts of a batch that are stepped through one after another, their gradients summed.
     """
 
     steps: int
@@ -35,15 +49,46 @@ class TrainSettings:
     final_fraction: float = 0.1
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    schedule: str = option("cosine")
+    decay_fraction: float = option(0.2)
+    z_loss: float = option(0.0)
+    loss_chunks: int = option(1)
+    accumulate: int = option(1)
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm")
+        names = ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm", "loss_chunks", "accumulate")
         check_positive(**{name: getattr(self, name) for name in names})
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.decay_fraction <= 1:
+            raise UserError(f"decay_fraction={self.decay_fraction} must lie between 0 and 1")
+        if not self.z_loss >= 0:
+            raise UserError(f"z_loss={self.z_loss} must not be negative")
+        for name, size, parts in (
+            ("loss_chunks", "seq_len", self.loss_chunks),
+            ("accumulate", "batch_size", self.accumulate),
+        ):
+            if getattr(self, size) % parts:
+                raise UserError(f"{name}={parts} does not divide {size}={getattr(self, size)}")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TrainSettings":
+        """The settings with these fields; raises UserError at an unknown one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise unknown("training setting", name, known)
+        return cls(**fields)
 
     @property
     def tokens(self) -> int:
         """Predicted tokens a run."""
         return self.steps * self.batch_size * self.seq_len
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that are stepped through at a time."""
+        return self.batch_size // self.accumulate
 
 
 class TrainState(NamedTuple):
@@ -53,33 +98,76 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay and clipping (betas .9 and .95 as language models are trained)."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=settings.learning_rate,
-        warmup_steps=min(settings.warmup_steps, settings.steps - 1),
-        decay_steps=settings.steps,
-        end_value=settings.learning_rate * settings.final_fraction,
+def schedule(settings: TrainSettings) -> optax.Schedule:
+    """The learning rate by steps done."""
+    peak, end = settings.learning_rate, settings.learning_rate * settings.final_fraction
+    warmup = min(settings.warmup_steps, settings.steps - 1)
+    if settings.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.steps, end)
+    decay = min(round(settings.decay_fraction * settings.steps), settings.steps - warmup)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, warmup),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, end, decay),
+        ],
+        [warmup, settings.steps - decay],
     )
+
+
+def optimizer(settings: TrainSettings) -> optax.GradientTransformation:
+    """AdamW with the settings' schedule, and clipping (betas .9 and .95 as language models are trained)."""
     matrices = lambda params: jax.tree.map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)  # noqa: E731
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
+        optax.adamw(schedule(settings), b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
     )
 
 
-def loss(config: DecoderConfig, params: decoder.Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    """Mean negative log-likelihood in nats per predicted token of a batch of [B, L + 1] tokens."""
-    mask = decoder.target_mask(segments)
-    log_probs = decoder.token_log_probs(config, params, tokens, segments)
-    return -jnp.sum(jnp.where(mask, log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+def initial(config: DecoderConfig, settings: TrainSettings, seed: jax.Array) -> TrainState:
+    """Fresh parameters and their optimizer state."""
+    params = decoder.init(config, seed)
+    return TrainState(params, optimizer(settings).init(params))
 
 
 def train_step(
     config: DecoderConfig, settings: TrainSettings, state: TrainState, tokens: jax.Array, segments: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    """One optimizer step; returns the new state and the batch's loss before it."""
-    value, grads = jax.value_and_grad(lambda params: loss(config, params, tokens, segments))(state.params)
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step.
+
+    Args:
+      config: architecture.
+      settings: the training.
+      state: before the step.
+      tokens: [B, L + 1].
+      segments: [B, L + 1] document numbers.
+
+    Returns:
+      The new state, and the batch's `loss` (nats per token) and `grad_norm` (before clipping) at the old one.
+    """
+    grads, nll = _gradient(config, settings, state.params, tokens, segments)
     updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), value
+    metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+
+
+def _gradient(
+    config: DecoderConfig, settings: TrainSettings, params: decoder.Params, tokens: jax.Array, segments: jax.Array
+) -> tuple[decoder.Params, jax.Array]:
+    """Gradient and loss of a batch, in as many parts as are accumulated; every token counts the same in all of them."""
+    count = jnp.maximum(jnp.sum(decoder.target_mask(segments)), 1)
+
+    def part(tokens: jax.Array, segments: jax.Array) -> tuple[decoder.Params, jax.Array]:
+        tokens, segments = constrain(tokens, "data", None), constrain(segments, "data", None)
+        value = lambda params: loss(  # noqa: E731
+            config, params, tokens, segments, count=count, z_loss=settings.z_loss, chunks=settings.loss_chunks
+        )
+        return jax.grad(value, has_aux=True)(params)
+
+    if settings.accumulate == 1:
+        return part(tokens, segments)
+    # Neighbouring sequences go to different parts, so that each part is spread over the data axis like the whole.
+    cut = lambda x: x.reshape(-1, settings.accumulate, x.shape[1]).swapaxes(0, 1)  # noqa: E731
+    none = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
+    add = lambda total, batch: (jax.tree.map(jnp.add, total, part(*batch)), None)  # noqa: E731
+    return jax.lax.scan(add, none, (cut(tokens), cut(segments)))[0]

@@ -67,6 +67,7 @@ def test_many_flushes_and_chunks_change_nothing(tmp_path, monkeypatch):
     documents = random_documents(300, seed=0)
     whole = write_store(tmp_path / "one", documents)
     monkeypatch.setattr(tokens, "_CHUNK", 16)
+    monkeypatch.setattr(tokens, "_BLOCK", 256)
     monkeypatch.setattr(tokens, "_IN_MEMORY", 0)
     cut = write_store(tmp_path / "many", documents)
     assert cut.n_tokens == whole.n_tokens > 10 * 16 * 16

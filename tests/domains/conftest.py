@@ -13,8 +13,12 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer_path(data_dir):
     path = data_dir / "tokenizer.model"
-    texts = {name: registry.texts(name, "train", data_dir) for name in ("bible", "licenses")}
-    vocabulary.train_sentencepiece(texts, path, 512, sample_bytes=400_000)
+    samples = {name: vocabulary.Sample(200_000, seed=0) for name in ("bible", "licenses")}
+    for name, sample in samples.items():
+        for text in registry.texts(name, "train", data_dir):
+            sample.add(text)
+    chunks = {name: sample.chunks() for name, sample in samples.items()}
+    path.write_bytes(vocabulary.train_sentencepiece(chunks, 512))
     return path
 
 

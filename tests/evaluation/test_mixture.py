@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp
 
-from mde.errors import UserError
-from mde.evaluation import mixture
-from mde.evaluation.mixture import MixtureLosses, mixture_nll
+from mde.evaluation import MixtureLosses, _tiers, mixture_nll
 
 # What DESIGN.md promises for every point of the simplex, in nats per token. Probabilities and mixtures of them are kept
 # in float32, whose rounding of 6e-8 a token is far below; sums over tokens must not add to it.
@@ -184,7 +182,7 @@ def test_sequences_do_not_see_each_other(tau):
 
 
 def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
-    monkeypatch.setattr(mixture, "_CANDIDATE_BLOCK", 16)
+    monkeypatch.setattr(_tiers, "_WIDTHS", (8, 32))
     rng = np.random.default_rng(4)
     log_probs, segment_ids = tokens_of(rng, 600, 50.0), np.sort(rng.integers(0, 3, 600))
     weights = rng.dirichlet(np.ones(K), 70)  # more than a block a device, and no multiple of anything
@@ -194,16 +192,26 @@ def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
         assert_allclose(losses(weights[some]), together[some], rtol=0, atol=TOLERANCE / 10)  # blocks only: rounding
 
 
-@pytest.mark.parametrize("block", [8, 2048])
-def test_losses_do_not_depend_on_blocks_and_tiers(block, monkeypatch):
+@pytest.mark.parametrize("block", [64, 2048])
+def test_losses_do_not_depend_on_blocks(block, monkeypatch):
     rng = np.random.default_rng(5)
     log_probs, segment_ids = tokens_of(rng, 1000, 80.0), np.sort(rng.integers(0, 3, 1000))
     weights = candidates(K)
     expected = reference(log_probs, segment_ids, weights)
-    monkeypatch.setattr(mixture, "_TOKEN_BLOCK", block)
-    monkeypatch.setattr(mixture, "_WIDE_TOKEN_BLOCK", block)
-    monkeypatch.setattr(mixture, "_CANDIDATE_BLOCK", 7)
+    monkeypatch.setattr(_tiers, "_BLOCKS", (block, block))
+    monkeypatch.setattr(_tiers, "_WIDTHS", (8,))
     assert_allclose(mixture_nll(log_probs, segment_ids, weights), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 16, 17, 40])
+def test_many_experts_take_the_matmul_and_few_the_fused_sum(experts):
+    rng = np.random.default_rng(experts)
+    log_probs, segment_ids = tokens_of(rng, 700, 80.0, experts), np.sort(rng.integers(0, 2, 700))
+    weights = np.concatenate(
+        [np.eye(experts)[:3], rng.dirichlet(np.ones(experts), 5), rng.dirichlet(np.full(experts, 0.05), 5)]
+    )
+    found = mixture_nll(log_probs, segment_ids, weights)
+    assert_allclose(found, reference(log_probs, segment_ids, weights), rtol=0, atol=TOLERANCE)
 
 
 def test_losses_do_not_depend_on_the_order_of_tokens_or_experts():
@@ -223,56 +231,3 @@ def test_mde_is_convex_and_below_the_average_of_the_experts_losses():
     losses = MixtureLosses(log_probs, segment_ids)
     assert (losses((one + other) / 2) <= (losses(one) + losses(other)) / 2 + TOLERANCE).all()
     assert (losses(one) <= one @ losses(np.eye(K)) + TOLERANCE).all()
-
-
-GOOD = np.log(np.full((5, 2), 0.5))
-DOMAIN = np.array([0, 0, 1, 1, 1])
-
-
-@pytest.mark.parametrize("value", [np.nan, 0.25, np.inf])
-def test_what_is_no_log_prob_is_named_by_token_domain_and_expert(value):
-    bad = GOOD.copy()
-    bad[3, 1] = value
-    with pytest.raises(UserError, match=rf"token 3 \(domain 1\) under expert 1 is {value}; expected"):
-        MixtureLosses(bad, DOMAIN)
-
-
-def test_a_token_impossible_under_every_expert_is_named():
-    bad = GOOD.copy()
-    bad[2] = -np.inf
-    with pytest.raises(UserError, match="token 2 is impossible under every expert"):
-        MixtureLosses(bad, DOMAIN)
-
-
-@pytest.mark.parametrize("tau", [0.5, 1.0])
-def test_a_sequence_impossible_under_every_expert_is_an_error_or_a_loss_of_infinity(tau):
-    """Each expert rules out another token, so each token is possible but nothing is left of the posterior."""
-    log_probs, ids = GOOD.copy(), np.array([0, 0, 0, 1, 1])
-    log_probs[0, 0] = log_probs[1, 1] = -np.inf
-    try:
-        found = mixture_nll(log_probs, ids, np.array([[0.5, 0.5]]), tau=tau, sequence_ids=ids)
-    except UserError as error:
-        assert "impossible under every expert" in str(error)  # noqa: PT017
-    else:
-        assert found[0, 0] == np.inf
-        assert_allclose(found[0, 1], np.log(2), rtol=1e-6)
-
-
-def test_a_domain_without_tokens_is_named():
-    with pytest.raises(UserError, match="domain 1 has no token"):
-        MixtureLosses(GOOD, np.array([0, 0, 2, 2, 2]))
-
-
-@pytest.mark.parametrize("tau", [-0.1, 1.1, np.nan])
-def test_tau_must_lie_between_zero_and_one(tau):
-    with pytest.raises(UserError, match="must lie in"):
-        MixtureLosses(GOOD, DOMAIN, tau, DOMAIN)
-
-
-def test_tau_needs_sequences():
-    with pytest.raises(UserError, match="needs sequence_ids"):
-        MixtureLosses(GOOD, DOMAIN, 0.5)
-
-
-def test_no_candidates_have_no_losses():
-    assert mixture_nll(GOOD, DOMAIN, np.zeros((0, 2))).shape == (0, 2)

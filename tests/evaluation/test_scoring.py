@@ -6,8 +6,9 @@ from helpers import write_store
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mde.errors import UserError
-from mde.evaluation.scoring import Scorer, batched_windows, evaluation_set
-from mde.training.pool import pool_mesh
+from mde.evaluation import scoring
+from mde.evaluation.scoring import Scorer, evaluation_set, windows_per_batch
+from mde.models.config import preset
 
 # The same float32 program in batches of another size: log-probs of about 5, a few roundings of 6e-8 each apart.
 TOLERANCE = 5e-6
@@ -97,44 +98,73 @@ def test_a_subset_takes_the_first_windows_of_each_domain_and_its_share_of_the_by
     assert_array_equal(two_documents.subset(100).tokens, two_documents.tokens)
 
 
-def test_batches_are_filled_up_with_padding_that_is_never_scored(data):
-    tokens, segments = batched_windows(data, 8)
-    assert tokens.shape == segments.shape == (-(-len(data.tokens) // 8), 8, 17)
-    flat = segments.reshape(-1, 17)
-    assert_array_equal(flat[: len(data.tokens)], data.segments)
-    assert_array_equal(flat[len(data.tokens) :], 0)
-
-
 @pytest.fixture(scope="module")
 def scorer(config, data):
-    return Scorer(config, data, pool_mesh(2), batch_size=8)
+    return Scorer(config, data, batch_size=8)
 
 
-def test_scores_equal_the_model_run_by_hand(scorer, models, by_hand):
-    for scores, model in zip(scorer(models[:2]), models, strict=False):
-        assert scores.dtype == np.float32
-        assert_allclose(scores, by_hand(model), rtol=0, atol=TOLERANCE)
+def scores_of(scorer, params, domains=None):
+    return dict(scorer(params, domains))
 
 
-def test_fewer_models_than_devices_are_scored_as_well(scorer, models):
-    together = scorer(models[:2])
-    (alone,) = scorer(models[1:2])
-    assert_array_equal(alone, together[1])
-
-
-def test_more_models_than_devices_are_refused_or_all_scored(scorer, models, by_hand):
-    four = [*models, models[0]]
-    try:
-        scores = scorer(four)
-    except (ValueError, AssertionError):
-        return
-    assert len(scores) == 4
-    for found, model in zip(scores, four, strict=True):
+def test_scores_equal_the_model_run_by_hand(scorer, models, by_hand, data):
+    """Batches go over domains and over both devices; the last one is filled up."""
+    assert len(data.tokens) % 16
+    for model in models[:2]:
+        scores = scores_of(scorer, model)
+        assert all(x.dtype == np.float32 for x in scores.values())
+        found = np.concatenate([scores[j] for j in range(len(data.domains))])
         assert_allclose(found, by_hand(model), rtol=0, atol=TOLERANCE)
+
+
+def test_one_domain_alone_has_the_scores_that_it_has_among_all(scorer, models, data):
+    everything = scores_of(scorer, models[1])
+    for j in range(len(data.domains)):
+        alone = scores_of(scorer, models[1], [j])
+        assert list(alone) == [j]
+        assert_array_equal(alone[j], everything[j])
+    assert scores_of(scorer, models[1], []) == {}
+
+
+def test_a_domain_is_there_before_the_next_one_is_run(scorer, models, data):
+    counted = []
+    first, _ = next(iter(scorer(models[0], advance=counted.append)))
+    assert first == 0
+    assert data.token_counts[0] <= sum(counted) < data.token_counts.sum()
+    everything = []
+    scores_of(scorer, models[0])
+    dict(scorer(models[0], advance=everything.append))
+    assert sum(everything) == data.token_counts.sum()
+
+
+def test_scores_do_not_depend_on_the_batch_size(config, data, models, scorer):
+    other = scores_of(Scorer(config, data), models[0])
+    for j, found in scores_of(scorer, models[0]).items():
+        assert_allclose(found, other[j], rtol=0, atol=TOLERANCE)
 
 
 def test_scores_do_not_depend_on_what_stands_behind_the_last_document(config, data, scorer, models):
     """Padding tokens are read from the store as they come; no scored token may see them."""
     tokens = np.where(data.segments == 0, 9, data.tokens)
-    changed = Scorer(config, dataclasses.replace(data, tokens=tokens), pool_mesh(2), batch_size=8)
-    assert_array_equal(changed(models[:1])[0], scorer(models[:1])[0])
+    changed = Scorer(config, dataclasses.replace(data, tokens=tokens), batch_size=8)
+    for j, found in scores_of(changed, models[0]).items():
+        assert_array_equal(found, scores_of(scorer, models[0])[j])
+
+
+def test_tokens_of_another_vocabulary_are_named(config, data):
+    tokens = data.tokens.copy()
+    tokens[-1, 3] = 64
+    with pytest.raises(UserError, match=rf"'news': token 64 at position 3 of window {len(tokens) - 1}.*of 64"):
+        Scorer(config, dataclasses.replace(data, tokens=tokens))
+
+
+@pytest.mark.parametrize(("windows", "expected"), [(1, 1), (16, 16), (17, 9), (160, 16), (161, 15)])
+def test_batches_are_all_alike_and_as_large_as_keeps_a_device_busy(windows, expected, monkeypatch):
+    monkeypatch.setattr(scoring, "_TOKENS_PER_BATCH", {"cpu": 2048})
+    assert windows_per_batch(preset("tiny", 64), windows, 128) == expected
+
+
+def test_batches_stay_within_the_memory():
+    large = preset("tiny", 1 << 17)
+    assert windows_per_batch(large, 1000, 128, memory=1 << 20) == 1  # a megabyte is one token's logits
+    assert windows_per_batch(large, 1000, 128, memory=1 << 30) in range(4, 9)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from swarm_sweep import ROOT, events, wait_for, write_sweep
 
@@ -138,6 +138,11 @@ KEYS = st.sampled_from(["fit.seed", "fit.repeats", "fit.objective", "train.prese
 VALUES = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(), st.none())
 
 
+# The first text takes a second where Hypothesis has no tables of characters yet.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@patient
 @given(st.dictionaries(KEYS, VALUES, min_size=1))
 def test_names_are_stable_safe_and_short(own):
     name = expansion.name_of(own)
@@ -147,6 +152,7 @@ def test_names_are_stable_safe_and_short(own):
     assert len(name) <= expansion.LONGEST_NAME
 
 
+@patient
 @given(st.dictionaries(KEYS, VALUES, min_size=1), st.dictionaries(KEYS, VALUES, min_size=1))
 def test_names_differ_where_bindings_do(one, other):
     assert (expansion.name_of(one) == expansion.name_of(other)) == (one == other)

@@ -1,9 +1,11 @@
 import dataclasses
 
+import jax
 import pytest
 
 from mde.errors import UserError
-from mde.models.config import PRESETS, DecoderConfig, preset
+from mde.models import decoder
+from mde.models.config import PRESETS, DecoderConfig, on_record, preset
 
 
 def test_a_preset_is_completed_by_the_vocabulary_and_overridden_by_name():
@@ -46,3 +48,40 @@ def test_missing_fields_are_named():
 def test_sizes_that_do_not_fit_each_other_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         preset("tiny", 64, **override)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("70m", 70), ("150m", 150), ("280m", 280), ("510m", 510), ("1b", 1000)])
+def test_presets_have_the_parameters_that_their_names_say(name, millions):
+    config = preset(name, 32_000)
+    assert config.non_embedding_parameters == pytest.approx(millions * 1e6, rel=0.05)
+    assert config.head_dim in (64, 128)
+    assert config.d_ff % 128 == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["demo", "510m"])
+def test_parameters_are_counted_as_they_are_made(name, tied):
+    config = preset(name, 512, tie_embeddings=tied)
+    made = jax.eval_shape(lambda: decoder.init(config, 0))
+    assert config.parameters == sum(x.size for x in jax.tree.leaves(made))
+    layers = {k: v for k, v in made.items() if k not in ("embed", "unembed")}
+    assert config.non_embedding_parameters == sum(x.size for x in jax.tree.leaves(layers))
+
+
+def test_flops_of_a_token_by_hand():
+    config = DecoderConfig(vocab_size=10, d_model=8, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=12)
+    matrices = 3 * (8 * 4 * (2 + 1 + 1 + 2) + 3 * 8 * 12) + 8 * 10
+    attention = 3 * (2 * 2 * 4) * (64 / 2) * 2  # layers, heads * width, seen positions, scores and averages
+    assert config.train_flops(64) == 3 * (2 * matrices + attention)  # forward once, backward twice
+
+
+def test_options_are_on_record_only_where_they_are_used():
+    assert "remat" not in on_record(preset("tiny", 64))
+    assert on_record(preset("tiny", 64, remat="full"))["remat"] == "full"
+    assert on_record(preset("tiny", 64))["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("field", "value"), [("remat", "ful"), ("dtype", "float23"), ("attention", "splsh")])
+def test_an_unknown_choice_names_the_nearest(field, value):
+    with pytest.raises(UserError, match=f"unknown {field} '{value}': did you mean"):
+        preset("tiny", 64, **{field: value})

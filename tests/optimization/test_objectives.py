@@ -14,6 +14,7 @@ TRAINING = ["code", "web"]
         ("avg-sp", [0, 1 / 2, 1 / 2, 0]),
         ("avg-et", [1 / 2, 0, 0, 1 / 2]),
         ("avg-all", [1 / 4] * 4),
+        ("avg-et+sp", [1 / 4] * 4),
         ({"trivia": 3, "web": 1}, [0, 1 / 4, 0, 3 / 4]),
     ],
 )
@@ -44,3 +45,61 @@ def test_averages_over_domains_that_are_not_there_are_refused():
         objectives.weights("avg-et", TRAINING, TRAINING)
     with pytest.raises(UserError, match="occurs twice"):
         objectives.weights("avg-all", ["web", "web"], ["web"])
+
+
+LOSSES = np.array([[3.0, 2.0, 1.0, 9.0], [1.0, 2.5, 2.0, 8.0]])
+
+
+def test_a_worst_case_is_the_greatest_loss_of_its_domains():
+    make = objectives.make
+    np.testing.assert_array_equal(make("worst-all", EVALUATION, TRAINING)(LOSSES), [9, 8])
+    np.testing.assert_array_equal(make("worst-sp", EVALUATION, TRAINING)(LOSSES), [2, 2.5])
+    np.testing.assert_array_equal(make("worst-et", EVALUATION, TRAINING)(LOSSES), [9, 8])
+    rival = np.array([2.0, 2.0, 1.5, 8.5])
+    np.testing.assert_array_equal(make("worst-all", EVALUATION, TRAINING, rival)(LOSSES), [1, 0.5])
+
+
+def test_an_objective_stands_where_weights_would():
+    goal = objectives.make({"trivia": 1, "web": 1}, EVALUATION, TRAINING)
+    np.testing.assert_array_equal(LOSSES @ goal, [5.5, 5.25])
+    np.testing.assert_array_equal(np.stack([LOSSES, LOSSES]) @ goal, [[5.5, 5.25]] * 2)
+    assert goal.shape == (4,)
+
+
+def test_what_is_unsure_counts_as_worse():
+    deviations = np.array([[0.1, 0.2, 0.0, 0.4], [0.3, 0.0, 0.0, 0.0]])
+    goal = objectives.make({"news": 1, "web": 1}, EVALUATION, TRAINING, beta=2.0)
+    together, apart = np.ones((4, 4)), np.eye(4)
+    mean = goal(LOSSES)
+    np.testing.assert_allclose(goal.of_prediction(LOSSES, deviations, together), mean + 2 * np.array([0.15, 0.15]))
+    expected = mean + 2 * np.array([np.hypot(0.1, 0.2) / 2, 0.15])
+    np.testing.assert_allclose(goal.of_prediction(LOSSES, deviations, apart), expected)
+    np.testing.assert_allclose(goal.of_prediction(LOSSES, deviations), mean + 0.3)  # at worst they go together
+    worst = objectives.make("worst-all", EVALUATION, TRAINING, beta=2.0)
+    np.testing.assert_allclose(worst.of_prediction(LOSSES, deviations), [9.8, 8.0])
+    with pytest.raises(UserError, match="beta=2: the regressor does not say how sure it is"):
+        goal.of_prediction(LOSSES)
+    np.testing.assert_array_equal(
+        objectives.make("avg-all", EVALUATION, TRAINING).of_prediction(LOSSES), LOSSES.mean(1)
+    )
+
+
+def test_a_recorded_objective_comes_back():
+    optimum = {
+        "objective": "worst-sp",
+        "reference": "uniform",
+        "beta": 0.5,
+        "predictions": {"uniform": {"losses": {"code": 1.5, "trivia": 0.0, "web": 2.0, "news": 0.0}}},
+    }
+    goal = objectives.recorded(optimum, EVALUATION, TRAINING)
+    np.testing.assert_array_equal(goal(LOSSES), [0, 0.5])
+    assert goal.beta == 0.5
+
+
+def test_objectives_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="'worst-al': did you mean 'worst-all'"):
+        objectives.make("worst-al", EVALUATION, TRAINING)
+    with pytest.raises(UserError, match="only a worst case has a reference"):
+        objectives.make("avg-all", EVALUATION, TRAINING, np.zeros(4))
+    with pytest.raises(UserError, match="beta=nan"):
+        objectives.make("avg-all", EVALUATION, TRAINING, beta=float("nan"))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from mde.errors import UserError
 from mde.optimization import search, simplex
+from mde.optimization.region import Region
 
 
 def distance_to(target):
@@ -14,7 +15,7 @@ def distance_to(target):
 @pytest.mark.parametrize("k", [2, 3, 7, 17])
 def test_the_minimum_of_a_quadratic_inside_the_simplex_is_found(k):
     target = np.random.default_rng(k).dirichlet(np.full(k, 3.0))
-    optimum = search.minimize(distance_to(target), k, seed=0)
+    optimum = search.minimize(distance_to(target), Region.simplex(k), seed=0)
     np.testing.assert_allclose(optimum.mixture, target, atol=1e-3)
 
 
@@ -27,14 +28,14 @@ def test_a_narrow_slanted_valley_is_followed():
     def loss(mixtures):
         return np.einsum("ck,kl,cl->c", mixtures - target, curvature, mixtures - target)
 
-    np.testing.assert_allclose(search.minimize(loss, 7, seed=0).mixture, target, atol=1e-3)
+    np.testing.assert_allclose(search.minimize(loss, Region.simplex(7), seed=0).mixture, target, atol=1e-3)
 
 
 @pytest.mark.parametrize("best", range(5))
 def test_a_corner_is_reached_exactly(best):
     slope = np.ones(5)
     slope[best] = 0.5
-    optimum = search.minimize(lambda mixtures: mixtures @ slope, 5, seed=0)
+    optimum = search.minimize(lambda mixtures: mixtures @ slope, Region.simplex(5), seed=0)
     np.testing.assert_array_equal(optimum.mixture, simplex.corners(5)[best])
 
 
@@ -42,7 +43,7 @@ def test_a_face_is_reached_with_shares_of_zero():
     target = np.array([0.0, 0.6, 0.0, 0.3, 0.1, 0.0])
     pull = np.where(target == 0, 0.2, 0.0)
     loss = distance_to(target)
-    optimum = search.minimize(lambda mixtures: loss(mixtures) + mixtures @ pull, 6, seed=0)
+    optimum = search.minimize(lambda mixtures: loss(mixtures) + mixtures @ pull, Region.simplex(6), seed=0)
     np.testing.assert_allclose(optimum.mixture, target, atol=1e-3)
     np.testing.assert_array_equal(optimum.mixture == 0, target == 0)
 
@@ -52,7 +53,7 @@ def test_the_water_filling_optimum_of_log_features_is_found():
     # 0.995 m - 0.02 = 1, and indeed 0.005 m < 0.01.
     c = np.array([0.6, 0.395, 0.005])
     m = 1.02 / 0.995
-    optimum = search.minimize(lambda mixtures: -np.log(mixtures + 0.01) @ c, 3, seed=0)
+    optimum = search.minimize(lambda mixtures: -np.log(mixtures + 0.01) @ c, Region.simplex(3), seed=0)
     np.testing.assert_allclose(optimum.mixture, [0.6 * m - 0.01, 0.395 * m - 0.01, 0], atol=1e-3)
     assert optimum.mixture[2] == 0
 
@@ -68,7 +69,7 @@ def test_the_result_is_a_mixture_and_the_best_of_all_that_was_seen(seed, k, roun
         seen.append((mixtures, values))
         return values
 
-    optimum = search.minimize(rugged, k, seed, n_candidates=64, rounds=rounds, top=8)
+    optimum = search.minimize(rugged, Region.simplex(k), seed, n_candidates=64, rounds=rounds, top=8)
     mixtures, values = (np.concatenate(part) for part in zip(*seen, strict=True))
     assert optimum.loss == values.min()
     assert optimum.evaluations == len(values)
@@ -78,7 +79,9 @@ def test_the_result_is_a_mixture_and_the_best_of_all_that_was_seen(seed, k, roun
 
 def test_the_same_seed_gives_the_same_mixture():
     loss = distance_to(np.array([0.2, 0.3, 0.5]))
-    first, again, other = (search.minimize(loss, 3, seed, n_candidates=64, rounds=3) for seed in (0, 0, 1))
+    first, again, other = (
+        search.minimize(loss, Region.simplex(3), seed, n_candidates=64, rounds=3) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first.mixture, again.mixture)
     assert (first.mixture != other.mixture).any()
 
@@ -89,17 +92,22 @@ def test_a_starting_point_is_never_lost():
     def loss(mixtures):
         return np.where(np.abs(mixtures - needle).max(axis=1) < 1e-9, -1.0, mixtures[:, 0])
 
-    assert search.minimize(loss, 3, seed=0).loss == 0.0
-    optimum = search.minimize(loss, 3, seed=0, start=needle)
+    assert search.minimize(loss, Region.simplex(3), seed=0).loss == 0.0
+    optimum = search.minimize(loss, Region.simplex(3), seed=0, start=needle)
     assert optimum.loss == -1.0
     np.testing.assert_allclose(optimum.mixture, needle[0], atol=1e-9)
 
 
-def test_without_rounds_the_proposal_is_regmix():
+def test_simulation_is_the_mean_of_the_best_draws():
     target = np.array([0.2, 0.3, 0.5])
-    optimum = search.minimize(distance_to(target), 3, seed=0, rounds=0, top=128)
-    np.testing.assert_allclose(optimum.simulated, target, atol=0.02)
-    assert optimum.loss <= optimum.simulated_loss
+    draws = simplex.space_filling(512, 3, seed=0, concentration=2.0)
+    best = draws[np.argsort(distance_to(target)(draws))[:16]].mean(axis=0)
+    optimum = search.minimize(
+        distance_to(target), Region.simplex(3), 0, "simulation", n_candidates=512, top=16, concentration=2.0
+    )
+    np.testing.assert_allclose(optimum.mixture, best, atol=1e-15)
+    assert optimum.loss == pytest.approx(distance_to(target)(best[None])[0])
+    assert optimum.evaluations == 513
 
 
 @pytest.mark.parametrize(
@@ -111,12 +119,12 @@ def test_without_rounds_the_proposal_is_regmix():
 )
 def test_a_broken_loss_is_refused(loss, says):
     with pytest.raises(UserError, match=says):
-        search.minimize(loss, 3, seed=0)
+        search.minimize(loss, Region.simplex(3), seed=0)
 
 
 def test_bad_settings_are_refused():
     loss = distance_to(np.array([1.0, 0.0]))
     with pytest.raises(UserError, match="n_candidates=0"):
-        search.minimize(loss, 2, seed=0, n_candidates=0)
+        search.minimize(loss, Region.simplex(2), seed=0, n_candidates=0)
     with pytest.raises(UserError, match="start of the search: row 0"):
-        search.minimize(loss, 2, seed=0, start=np.array([[0.5, 0.6]]))
+        search.minimize(loss, Region.simplex(2), seed=0, start=np.array([[0.5, 0.6]]))

@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,3 +71,23 @@ def test_evaluated_losses_of_another_shape_are_refused():
         features.assemble("mde[0]+merged", MIXTURES, {"mde[0]": MDE, "merged": MDE[:, :1]})
     with pytest.raises(UserError, match=r"losses of \[1, 3\] domains"):
         features.assemble("mde[0]+all:merged", MIXTURES, {"mde[0]": MDE[:, :1], "merged": MDE})
+
+
+def test_the_traceable_form_is_assemble():
+    own = np.stack([MDE, 10 * MDE], axis=2)
+    rows = np.concatenate([own, np.repeat(MIXTURES[:, None], 3, axis=1)], axis=2)
+    evaluated = {"mde[0]": MDE, "mde[0.03]": 10 * MDE}
+    for name in ("cbrt+log", "mde[0.03]+sqrt+mde[0]", "mde[0]"):
+        form = features.traceable(name, list(evaluated))
+        with jax.enable_x64():
+            found = np.stack([form(jnp.array(row)) for row in rows])
+        expected = features.assemble(name, MIXTURES, evaluated)
+        if expected.ndim == 2:
+            assert found.shape == expected.shape
+        # A share of zero counts as 1e-9, whose cube root is 1e-3.
+        np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], atol=1e-12)
+        np.testing.assert_allclose(found[1], expected[1], atol=1.1e-3)
+    with jax.enable_x64():
+        np.testing.assert_allclose(features.traceable("log")(jnp.array(MIXTURES[0])), np.log(MIXTURES[0] + 0.01))
+    with pytest.raises(UserError, match="unknown feature 'lgo': did you mean 'log'"):
+        features.traceable("lgo")

@@ -1,6 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from mde.errors import UserError
 from mde.regression import estimators, validation
@@ -18,16 +20,16 @@ def swarm():
     return mixtures, losses, losses + 0.02 * rng.normal(size=losses.shape)
 
 
-def judge(observed, designs, methods, **settings):
-    settings = {"n_train": 16, "repeats": 10, "seed": 0} | settings
-    return validation.judge(observed, DOMAINS, designs, methods, OBJECTIVE, **settings)
+def judge(observed, designs, methods, n_train=16, repeats=10, seed=0, **settings):
+    rounds = validation.splits(len(observed), n_train, repeats, seed)
+    return validation.judge(observed, DOMAINS, designs, methods, OBJECTIVE, rounds, **settings)
 
 
 def test_scores_are_those_of_a_plain_loop(swarm):
     mixtures, _, observed = swarm
     found = judge(observed, {"log": np.log(mixtures + 0.01)}, [("ridge", "log")])
     errors, ranks, by_domain = [], [], []
-    for train, test in validation.splits(24, 16, 10, seed=0):
+    for ((train, test),) in validation.splits(24, 16, 10, seed=0):
         design = np.log(mixtures + 0.01)
         predicted = estimators.Ridge().fit(design[train], observed[train]).predict(design[test])
         errors.append(np.mean(((predicted - observed[test]) @ OBJECTIVE) ** 2))
@@ -60,10 +62,10 @@ def test_methods_are_paired_and_train_on_exactly_n_rows(swarm):
     Recorder.log.clear()
     numbered = np.hstack([np.arange(24.0)[:, None], mixtures])
     methods = [("a", "lambda"), ("b", "lambda")]
-    judge(observed, {"lambda": numbered}, methods, make={"a": Recorder(), "b": Recorder()}.__getitem__)
+    judge(observed, {"lambda": numbered}, methods, make=lambda name, features: Recorder())
     half = len(Recorder.log) // 2
     assert Recorder.log[:half] == Recorder.log[half:]
-    for (_, train), (_, test) in zip(Recorder.log[::2], Recorder.log[1::2], strict=True):
+    for (_, train), (_, test) in zip(Recorder.log[:10], Recorder.log[10:half], strict=True):
         assert len(train) == 16
         assert sorted(train + test) == list(range(24))
 
@@ -73,7 +75,7 @@ def test_a_held_out_loss_never_reaches_its_own_prediction(swarm, regressor):
     mixtures, losses, observed = swarm
     designs = {"mde+log": assemble("mde+log", mixtures, {"mde": losses})}
     # One split: the held-out rows are known, and a row's prediction comes from that split alone.
-    held_out = validation.splits(24, 16, 1, seed=0)[0][1]
+    held_out = validation.splits(24, 16, 1, seed=0)[0][0][1]
     changed = observed.copy()
     changed[held_out] += 100
     before, after = (
@@ -98,10 +100,10 @@ def test_changing_one_loss_leaves_all_its_own_predictions_unchanged(swarm):
 
 def test_splits_depend_on_their_seed_alone_and_extend():
     fewer, more, other = (validation.splits(20, 12, n, seed) for n, seed in ((5, 0), (9, 0), (5, 1)))
-    for (train, test), (train_too, test_too) in zip(fewer, more, strict=False):
+    for ((train, test),), ((train_too, test_too),) in zip(fewer, more, strict=False):
         np.testing.assert_array_equal(train, train_too)
         np.testing.assert_array_equal(test, test_too)
-    assert any((a[0] != b[0]).any() for a, b in zip(fewer, other, strict=True))
+    assert any((a[0][0] != b[0][0]).any() for a, b in zip(fewer, other, strict=True))
 
 
 def test_a_perfect_evaluator_is_judged_perfect(swarm):
@@ -138,3 +140,63 @@ def test_unknown_names_and_wrong_shapes_are_refused(swarm):
         judge(observed[:, :2], {"lambda": mixtures}, [("ridge", "lambda")])
     with pytest.raises(UserError, match="0 repeats"):
         judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], repeats=0)
+
+
+def test_folds_hold_every_row_out_once_a_round(swarm):
+    mixtures, _, observed = swarm
+    rounds = validation.folds(24, 5, 3, seed=0)
+    for parts in rounds:
+        assert sorted(np.concatenate([test for _, test in parts])) == list(range(24))
+        assert all(set(train) == set(range(24)) - set(test) for train, test in parts)
+    found = validation.judge(observed, DOMAINS, {"lambda": mixtures}, [("ridge", "lambda")], OBJECTIVE, rounds)
+    assert found.objective.n[0] == 3
+    assert np.isfinite(found.predictions["ridge", "lambda"]).all()
+
+
+def test_leave_one_out_is_scikit_learns(swarm):
+    mixtures, _, observed = swarm
+    rounds = validation.folds(24, 24, 7, seed=0)
+    assert len(rounds) == 1
+    found = validation.judge(observed, DOMAINS, {"lambda": mixtures}, [("ridge", "lambda")], OBJECTIVE, rounds)
+    expected = cross_val_predict(estimators.Ridge(), mixtures, observed, cv=LeaveOneOut())
+    np.testing.assert_allclose(found.predictions["ridge", "lambda"], expected, atol=1e-12)
+    assert found.objective.mse[0] == pytest.approx(np.mean(((expected - observed) @ OBJECTIVE) ** 2), rel=1e-10)
+
+
+@pytest.mark.parametrize("n_folds", [1, 25])
+def test_impossible_folds_are_refused(n_folds):
+    with pytest.raises(UserError, match=f"{n_folds} folds of 24 observations"):
+        validation.folds(24, n_folds, 1, seed=0)
+
+
+def test_expensive_methods_are_given_the_first_rounds(swarm):
+    many, few = validation.splits(700, 600, 30, seed=0), validation.splits(24, 16, 30, seed=0)
+    assert validation.affordable(estimators.Ridge(), many) == many
+    assert validation.affordable(estimators.make("auto"), many) == many[:2]
+    assert validation.affordable(estimators.make("gp"), few) == few[:20]
+    mixtures, _, observed = swarm
+    found = judge(observed, {"lambda": mixtures}, [("gp", "lambda"), ("ridge", "lambda")], repeats=30)
+    assert found.objective.n.tolist() == [20, 30]
+    assert np.isfinite(found.objective.coverage[0])
+    assert np.isnan(found.objective.coverage[1])
+
+
+def test_a_learning_curve_is_a_judgement_a_size(swarm):
+    mixtures, _, observed = swarm
+    designs, methods = {"lambda": mixtures}, [("ridge", "lambda"), ("mean", "lambda")]
+    curve = validation.learning_curve(observed, DOMAINS, designs, methods, OBJECTIVE, (6, 12, 18), repeats=10)
+    assert curve.train.tolist() == [6, 6, 12, 12, 18, 18]
+    pd.testing.assert_frame_equal(
+        curve[curve.train == 12].drop(columns="train").reset_index(drop=True),
+        judge(observed, designs, methods, n_train=12).objective,
+    )
+    ridge = curve[curve.regressor == "ridge"].mse.to_numpy()
+    assert ridge[2] < ridge[0]
+
+
+def test_the_noise_floor_by_hand():
+    losses = np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 0.0], [7.0, 0.0], [7.0, 3.0], [9.0, 9.0]])
+    # With weights (1, 0): {1, 3}, {7, 7, 7} and a lone run; squares 2 + 0 over 1 + 2 degrees of freedom.
+    assert validation.noise_floor(losses, list("aabbbc"), np.array([1.0, 0.0])) == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="two runs of one mixture"):
+        validation.noise_floor(losses[:2], ["a", "b"], np.array([1.0, 0.0]))

@@ -1,18 +1,24 @@
 import dataclasses
 import json
+import os
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from helpers import random_documents, write_store
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training import checkpoints, pool
-from mde.training.pool import Recipe, Run, train_pool
+from mde.training.metrics import Watching
+from mde.training.placement import MeshShape
+from mde.training.pool import Recipe, Run
+from mde.training.runs import is_done
 from mde.training.step import TrainSettings
 
 # Orbax's own threads complain when a restore fails; that it fails is what is tested.
@@ -21,6 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 STEPS = 30  # three calls of ten steps, with a state to resume from after each of the first two
 SETTINGS = TrainSettings(steps=STEPS, batch_size=4, seq_len=16, learning_rate=1e-2)
 A, B, C = Run("a", (1.0, 0.0), 0), Run("b", (0.0, 1.0), 0), Run("c", (0.3, 0.7), 1)
+
+
+def train_pool(runs, recipe, directory, checkpoint_every, devices=1):
+    """A pool with so many devices a run: where runs are compared to the bit these must be the same."""
+    shape = MeshShape(min(len(runs), 2 // devices), devices)
+    pool.train_pool(runs, recipe, directory, checkpoint_every, mesh=shape)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +52,9 @@ def compiled_once():
     """Every pool compiles its step anew; here the same step on as many devices is compiled once."""
     patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
 
-    def shared(mesh, function, donate=True):
-        key = (mesh, function.func, function.args, donate)
-        return programs.setdefault(key, on_pool(mesh, function, donate))
+    def shared(mesh, function, donate=True, out_shardings=None):
+        key = (mesh, getattr(function, "func", function), getattr(function, "args", ()), donate)
+        return programs.setdefault(key, on_pool(mesh, function, donate, out_shardings))
 
     patch.setattr(pool, "on_pool", shared)
     yield
@@ -173,6 +185,42 @@ def damage(checkpoint, how):
             path.unlink()
 
 
+def test_a_pool_told_to_stop_saves_its_states_and_goes_on_from_them(
+    recipe, tmp_path, monkeypatch, together, first_steps
+):
+    directory = epath.Path(tmp_path)
+    read = pool.Curves.read
+
+    def read_and_terminate(*arguments):
+        read(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.Curves, "read", read_and_terminate)
+        with pytest.raises(KeyboardInterrupt):
+            train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    assert signal.getsignal(signal.SIGTERM) == before
+    first_steps.clear()
+    train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    assert first_steps == [10, 10]
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
+def test_states_are_saved_every_so_many_minutes_as_well(recipe, tmp_path, monkeypatch):
+    saved, save = [], checkpoints.Progress.save
+    monkeypatch.setattr(
+        checkpoints.Progress, "save", lambda one, step, state: (saved.append(step), save(one, step, state))
+    )
+    shape = MeshShape(1)
+    pool.train_pool([A], recipe, epath.Path(tmp_path / "often"), 1000, checkpoint_minutes=1e-9, mesh=shape)
+    assert saved == [10, 20]
+    saved.clear()
+    pool.train_pool([A], recipe, epath.Path(tmp_path / "seldom"), 1000, checkpoint_minutes=60.0, mesh=shape)
+    assert saved == []
+
+
 @pytest.mark.parametrize("how", ["emptied", "cut", "lost"])
 def test_a_damaged_newest_state_is_passed_over_for_the_one_before(
     how, recipe, tmp_path, monkeypatch, together, first_steps
@@ -221,7 +269,7 @@ def test_states_of_another_recipe_are_not_resumed_from(change, recipe, tmp_path,
 
 
 def test_what_is_done_is_not_trained_again(recipe, together, monkeypatch):
-    monkeypatch.setattr(pool, "_train_wave", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(pool, "_Trainer", lambda *_: pytest.fail("trained again"))
     train_pool([A, B, C], recipe, together, checkpoint_every=10)
 
 
@@ -272,6 +320,81 @@ def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
     assert not (tmp_path / "b" / "run.json").exists()
 
 
+def test_the_others_of_a_pool_go_on_when_a_loss_is_not_finite(recipe, tmp_path, monkeypatch, together):
+    initial = pool.initial
+
+    def poison(config, settings, seed):
+        state = initial(config, settings, seed)
+        broken = jax.tree.map(lambda x: jnp.where(seed == C.seed, jnp.inf, 1.0) * x, state.params["final_norm"])
+        return state._replace(params={**state.params, "final_norm": broken})
+
+    monkeypatch.setattr(pool, "initial", poison)
+    with pytest.raises(UserError, match=r"run 'c': loss is nan at step 0; .*the other 2 runs of 3 are trained"):
+        train_pool([A, C, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == []
+    for run in (A, B):
+        assert_same_run(epath.Path(tmp_path), together, run, recipe)
+
+
+def test_a_state_is_restored_onto_another_mesh(recipe, tmp_path, monkeypatch, together):
+    """Saved by a pool of one device a run, gone on with by one run on two devices: the same but for rounding."""
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [C], 20)
+    train_pool([C], recipe, directory, checkpoint_every=10, devices=2)
+    assert losses(directory, C)[:20] == losses(together, C)[:20]
+    assert_allclose(losses(directory, C), losses(together, C), rtol=1e-4)
+    assert losses(directory, C)[20:] != losses(together, C)[20:]
+
+
+def test_metrics_say_what_a_person_watches(together):
+    lines = [json.loads(line) for line in (together / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert_allclose([line["learning_rate"] for line in lines][:11], np.arange(11) * 1e-3, rtol=1e-6)
+    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
+
+
+def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, monkeypatch, together, first_steps):
+    validation = {name: write_store(tmp_path / name, [np.tile(np.arange(1, 9), 6)] * 3) for name in ("loop", "copy")}
+    watched = dataclasses.replace(recipe, validation=validation)
+    directory = epath.Path(tmp_path / "runs")
+    interrupt(monkeypatch, recipe, directory, [A, B], 10)  # a state can be gone on with and watched another way
+    pool.train_pool([A, B], watched, directory, 1000, mesh=MeshShape(2), watching=Watching(validate_every=15))
+    assert first_steps[-2:] == [10, 10]
+    lines = [json.loads(line) for line in (directory / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/loop" in line] == [20, 30]  # the calls that pass 15 and 30
+    last = lines[-1]
+    assert last["validation/loop"] == last["validation/copy"]
+    windows = [validation["loop"].window(i, SETTINGS.seq_len) for i in range(validation["loop"].windows(16))]
+    tokens, segments = (np.stack([getattr(w, name) for w in windows]) for name in ("tokens", "segments"))
+    log_probs = decoder.token_log_probs(recipe.model, parameters(directory, A, recipe), tokens, segments)
+    expected = -np.mean(np.asarray(log_probs)[decoder.target_mask(segments)])
+    assert_allclose(last["validation/loop"], expected, rtol=1e-5)
+    assert_same_run(directory, together, A, recipe)  # to look does not change a run
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_metrics_say(recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    watching = Watching(tensorboard=True)
+    pool.train_pool([A], recipe, epath.Path(tmp_path), 1000, mesh=MeshShape(1), watching=watching)
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    shown = {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")}
+    assert shown == pytest.approx({step: losses(epath.Path(tmp_path), A)[step - 1] for step in (10, 20, 30)})
+
+
+def test_an_imported_run_is_done_if_it_is_such_a_model(recipe, tmp_path):
+    directory = epath.Path(tmp_path) / "a"
+    directory.mkdir()
+    model = {**recipe.record(A)["model"], "dtype": "bfloat16"}
+    (directory / "run.json").write_text(json.dumps({"imported": {"from": "elsewhere"}, "model": model}))
+    assert is_done(directory, recipe.record(A))
+    wide = dataclasses.replace(recipe, model=preset("tiny", 64, d_ff=64))
+    with pytest.raises(UserError, match="trained with model d_ff=96, not 64"):
+        is_done(directory, wide.record(A))
+
+
 def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_states(recipe, tmp_path, together):
     directory = epath.Path(tmp_path)
     with pytest.raises(UserError, match="loss is"):
@@ -311,6 +434,29 @@ def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, t
     checkpoints.save_params(path, one)
     checkpoints.save_params(path, other)
     jax.tree.map(assert_array_equal, checkpoints.load_params(path, one), other)
+
+
+def test_a_directory_that_cannot_be_written_is_a_user_error(recipe, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"/file/runs: cannot write \(.*Not a directory"):
+        train_pool([A], recipe, epath.Path(tmp_path / "file" / "runs"), checkpoint_every=10)
+
+
+def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(recipe, tmp_path, monkeypatch, together):
+    directory = epath.Path(tmp_path)
+    save = checkpoints.Progress.save
+
+    def full(self, step, state):
+        if step == 20:
+            raise OSError(28, "No space left on device")
+        save(self, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Progress, "save", full)
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device.*; the same command goes on"):
+            train_pool([A, C], recipe, directory, checkpoint_every=10)
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert_same_run(directory, together, A, recipe)
 
 
 def test_waves_are_full_and_keep_every_item_once():

@@ -4,13 +4,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
-from mde.training.step import TrainSettings, TrainState, loss, optimizer, train_step
+from mde.training.loss import loss
+from mde.training.step import TrainSettings, TrainState, optimizer, schedule, train_step
 
 MODEL = preset("tiny", 64)
 SETTINGS = TrainSettings(steps=20, batch_size=4, seq_len=16, learning_rate=1e-2, warmup_steps=4)
@@ -18,7 +20,7 @@ SETTINGS = TrainSettings(steps=20, batch_size=4, seq_len=16, learning_rate=1e-2,
 
 @pytest.fixture(scope="module")
 def loss_and_gradient():
-    return jax.jit(jax.value_and_grad(functools.partial(loss, MODEL)))
+    return jax.jit(jax.value_and_grad(lambda *arguments: loss(MODEL, *arguments)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,8 @@ def test_a_step_reports_the_loss_before_it_and_repeated_steps_learn_the_batch(pa
     state = TrainState(params, optimizer(SETTINGS).init(params))
     losses = []
     for _ in range(SETTINGS.steps):
-        state, value = step(state, *batch)
-        losses.append(float(value))
+        state, metrics = step(state, *batch)
+        losses.append(float(metrics["loss"]))
     # Two programs of the same numbers differ by rounding only.
     assert_allclose(losses[0], loss_and_gradient(params, *batch)[0], rtol=1e-6)
     assert losses[0] == losses[1]  # the first step of the warm-up has learning rate 0
@@ -92,9 +94,37 @@ def _second_update(params, grads):
     return optimizer(SETTINGS).update(grads, state, params)[0]
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(params, batch, step):
+    """To rounding, though the parts have unlike numbers of targets."""
+    state = TrainState(params, optimizer(SETTINGS).init(params))
+    parts = jax.jit(functools.partial(train_step, MODEL, dataclasses.replace(SETTINGS, accumulate=2)))
+    (one, whole), (two, accumulated) = step(state, *batch), parts(state, *batch)
+    for name in whole:
+        assert_allclose(accumulated[name], whole[name], rtol=1e-6)
+    mean = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
+    # Sums of 2,000 float32 products in another order, of gradients whose norm is clipped to 1.
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=0, atol=1e-7), mean(one), mean(two))
+
+
+def test_the_norm_of_the_gradient_is_reported_before_it_is_clipped(params, batch, step, loss_and_gradient):
+    _, metrics = step(TrainState(params, optimizer(SETTINGS).init(params)), *batch)
+    _, grads = loss_and_gradient(params, *batch)
+    expected = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
+    assert_allclose(metrics["grad_norm"], expected, rtol=1e-5)
+
+
+def test_schedules_by_hand():
+    settings = TrainSettings(100, 1, 1, learning_rate=2.0, warmup_steps=10, final_fraction=0.1)
+    cosine = schedule(settings)
+    assert_allclose([cosine(s) for s in (0, 5, 10, 55, 100)], [0, 1, 2, 1.1, 0.2], rtol=1e-6, atol=1e-7)
+    wsd = schedule(dataclasses.replace(settings, schedule="wsd", decay_fraction=0.2))
+    assert_allclose([wsd(s) for s in (0, 5, 10, 50, 80, 90, 100)], [0, 1, 2, 2, 2, 1.1, 0.2], rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_runs_shorter_than_the_warm_up_have_a_schedule(steps):
-    settings = dataclasses.replace(SETTINGS, steps=steps, warmup_steps=10)
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_runs_shorter_than_the_warm_up_have_a_schedule(steps, kind):
+    settings = dataclasses.replace(SETTINGS, steps=steps, warmup_steps=10, schedule=kind)
     params = {"kernel": jnp.ones(2)}
     updates, _ = optimizer(settings).update(params, optimizer(settings).init(params), params)
     assert np.isfinite(updates["kernel"]).all()
@@ -105,6 +135,26 @@ def test_runs_shorter_than_the_warm_up_have_a_schedule(steps):
 def test_settings_that_make_no_sense_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         dataclasses.replace(SETTINGS, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+        ({"loss_chunks": 3}, "loss_chunks=3 does not divide seq_len=16"),
+        ({"accumulate": 3}, "accumulate=3 does not divide batch_size=4"),
+        ({"z_loss": -1.0}, "z_loss=-1.0 must not be negative"),
+        ({"decay_fraction": 1.5}, "decay_fraction=1.5 must lie between 0 and 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SETTINGS, **change)
+
+
+def test_an_unknown_setting_names_the_nearest():
+    with pytest.raises(UserError, match="unknown training setting 'z_los': did you mean 'z_loss'"):
+        TrainSettings.from_dict({**dataclasses.asdict(SETTINGS), "z_los": 1.0})
 
 
 def test_tokens_are_counted_over_all_steps():

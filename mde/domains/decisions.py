@@ -1,0 +1,156 @@
+"""Between the passes: which documents stay, what the evaluation text is, and the record of it all."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mde.domains import hygiene, passes, vocabulary
+from mde.domains.corpora import Shard
+from mde.domains.documents import Settings
+from mde.domains.passes import SPLITS
+from mde.domains.tables import DROPPED, EXACT, HELD_OUT, NEAR, Tally
+from mde.errors import UserError, unknown
+
+_KEPT = len(DROPPED)
+
+
+@dataclasses.dataclass
+class Surveyed:
+    """A shard, what its survey said, and where it left the rest."""
+
+    shard: Shard
+    about: dict[str, Any]
+    folder: Path
+
+
+def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> list[np.ndarray]:
+    """Which documents of each shard stay.
+
+    Of equal and of nearly equal documents the first stays, over all domains: evaluation text comes before training
+    text, so that none of it is trained on; otherwise the order is that of the domains, and of the files in them.
+    Validation text beyond `settings.validation_bytes` a domain is neither trained nor evaluated on; the smallest
+    digests stay.
+
+    Args:
+        surveyed: all shards.
+        settings: of near duplicates and of the validation text's length.
+        tally: counts what is dropped.
+
+    Returns:
+        For each shard a bool array over its documents.
+    """
+    loaded = [dict(np.load(each.folder / "documents.npz")) for each in surveyed]
+    lengths = [len(each["digest"]) for each in loaded]
+    domains = list(dict.fromkeys(name for each in surveyed for name in each.shard.corpus.names))
+    codes = [np.array([domains.index(name) for name in each.shard.corpus.names], np.int32) for each in surveyed]
+    domain_N = _concatenate([code[each["domain"]] for code, each in zip(codes, loaded, strict=True)], np.int32)
+    digest_N, size_N, split_N = (
+        _concatenate([each[key] for each in loaded], kind)
+        for key, kind in (("digest", np.uint64), ("bytes", np.int64), ("split", np.uint8))
+    )
+    given = np.repeat([each.shard.corpus.registered is not None for each in surveyed], lengths)
+    reason_N = np.full(len(digest_N), _KEPT, np.uint8)
+
+    order = np.argsort(split_N == SPLITS.index("train"), kind="stable")
+    order = order[~given[order]]
+    again = order[~hygiene.first_of_equals(digest_N[order])]
+    reason_N[again] = DROPPED.index(EXACT)
+    if settings.near_duplicates:
+        order = order[reason_N[order] == _KEPT]
+        own = [i for i, each in enumerate(surveyed) if each.shard.corpus.registered is None]
+        row_N = np.cumsum(~given) - 1  # among the signatures, which registered domains have none of
+        signatures = [passes.signatures(surveyed[i].folder) for i in own]
+        near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
+        reason_N[near] = DROPPED.index(NEAR)
+    for code in range(len(domains)):
+        held = (domain_N == code) & (split_N == SPLITS.index("validation")) & ~given
+        mine = np.flatnonzero(held & (reason_N == _KEPT))
+        mine = mine[np.argsort(digest_N[mine], kind="stable")]
+        before = np.cumsum(size_N[mine]) - size_N[mine]
+        reason_N[mine[before >= settings.validation_bytes]] = DROPPED.index(HELD_OUT)
+
+    for code, domain in enumerate(domains):
+        for reason in (EXACT, NEAR, HELD_OUT):
+            dropped = (domain_N == code) & (reason_N == DROPPED.index(reason))
+            tally.add(domain, reason, int(dropped.sum()), int(size_N[dropped].sum()))
+    return np.split(reason_N == _KEPT, np.cumsum(lengths)[:-1])
+
+
+def index_runs(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], where: Path) -> None:
+    """Keeps the runs of words of the evaluation documents that stay, as `WHERE.grams.npy` and `WHERE.owners.npy`."""
+    kept_runs: list[np.ndarray] = []
+    for each, kept in zip(surveyed, keep, strict=True):
+        split = np.load(each.folder / "documents.npz")["split"]
+        staying = kept[split == SPLITS.index("validation")]
+        kept_runs += [run for run, stays in zip(passes.runs(each.folder), staying, strict=False) if stays]
+    grams, owners = hygiene.index(kept_runs)
+    np.save(f"{where}.grams.npy", grams)
+    np.save(f"{where}.owners.npy", owners)
+
+
+def check(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], tally: Tally) -> None:
+    """Raises UserError at the first domain with nothing to train or to evaluate on, with what came in between."""
+    found: Counter[tuple[str, str]] = Counter()
+    for each, kept in zip(surveyed, keep, strict=True):
+        stored = np.load(each.folder / "documents.npz")
+        for i, domain in enumerate(each.shard.corpus.names):
+            for j, split in enumerate(SPLITS):
+                found[domain, split] += int((kept & (stored["domain"] == i) & (stored["split"] == j)).sum())
+    for corpus in dict.fromkeys(each.shard.corpus.name for each in surveyed):
+        mine = [each for each in surveyed if each.shard.corpus.name == corpus]
+        for domain in mine[0].shard.corpus.names:
+            for split in mine[0].shard.corpus.splits:
+                if not found[domain, split]:
+                    raise _empty(domain, split, mine, found, tally)
+
+
+def _empty(domain: str, split: str, mine: Sequence[Surveyed], found: Counter, tally: Tally) -> UserError:
+    """Why a split of a domain has no document, as far as one can tell."""
+    corpus = mine[0].shard.corpus
+    values: Counter[str] = Counter()
+    for each in mine:
+        values.update(dict(map(tuple, each.about["others"])))
+    missing = [value for value, name in corpus.domains.items() if name == domain]
+    if missing and values and split == "train":
+        nearest = unknown(f"value of {corpus.domain_field!r}", missing[0], values)
+        return UserError(f"domain {domain!r} is empty: {nearest}")
+    reasons = {r: n for (name, r), n in tally.documents.items() if name in (domain, corpus.name) and n}
+    if split == "validation" and found[domain, "train"]:
+        hint = f"none of its {found[domain, 'train']} documents fell to validation"
+        advice = "; bind a larger prepare.validation_share or give its validation text"
+        return UserError(f"domain {domain!r} is empty: its {split} split has no document ({hint}{advice})")
+    first = next((problem for each in mine for problem in each.about["problems"]), None)
+    told = f"; {first[0]}, line {first[1]}: {first[2]}: {first[3]}" if first else ""
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
+    return UserError(
+        f"domain {domain!r} is empty: its {split} split has no document (dropped: {dropped or 'none'}{told})"
+    )
+
+
+def surveys(surveyed: Sequence[Surveyed], tally: Tally) -> list[list[Any]]:
+    """Counts what the surveys dropped; returns the problems they told, [path, line, reason, detail] each."""
+    for each in surveyed:
+        for domain, reason, documents, size in each.about["dropped"]:
+            tally.add(domain, reason, documents, size)
+    return [problem for each in surveyed for problem in each.about["problems"]]
+
+
+def samples(surveyed: Sequence[Surveyed], size: int, seed: int) -> dict[str, list[str]]:
+    """The chunks of each training domain that a tokenizer is trained on, out of the shards' own samples."""
+    merged: dict[str, vocabulary.Sample] = {}
+    for each in surveyed:
+        for domain, chunks in json.loads((each.folder / "sample.json").read_text()).items():
+            if each.shard.corpus.trained:
+                sample = merged.setdefault(domain, vocabulary.Sample(size, seed))
+                for chunk in chunks:
+                    sample.add_chunk(chunk)
+    return {domain: sample.chunks() for domain, sample in merged.items()}
+
+
+def _concatenate(parts: Sequence[np.ndarray], kind: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(0, kind), *parts])

@@ -1,0 +1,240 @@
+"""Two passes over corpora, shard by shard in several processes: `survey` looks, `tokenize` writes tokens.
+
+In between it is decided which documents stay (`mde.domains.decisions`). Each shard leaves a folder of its own, whose
+`about.json` is written last: what was done when a process was killed is not done again. Texts are read twice, which
+costs a tenth of what tokenizing does, so that nothing has to be held.
+"""
+
+import dataclasses
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mde.domains import hygiene, tokenizers, vocabulary
+from mde.domains.corpora import Shard
+from mde.domains.documents import Document, Dropped, Settings, documents
+from mde.domains.reading import Problem
+from mde.domains.workers import advance
+from mde.errors import UserError
+
+_TOLD = 100  # problems of a shard that are told one by one; all are counted
+_VALUES = 50  # values of a domain field that no domain has, which are told
+_BLOCK_TOKENS = 1 << 20  # that are copied at a time
+_BATCH_BYTES = 1 << 20  # text that is tokenized at a time
+SPLITS = ("train", "validation")
+
+
+def name(shard: Shard, settings: Mapping[str, Any]) -> str:
+    """A name for what a pass makes of a shard: another one when a file or a setting has changed."""
+    content = json.dumps([dataclasses.asdict(shard), settings], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=10).hexdigest()
+
+
+def done(folder: Path) -> dict[str, Any] | None:
+    """What a pass said of a shard, if it came to its end."""
+    about = folder / "about.json"
+    return json.loads(about.read_text()) if about.exists() else None
+
+
+def _finish(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    aside = folder / "about.json.partial"
+    aside.write_text(json.dumps(about))
+    aside.replace(folder / "about.json")
+    return dict(about)
+
+
+def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
+    """The first pass: fingerprints of the documents, a sample for the tokenizer, what is wrong with the files.
+
+    Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order; how many runs of words each validation
+    document has), `signatures.bin` ([n, PERMUTATIONS] uint32), `runs.bin` (uint64) and `sample.json`.
+    """
+    if (about := done(folder)) is not None:
+        return about
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus, signer = shard.corpus, hygiene.Signer()
+    samples = {each: vocabulary.Sample(settings.sample_bytes, settings.seed) for each in corpus.names}
+    # Typed arrays, and files for what is long: a shard may have millions of documents.
+    columns = {"domain": array("H"), "split": array("B"), "digest": array("Q"), "bytes": array("q"), "runs": array("q")}
+    dropped: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    others: Counter[str] = Counter()
+    problems: list[Problem] = []
+    with (folder / "signatures.bin").open("wb") as signatures, (folder / "runs.bin").open("wb") as runs:
+        for found in documents(shard, settings):
+            if isinstance(found, Problem):
+                dropped[corpus.name, found.reason] += 1
+                problems += [found] if len(problems) < _TOLD else []
+                continue
+            if isinstance(found, Dropped):
+                dropped[found.domain, found.reason] += 1
+                sizes[found.domain, found.reason] += found.size
+                if found.value and (found.value in others or len(others) < _VALUES):
+                    others[found.value] += 1
+                continue
+            if not corpus.registered and settings.near_duplicates:
+                signer(found.text).tofile(signatures)
+            if found.split == "train" and settings.sample_bytes:
+                samples[found.domain].add(found.text)
+            elif found.split == "validation" and settings.overlap_words:
+                own = hygiene.grams(found.text, settings.overlap_words)
+                own.tofile(runs)
+                columns["runs"].append(len(own))
+            row = (corpus.names.index(found.domain), SPLITS.index(found.split), found.digest, len(found.data))
+            for column, value in zip(columns.values(), row, strict=False):
+                column.append(value)
+            advance(len(found.data))
+    np.savez(folder / "documents.npz", **{key: np.array(values) for key, values in columns.items()})  # type: ignore[arg-type]
+    (folder / "sample.json").write_text(json.dumps({each: sample.chunks() for each, sample in samples.items()}))
+    counts = [[*key, count, sizes[key]] for key, count in sorted(dropped.items())]
+    return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common()})
+
+
+def signatures(folder: Path) -> np.ndarray:
+    """[n, PERMUTATIONS] uint32, on disk: the signatures that `survey` left."""
+    return _mapped(folder / "signatures.bin", np.uint32).reshape(-1, hygiene.PERMUTATIONS)
+
+
+def runs(folder: Path) -> Iterator[np.ndarray]:
+    """The runs of words of each validation document of a shard, on disk."""
+    together, start = _mapped(folder / "runs.bin", np.uint64), 0
+    for count in np.load(folder / "documents.npz")["runs"]:
+        yield together[start : start + count]
+        start += count
+
+
+def _mapped(path: Path, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def tokenize(
+    shard: Shard, settings: Settings, folder: Path, keep: Path, runs: Path, tokenizer_dir: epath.PathLike
+) -> dict[str, Any]:
+    """The second pass: the tokens of the documents that stay.
+
+    Leaves for each domain and split `DOMAIN.SPLIT.tokens` (START, tokens, end-of-text of every document, one after the
+    other, as the tokenizer's type), and in `documents.npz` their numbers of tokens and bytes, and their digests.
+
+    Args:
+        shard: what to read.
+        settings: as in the survey.
+        folder: where to.
+        keep: a file [n] bool of the shard's documents.
+        runs: a file of the runs of words of all evaluation text (`hygiene.index`).
+        tokenizer_dir: where the study's tokenizer is.
+    """
+    if (about := done(folder)) is not None:
+        return about
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizers.load(tokenizer_dir)
+    check = settings.overlap_words and not shard.corpus.registered
+    overlap = _overlap(str(runs), settings.overlap_words) if check else None
+    kept = np.load(keep)
+    writer = _Writer(folder, tokenizer)
+    overlapping: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    index = 0
+    for found in documents(shard, settings):
+        if not isinstance(found, Document):
+            continue
+        index += 1
+        if index > len(kept):
+            break
+        if not kept[index - 1]:
+            continue
+        if overlap and found.split == "train" and overlap(found.text):
+            overlapping[found.domain] += 1
+            sizes[found.domain] += len(found.data)
+            continue
+        writer.add(found)
+    if index != len(kept):
+        raise UserError(f"{shard.pieces[0].path}: changed while it was read; run `mde prepare` again")
+    stored = writer.finish()
+    counts = [[domain, count, sizes[domain]] for domain, count in sorted(overlapping.items())]
+    return _finish(folder, {"stored": stored, "overlap": counts})
+
+
+class _Writer:
+    """Tokenizes documents in batches and appends them to the files of their domains and splits."""
+
+    def __init__(self, folder: Path, tokenizer: tokenizers.Tokenizer):
+        self._folder, self._tokenizer = folder, tokenizer
+        self._waiting: list[Document] = []
+        self._size = 0
+        self._files: dict[str, Any] = {}
+        self._about: dict[str, list[tuple[int, int, int]]] = {}
+
+    def add(self, document: Document) -> None:
+        self._waiting.append(document)
+        self._size += len(document.data)
+        if self._size >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        encoded = self._tokenizer.encode_batch([document.text for document in self._waiting])
+        start = np.array([self._tokenizer.start])
+        for document, tokens in zip(self._waiting, encoded, strict=True):
+            key = f"{document.domain}.{document.split}"
+            if key not in self._files:
+                self._files[key] = (self._folder / f"{key}.tokens").open("wb")
+                self._about[key] = []
+            np.concatenate([start, tokens]).astype(token_type(self._tokenizer.vocab_size)).tofile(self._files[key])
+            self._about[key].append((len(tokens) + 1, len(document.data), document.digest))
+        advance(self._size, sum(map(len, encoded)))
+        self._waiting, self._size = [], 0
+
+    def finish(self) -> list[str]:
+        self._flush()
+        for file in self._files.values():
+            file.close()
+        arrays = {}
+        for key, rows in self._about.items():
+            tokens, sizes, digests = zip(*rows, strict=True)
+            arrays[f"{key}.tokens"], arrays[f"{key}.bytes"] = np.array(tokens, np.int64), np.array(sizes, np.int64)
+            arrays[f"{key}.digest"] = np.array(digests, np.uint64)
+        np.savez(self._folder / "documents.npz", **arrays)  # type: ignore[arg-type]
+        return sorted(self._files)
+
+
+def token_type(vocab_size: int) -> type[np.unsignedinteger]:
+    """The smallest type that holds every token."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _overlap(runs: str, words: int) -> hygiene.Overlap:
+    grams = np.load(f"{runs}.grams.npy", mmap_mode="r")  # the processes share its pages
+    return hygiene.Overlap(grams, np.load(f"{runs}.owners.npy", mmap_mode="r"), words)
+
+
+def blocks(
+    folders: Sequence[Path], domain: str, split: str, dtype: type[np.unsignedinteger], by_digest: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `tokenize` left of a domain's split in the folders of its shards: tokens, and documents' tokens and bytes.
+
+    Validation text comes in the order of its digests if `by_digest`, so that its beginning is a fair sample of it.
+    """
+    key = f"{domain}.{split}"
+    found = [folder for folder in folders if (folder / f"{key}.tokens").exists()]
+    stored = [np.load(folder / "documents.npz") for folder in found]
+    if split == "validation" and by_digest and found:
+        parts = [np.fromfile(folder / f"{key}.tokens", dtype) for folder in found]
+        lengths, sizes, digests = (
+            np.concatenate([each[f"{key}.{what}"] for each in stored]) for what in ("tokens", "bytes", "digest")
+        )
+        documents = np.split(np.concatenate(parts), np.cumsum(lengths)[:-1])
+        order = np.argsort(digests, kind="stable")
+        yield np.concatenate([documents[i] for i in order]), lengths[order], sizes[order]
+        return
+    for folder, each in zip(found, stored, strict=True):
+        values = np.memmap(folder / f"{key}.tokens", dtype, mode="r")
+        yield values[:0], each[f"{key}.tokens"], each[f"{key}.bytes"]
+        none = np.zeros(0, np.int64)
+        for start in range(0, len(values), _BLOCK_TOKENS):
+            yield values[start : start + _BLOCK_TOKENS], none, none

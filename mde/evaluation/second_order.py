@@ -1,0 +1,251 @@
+"""Values, gradients and Hessians of many objectives, each at its own mixture, in one pass over the tokens.
+
+Shapes: T rows (tokens, or sequences), K experts, J evaluation domains, N objectives, U units of resampling.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from mde.errors import UserError
+
+_BLOCK_NUMBERS = 300_000  # a block and what is made of it stay in the cache
+_BLOCKS = 8  # that a thread takes at once
+_KEPT_NUMBERS = 1 << 25  # probabilities are kept from pass to pass up to here, 256 MB, and made anew beyond
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Second-order models of N objectives, each at its own mixture: [N], [N, K] and [N, K, K], nats per token."""
+
+    value: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+
+    def at(self, which: np.ndarray) -> "Model":
+        """Some of them."""
+        return Model(self.value[which], self.gradient[which], self.hessian[which])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows, tokens or sequences, and how much each counts in each objective.
+
+    Attributes:
+      log_probs: [T, K].
+      segment_ids: [T] domains.
+      experts: indices of the experts that count.
+      unit_ids: [T] units of resampling, where there are any.
+      domain_weights: [N, J] weight of a row of each domain: the domain's weight over its tokens.
+      unit_counts: [N, U] how often a unit counts.
+      pull: [K] weights of −log λ.
+      kept: probabilities of blocks, for the next pass.
+    """
+
+    log_probs: np.ndarray
+    segment_ids: np.ndarray
+    experts: np.ndarray
+    unit_ids: np.ndarray | None = None
+    domain_weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+    unit_counts: np.ndarray | None = None
+    pull: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    kept: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def objectives(self) -> int:
+        """N."""
+        return len(self.domain_weights)
+
+    def weigh(self, tokens: np.ndarray, objectives: np.ndarray, unit_counts: np.ndarray | None) -> "Rows":
+        """The same rows for `objectives` [N, J] over means of tokens; `tokens` [T] are those that a row stands for.
+
+        Raises:
+          UserError: objectives or counts that are negative or of another shape; a domain that counts without tokens.
+        """
+        domains = int(self.segment_ids.max()) + 1
+        objectives = np.asarray(objectives, np.float64)
+        if objectives.ndim != 2 or objectives.shape[1] != domains:
+            raise UserError(f"objectives {objectives.shape}: expected one weight for each of the {domains} domains")
+        wrong = ~(np.isfinite(objectives) & (objectives >= 0))
+        if wrong.any():
+            n, j = np.argwhere(wrong)[0]
+            raise UserError(f"objective {n}: domain {j} has weight {objectives[n, j]}, expected zero or more")
+        if not (objectives.sum(axis=1) > 0).all():
+            raise UserError(f"objective {np.argmin(objectives.sum(axis=1))}: every weight is zero")
+        if unit_counts is None:
+            totals = np.bincount(self.segment_ids, tokens, domains)[None]
+        else:
+            totals = self._unit_totals(tokens, objectives, unit_counts)
+        empty = (objectives > 0) & (totals == 0)
+        if empty.any():
+            n, j = np.argwhere(empty)[0]
+            raise UserError(f"objective {n}: domain {j} has no token that counts")
+        per_token = np.divide(objectives, totals, out=np.zeros_like(objectives), where=totals > 0)
+        return dataclasses.replace(self, domain_weights=per_token, unit_counts=unit_counts)
+
+    def _unit_totals(self, tokens: np.ndarray, objectives: np.ndarray, unit_counts: np.ndarray) -> np.ndarray:
+        """[N, J] tokens of each domain as often as they count."""
+        if self.unit_ids is None:
+            raise UserError("unit_counts need unit_ids: which unit each token belongs to")
+        units, domains = int(self.unit_ids.max()) + 1, objectives.shape[1]
+        if unit_counts.shape != (len(objectives), units) or not (unit_counts >= 0).all():
+            raise UserError(
+                f"unit_counts {unit_counts.shape}: expected a count for each of {len(objectives)} objectives and "
+                f"{units} units, zero or more"
+            )
+        sizes = [np.bincount(self.unit_ids, tokens * (self.segment_ids == j), units) for j in range(domains)]
+        return unit_counts @ np.stack(sizes, axis=1)
+
+    def sample(self, size: int) -> "Rows":
+        """About `size` rows, as many of each domain, drawn with replacement; they weigh what all of it does."""
+        rng = np.random.default_rng(0)
+        counts = np.bincount(self.segment_ids)
+        each = -(-size // len(counts))
+        starts = np.cumsum(counts) - counts
+        places = starts[:, None] + (rng.random((len(counts), each)) * counts[:, None]).astype(np.int64)
+        by_domain = np.argsort(self.segment_ids.astype(np.uint16), kind="stable")  # 16 bits: radix sort
+        chosen = np.sort(by_domain[places.ravel()])
+        return dataclasses.replace(
+            self,
+            log_probs=self.log_probs[chosen],
+            segment_ids=self.segment_ids[chosen],
+            unit_ids=None if self.unit_ids is None else self.unit_ids[chosen],
+            domain_weights=self.domain_weights * (counts / each),
+            kept={},
+        )
+
+    def evaluate(self, weights_NxK: np.ndarray, which: np.ndarray) -> Model:
+        """Models of the objectives `which` [N] at their weights; a value of infinity has no gradient."""
+        experts = self.experts
+        domain_weights, mixtures = self.domain_weights[which], weights_NxK[:, experts]
+        unit_counts = None if self.unit_counts is None else self.unit_counts[which]
+
+        def block(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            probs, largest = self._probs(rows)
+            counted = domain_weights.take(self.segment_ids[rows], axis=1)
+            if unit_counts is not None and self.unit_ids is not None:
+                counted *= unit_counts.take(self.unit_ids[rows], axis=1)
+            mixed = mixtures @ probs
+            if not mixed.all():
+                mixed[counted == 0] = 1  # what does not count may be impossible
+            value = -np.einsum("nt,nt->n", counted, np.log(mixed)) - counted @ largest
+            ratio = counted / mixed
+            return value, ratio @ probs.T, _products(ratio / mixed, probs)
+
+        n, k = weights_NxK.shape
+        gradient, hessian = np.zeros((n, k)), np.zeros((n, k, k))
+        numbers = 3 * self.objectives + len(experts) * (len(experts) + 5) // 2
+        blocks = _map(block, len(self.segment_ids), numbers)
+        value, gradient[:, experts], curvature = (np.asarray(sum(parts)) for parts in zip(*blocks, strict=True))
+        left, right = np.triu_indices(len(experts))
+        hessian[:, experts[left], experts[right]] = hessian[:, experts[right], experts[left]] = curvature
+        return self._pulled(weights_NxK, Model(value, -gradient, hessian))
+
+    def _probs(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [K, rows] of a block over the largest of their row, and the logarithms [rows] of those."""
+        if rows.start in self.kept:
+            return self.kept[rows.start]
+        logs = self.log_probs[rows].T.astype(np.float64, order="C")[self.experts]
+        largest = logs.max(axis=0)
+        logs -= largest
+        probs = np.exp(logs, out=logs), largest
+        if len(self.segment_ids) * len(self.experts) <= _KEPT_NUMBERS:
+            self.kept[rows.start] = probs
+        return probs
+
+    def _pulled(self, weights: np.ndarray, model: Model) -> Model:
+        """With the pull's KL(prior ‖ λ) added."""
+        held = np.flatnonzero(self.pull)
+        pull = self.pull[held]
+        if not len(held):
+            return model
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            slope = pull / weights[:, held]
+            model.gradient[:, held] -= slope
+            model.hessian[:, held, held] += slope / weights[:, held]
+            shares = pull / pull.sum()
+            return dataclasses.replace(model, value=model.value + np.log(shares / weights[:, held]) @ pull)
+
+
+def _products(weights_NxT: np.ndarray, probs_KxT: np.ndarray) -> np.ndarray:
+    """[N, K (K + 1) / 2] weighted sums of the products of every two experts' probabilities."""
+    left, right = np.triu_indices(len(probs_KxT))
+    if len(weights_NxT) < 4:  # the products of all pairs pay from here on
+        return np.stack([((probs_KxT * row) @ probs_KxT.T)[left, right] for row in weights_NxT])
+    return weights_NxT @ (probs_KxT[left] * probs_KxT[right]).T
+
+
+def rows_of(
+    log_probs: np.ndarray,
+    segment_ids: np.ndarray,
+    allowed: np.ndarray,
+    tau: float,
+    sequence_ids: np.ndarray | None,
+    unit_ids: np.ndarray | None,
+) -> tuple[Rows, np.ndarray]:
+    """The rows, and the tokens [T] that each stands for: tokens for tau = 0, sequences for tau = 1.
+
+    Raises:
+      UserError: what is no log-prob; a row impossible under every expert of `allowed` [K]; a domain without tokens.
+    """
+    for name, ids in (("segment_ids", segment_ids), ("sequence_ids", sequence_ids), ("unit_ids", unit_ids)):
+        if ids is not None and ids.shape != log_probs.shape[:1]:
+            raise UserError(f"log_probs {log_probs.shape} and {name} {ids.shape}: expected [T, K] and [T]")
+    counts = np.bincount(segment_ids)
+    if not len(counts) or not counts.all():
+        raise UserError(f"domain {np.argmin(counts) if len(counts) else 0} has no token")
+    rows = Rows(log_probs, segment_ids, np.flatnonzero(allowed), unit_ids)
+    _check(rows)
+    if tau == 0:
+        return rows, np.ones(len(segment_ids))
+    if tau != 1:
+        raise UserError(f"tau={tau}: only the losses of tau=0 and tau=1 are convex")
+    if sequence_ids is None:
+        raise UserError("tau=1 needs sequence_ids: which tokens make a sequence")
+    starts = np.flatnonzero(np.diff(sequence_ids, prepend=sequence_ids[0] - 1))
+    sums = np.add.reduceat(log_probs, starts, dtype=np.float64)
+    lengths = np.diff(starts, append=len(segment_ids))
+    units = None if unit_ids is None else unit_ids[starts]
+    sequences = Rows(sums, segment_ids[starts], rows.experts, units)
+    _check(sequences, "sequence")
+    return sequences, lengths.astype(np.float64)
+
+
+def _check(rows: Rows, what: str = "token") -> None:
+    """Raises UserError at the first row that is no log-probs, or that no expert of those that count can produce."""
+
+    def block(part: slice) -> None:
+        values = rows.log_probs[part]
+        bad = ~(values <= 0)
+        if bad.any():
+            row, expert = np.argwhere(bad)[0]
+            raise UserError(
+                f"log-prob of {what} {part.start + row} (domain {rows.segment_ids[part][row]}) under expert {expert} "
+                f"is {values[row, expert]}; expected a number of at most 0"
+            )
+        if not np.isfinite(values).all():
+            impossible = np.isneginf(values[:, rows.experts]).all(axis=1)
+            if impossible.any():
+                row = part.start + np.argmax(impossible)
+                raise UserError(f"{what} {row} is impossible under every expert that is allowed")
+
+    for _ in _map(block, len(rows.segment_ids), rows.log_probs.shape[1]):
+        pass
+
+
+def _map(block: Callable[[slice], _Result], rows: int, numbers: int) -> Iterator[_Result]:
+    """Results of blocks of rows in their order, whatever the threads; a row makes so many numbers."""
+    size = max(64, _BLOCK_NUMBERS // numbers)
+
+    def several(start: int) -> list[_Result]:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a loss of infinity tells itself
+            return [block(slice(i, i + size)) for i in range(start, min(start + _BLOCKS * size, rows), size)]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for results in threads.map(several, range(0, rows, _BLOCKS * size)):
+            yield from results

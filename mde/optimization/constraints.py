@@ -1,0 +1,222 @@
+"""What a mixture must obey, by the names of domains: checked here, turned into numbers by `region`."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mde.errors import UserError, unknown
+from mde.optimization import simplex
+from mde.optimization.region import Region
+
+SUM_TOLERANCE = 1e-9  # shares typed by hand may miss their sum by rounding
+BINDS = 1e-6  # a share nearer than this to its bound is at it
+Shares = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Domains whose shares are bounded together.
+
+    Attributes:
+      domains: their names.
+      lower: least sum of their shares.
+      upper: greatest sum.
+    """
+
+    domains: Sequence[str]
+    lower: float = 0.0
+    upper: float = 1.0
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Bounds on a mixture of the training domains. Everything is optional; what is left out is free.
+
+    Attributes:
+      domains: names of the K training domains, in the order of the mixtures' columns.
+      lower: least shares, by domain.
+      upper: greatest shares.
+      fixed: shares that are given.
+      groups: bounds on sums of shares, by a name of your own.
+      tokens: tokens that there are, by domain; all domains or none.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget.
+      prior: a mixture to stay near.
+      max_kl: greatest KL(mixture ‖ prior), nats.
+      kl_penalty: what a nat of KL(mixture ‖ prior) costs, nats per token of the objective.
+
+    Raises:
+      UserError: an unknown domain; a number that makes no sense; bounds that no mixture obeys.
+    """
+
+    domains: tuple[str, ...]
+    lower: Shares = field(default_factory=dict)
+    upper: Shares = field(default_factory=dict)
+    fixed: Shares = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    tokens: Shares | None = None
+    budget: float | None = None
+    max_epochs: float | None = None
+    prior: Shares | None = None
+    max_kl: float | None = None
+    kl_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_sums()
+        _ = self.region.centre  # refuses bounds that are at odds only together
+
+    @functools.cached_property
+    def region(self) -> Region:
+        """The mixtures that obey the constraints."""
+        low, high = self._vector(self.lower, 0.0), np.minimum(self._vector(self.upper, 1.0), self._caps())
+        fixed = self._vector(self.fixed, np.nan)
+        low, high = np.where(np.isnan(fixed), low, fixed), np.where(np.isnan(fixed), high, fixed)
+        prior = self.prior_mixture
+        if prior is not None and (self.max_kl is not None or self.kl_penalty):
+            high = np.where(prior > 0, high, 0.0)  # elsewhere the divergence is infinite
+        groups = list(self.groups.values())
+        return Region(
+            low,
+            high,
+            np.array([[float(name in group.domains) for name in self.domains] for group in groups]).reshape(
+                len(groups), len(self.domains)
+            ),
+            np.array([float(group.lower) for group in groups]),
+            np.array([float(group.upper) for group in groups]),
+            prior,
+            np.inf if self.max_kl is None else self.max_kl,
+        )
+
+    @property
+    def prior_mixture(self) -> np.ndarray | None:
+        """The prior's shares, [K]."""
+        if self.prior is None:
+            return None
+        return simplex.check_mixtures(self._vector(self.prior, 0.0), self.domains, where="prior")[0]
+
+    def penalty(self, mixtures: np.ndarray) -> np.ndarray:
+        """What the divergence of mixtures [C, K] from the prior costs, [C]."""
+        return self.kl_penalty * self.region.divergence(mixtures) if self.kl_penalty else np.zeros(len(mixtures))
+
+    def epochs(self, mixture: np.ndarray) -> dict[str, float] | None:
+        """How often each domain is repeated at the target budget; None without tokens or budget."""
+        if self.tokens is None or self.budget is None:
+            return None
+        return dict(zip(self.domains, (mixture * self.budget / self._vector(self.tokens, 0.0)).tolist(), strict=True))
+
+    def binding(self, mixture: np.ndarray, tolerance: float = BINDS) -> list[str]:
+        """The constraints that stop a mixture [K] from going further, in words. Shares of zero alone are none."""
+        found = []
+        caps = self._caps()
+        for name, share, cap in zip(self.domains, mixture, caps, strict=True):
+            if name in self.fixed:
+                found.append(f"{name} is fixed at {self.fixed[name]:.4g}")
+            elif self.lower.get(name, 0) > 0 and share <= self.lower[name] + tolerance:
+                found.append(f"{name} is at its least share {self.lower[name]:.4g}")
+            elif name in self.upper and self.upper[name] <= cap and share >= self.upper[name] - tolerance:
+                found.append(f"{name} is at its greatest share {self.upper[name]:.4g}")
+            elif cap < 1 and share >= cap - tolerance:
+                found.append(f"{name} is at {self.max_epochs:g} epochs of its tokens, share {cap:.4g}")
+        for name, group in self.groups.items():
+            total = sum(share for domain, share in zip(self.domains, mixture, strict=True) if domain in group.domains)
+            if group.lower > 0 and total <= group.lower + tolerance:
+                found.append(f"group {name} is at its least share {group.lower:.4g}")
+            if group.upper < 1 and total >= group.upper - tolerance:
+                found.append(f"group {name} is at its greatest share {group.upper:.4g}")
+        if self.max_kl is not None and self.region.divergence(mixture[None])[0] >= self.max_kl - tolerance:
+            found.append(f"KL to the prior is at {self.max_kl:.4g} nats")
+        return found
+
+    def _vector(self, shares: Shares, otherwise: float) -> np.ndarray:
+        return np.array([float(shares.get(name, otherwise)) for name in self.domains])
+
+    def _caps(self) -> np.ndarray:
+        """Greatest shares [K] that the tokens allow; at least 1 where they allow all."""
+        if self.max_epochs is None or self.tokens is None or self.budget is None:
+            return np.full(len(self.domains), np.inf)
+        return self._vector(self.tokens, 0.0) * self.max_epochs / self.budget
+
+    def _check_numbers(self) -> None:
+        for what, shares in (("lower", self.lower), ("upper", self.upper), ("fixed", self.fixed)):
+            for name, share in shares.items():
+                self._known(name, f"{what} bounds" if what != "fixed" else "fixed shares")
+                if not 0 <= share <= 1:  # also refuses NaN
+                    raise UserError(f"constraints: {what} share {share} of domain {name!r}, expected 0 to 1")
+        for name, group in self.groups.items():
+            for domain in group.domains:
+                self._known(domain, f"group {name!r}")
+            if not group.domains or not 0 <= group.lower <= group.upper <= 1:
+                raise UserError(
+                    f"constraints: group {name!r} of {len(group.domains)} domains with bounds {group.lower} and "
+                    f"{group.upper}, expected domains and 0 <= lower <= upper <= 1"
+                )
+        for name in self.tokens or ():
+            self._known(name, "tokens")
+        for name in self.domains if self.tokens is not None else ():
+            if not self.tokens.get(name, 0) > 0:  # type: ignore[union-attr]
+                raise UserError(f"constraints: no tokens of domain {name!r}, expected a positive number")
+        for what, value in (("budget", self.budget), ("max_epochs", self.max_epochs)):
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise UserError(f"constraints: {what}={value}, expected a positive number")
+        if self.max_epochs is not None and (self.tokens is None or self.budget is None):
+            raise UserError(f"constraints: max_epochs={self.max_epochs:g} needs the tokens of the domains and a budget")
+        for name in self.prior or ():
+            self._known(name, "prior")
+        if (self.max_kl is not None or self.kl_penalty) and self.prior is None:
+            raise UserError("constraints: max_kl and kl_penalty need a prior")
+        if not ((self.max_kl is None or self.max_kl > 0) and 0 <= self.kl_penalty < np.inf):
+            raise UserError(
+                f"constraints: max_kl={self.max_kl}, kl_penalty={self.kl_penalty}: expected more than 0 and 0 or more"
+            )
+
+    def _check_sums(self) -> None:
+        region = self.region
+        for name, low, high in zip(self.domains, region.low, region.high, strict=True):
+            if low > high:
+                raise UserError(
+                    f"constraints: domain {name!r} has the least share {low:.6g}, "
+                    f"but {self._who_caps(name)} allow at most {high:.6g}"
+                )
+            if name in self.fixed and not self.lower.get(name, 0) <= self.fixed[name] <= self.upper.get(name, 1):
+                raise UserError(
+                    f"constraints: domain {name!r} is fixed at {self.fixed[name]:.6g}, outside its bounds "
+                    f"{self.lower.get(name, 0):.6g} to {self.upper.get(name, 1):.6g}"
+                )
+        self._check_sum("", list(self.domains), 1.0, 1.0)
+        for name, group in self.groups.items():
+            self._check_sum(f" of group {name!r}", list(group.domains), group.lower, group.upper)
+
+    def _check_sum(self, of: str, names: Sequence[str], lower: float, upper: float) -> None:
+        chosen = [name in names for name in self.domains]
+        low, high = self.region.low[chosen], self.region.high[chosen]
+        kept = [name for name in self.domains if name in names]
+        if low.sum() > upper + SUM_TOLERANCE:
+            most = kept[int(np.argmax(low))]
+            raise UserError(
+                f"constraints: least shares{of} sum to {low.sum():.6g}, more than {upper:g}; the greatest is "
+                f"{low.max():.6g}, of domain {most!r}"
+            )
+        if high.sum() < lower - SUM_TOLERANCE:
+            least = kept[int(np.argmin(high))]
+            raise UserError(
+                f"constraints: greatest shares{of} sum to {high.sum():.6g}, less than {lower:g}; the least is "
+                f"{high.min():.6g}, of domain {least!r} ({self._who_caps(least)})"
+            )
+
+    def _who_caps(self, name: str) -> str:
+        if name in self.fixed:
+            return "fixed shares"
+        cap = self._caps()[self.domains.index(name)]
+        if cap < self.upper.get(name, 1):
+            assert self.tokens is not None
+            return f"{self.tokens[name]:,.0f} tokens × {self.max_epochs:g} epochs at a budget of {self.budget:,.0f}"
+        if self.region.high[self.domains.index(name)] < self.upper.get(name, 1):
+            return "shares of zero in the prior"
+        return "upper bounds"
+
+    def _known(self, name: str, where: str) -> None:
+        if name not in self.domains:
+            raise unknown(f"domain in the constraints' {where}", name, self.domains)

@@ -1,0 +1,234 @@
+"""Laws: functions of the mixture with few parameters, fitted to all targets at once from many starts.
+
+Each law says which design it takes; losses are in nats per token.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+
+from mde.errors import UserError
+from mde.regression import batched
+from mde.regression.designs import check_fit, check_predict
+
+FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # starts: what remains, as a share of the least loss observed
+SPIKE = 40.0  # a wider range of exponents is a needle around one run: a factor e for every 2.5% of share
+
+
+class MixingLaw(RegressorMixin, BaseEstimator):
+    """The data mixing law, `loss = c + k * exp(t . λ)` with c and k positive (arXiv 2403.16952, equation 7).
+
+    Shares sum to one, so k is told apart from t by letting t sum to zero. The design is the mixtures, [R, K].
+
+    Args:
+      huber: residual, in nats, beyond which the loss of the fit is linear. Infinity is least squares; 0.02 is how
+        log-linear models `exp(c) + exp(t . λ)`, the same family, are fitted elsewhere.
+    """
+
+    def __init__(self, huber: float = np.inf):
+        self.huber = huber
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Fits `floor_` [J] (c), `factor_` [J] (k) and `exponents_` [K, J] (t)."""
+        design, losses = check_fit(X, y)
+        if design.ndim != 2:
+            raise UserError(f"a mixing law takes mixtures, [R, K], not a design of shape {design.shape}")
+        if (losses <= 0).any():
+            raise UserError(f"a mixing law takes positive losses, not {losses.min():.4g}")
+        starts = np.concatenate([self._start(design, losses, share) for share in FLOORS])
+
+        def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with np.errstate(over="ignore"):
+                floor = np.exp(parameters[:, :1])
+                term = np.exp(parameters[:, 1:] @ design.T)
+            slopes = np.concatenate(
+                [np.repeat(floor[:, :, None], len(design), axis=1), term[:, :, None] * design[None]], axis=2
+            )
+            return floor + term, slopes
+
+        found = self._fitted(law, losses, starts, np.inf)
+        if np.isfinite(self.huber):
+            # A run that diverged holds least squares fast; flat laws at the median do not see it.
+            starts = np.vstack([found, *(self._flat(design, losses, share) for share in (0.3, 0.8))])
+            found = self._fitted(law, losses, starts, self.huber)
+        exponents_JK = found[:, 1:]
+        mean_J = exponents_JK.mean(axis=1)
+        self.floor_, self.factor_ = np.exp(found[:, 0]), np.exp(mean_J)
+        self.exponents_ = (exponents_JK - mean_J[:, None]).T
+        self.design_shape_ = design.shape[1:]
+        return self
+
+    def predict(self, X: npt.ArrayLike) -> np.ndarray:
+        """Losses [C, J], nats per token."""
+        check_is_fitted(self)
+        design = check_predict(X, self.design_shape_)
+        # As it was fitted: k belongs to every share, which tells when rows sum to one only nearly.
+        return self.floor_ + np.exp(design @ (self.exponents_ + np.log(self.factor_)))
+
+    def jax_predict(self) -> Any:
+        """A pure JAX function from a mixture [K] to its losses [J]: traceable, differentiable, convex."""
+        import jax.numpy as jnp
+
+        check_is_fitted(self)
+        exponents_KJ = self.exponents_ + np.log(self.factor_)
+        return lambda mixture: self.floor_ + jnp.exp(mixture @ exponents_KJ)
+
+    @staticmethod
+    def _start(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
+        """[J, 1 + K]: with c known, the logarithm is linear."""
+        floor_J = losses.min(axis=0) * max(share, 1e-3)
+        exponents_KJ = np.linalg.lstsq(design, np.log(losses - floor_J), rcond=1e-6)[0]
+        return np.hstack([np.log(floor_J)[:, None], exponents_KJ.T])
+
+    @staticmethod
+    def _fitted(law: batched.Model, losses: np.ndarray, starts: np.ndarray, huber: float) -> np.ndarray:
+        """The best of the starts, [J, 1 + K], spikes only where there is nothing else."""
+        n_targets = losses.shape[1]
+        found, value = batched.least_squares(law, np.tile(losses.T, (len(starts) // n_targets, 1)), starts, huber)
+        spike = np.ptp(found[:, 1:], axis=1) > SPIKE
+        return _best(found, np.where(spike, value.max(initial=0) + value, value), n_targets)
+
+    @staticmethod
+    def _flat(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
+        """[J, 1 + K]: the median everywhere, this share of it as floor."""
+        median_J1 = np.median(losses, axis=0)[:, None]
+        return np.hstack(
+            [np.log(share * median_J1), np.repeat(np.log((1 - share) * median_J1), design.shape[1], axis=1)]
+        )
+
+
+class PowerLaw(RegressorMixin, BaseEstimator):
+    """AutoScale's law of a domain's own data, `loss = (n0 + n)^-gamma + floor` (arXiv 2407.20177, equation 4).
+
+    The design is one column a target, [R, J, 1]: how much of its own domain a run read, in any unit (share, tokens).
+    """
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Fits `offset_` (n0, in units of n), `exponent_` (gamma) and `floor_`, each [J]."""
+        design, losses = check_fit(X, y)
+        amount_JR = _own_amount(design, losses, (1,))[:, :, 0]
+        # Starts on a grid of n0 and gamma; the floor follows.
+        largest_J = np.maximum(amount_JR.max(axis=1), 1e-12)
+        grid = [(offset, gamma) for offset in (0.01, 0.1, 1.0, 10.0) for gamma in (0.1, 0.5, 1.5)]
+        n_targets = len(largest_J)
+        starts = np.concatenate([self._start(offset * largest_J, gamma, amount_JR, losses) for offset, gamma in grid])
+
+        def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with np.errstate(over="ignore", invalid="ignore"):
+                offset, gamma, floor = np.exp(parameters[:, :1]), np.exp(parameters[:, 1:2]), parameters[:, 2:]
+                total = offset + amount_JR[which % n_targets]
+                power = total**-gamma
+                slopes = [-gamma * power / total * offset, -np.log(total) * power * gamma, np.ones_like(power)]
+            return power + floor, np.stack(slopes, axis=2)
+
+        found, value = batched.least_squares(law, np.tile(losses.T, (len(grid), 1)), starts, iterations=1000)
+        # Three runs can have two laws through them. Fits that are equally good to eight digits of the losses' variance
+        # are told apart by their floor: the higher one promises less of data that nobody has yet.
+        equal = 1e-16 * losses.shape[0] * losses.var(axis=0) + 1e-300
+        tied = value.reshape(-1, n_targets) <= value.reshape(-1, n_targets).min(axis=0) + equal
+        best = np.where(tied, found[:, 2].reshape(-1, n_targets), -np.inf).argmax(axis=0)
+        offset, gamma, self.floor_ = found.reshape(len(grid), n_targets, 3)[best, np.arange(n_targets)].T
+        self.offset_, self.exponent_ = np.exp(offset), np.exp(gamma)
+        self.design_shape_ = design.shape[1:]
+        return self
+
+    def predict(self, X: npt.ArrayLike) -> np.ndarray:
+        """Losses [C, J], nats per token."""
+        check_is_fitted(self)
+        design = check_predict(X, self.design_shape_)
+        return (self.offset_ + design[:, :, 0]) ** -self.exponent_ + self.floor_
+
+    @staticmethod
+    def _start(offset_J: np.ndarray, gamma: float, amount_JR: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        floor_J = np.mean(losses.T - (offset_J[:, None] + amount_JR) ** -gamma, axis=1)
+        return np.stack([np.log(offset_J), np.full(len(offset_J), np.log(gamma)), floor_J], axis=1)
+
+
+class BiMix(RegressorMixin, BaseEstimator):
+    """BiMix, `loss = A * r^-alpha * (B * s^-beta + C)` of a domain's own share r and the amount of data s.
+
+    Source: arXiv 2405.14908, equation 3. With one amount the bracket is a constant, and the law a power of the share:
+    the design is [R, J, 1], each target's own share. With several it is [R, J, 2], share and amount. A share of zero
+    has no loss under this law.
+    """
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Fits `alpha_` [J], `level_` [J] (A * C), and with amounts `data_level_` (A * B) and `beta_` [J]."""
+        design, losses = check_fit(X, y)
+        own_JRF = _own_amount(design, losses, (1, 2))
+        self._check_positive(design)
+        if (losses <= 0).any():
+            raise UserError(f"BiMix takes positive losses, not {losses.min():.4g}")
+        log_JRF = np.log(own_JRF)
+        unit_J1 = log_JRF[:, :, -1].mean(axis=1, keepdims=True)  # amounts are in units of their geometric mean
+        amount_JR = log_JRF[:, :, 1] - unit_J1 if own_JRF.shape[2] == 2 else None
+        n_targets = len(log_JRF)
+        betas = (0.05, 0.2, 0.5, 1.0) if amount_JR is not None else (0.0,)
+        starts = np.concatenate([self._start(log_JRF[:, :, 0], losses, beta) for beta in betas])
+
+        def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            log_share = log_JRF[which % n_targets, :, 0]
+            with np.errstate(over="ignore", invalid="ignore"):
+                share = np.exp(parameters[:, :1] - parameters[:, 1:2] * log_share)
+                slopes = [share, -log_share * share]
+                if amount_JR is None:
+                    return share, np.stack(slopes, axis=2)
+                log_amount, beta = amount_JR[which % n_targets], np.exp(parameters[:, 3:])
+                data = np.exp(parameters[:, 2:3] - parameters[:, 1:2] * log_share - beta * log_amount)
+                slopes = [share, -log_share * (share + data), data, -log_amount * beta * data]
+            return share + data, np.stack(slopes, axis=2)
+
+        repeated = np.tile(losses.T, (len(betas), 1))
+        best = _best(*batched.least_squares(law, repeated, starts, iterations=1000), n_targets)
+        self.level_, self.alpha_ = np.exp(best[:, 0]), best[:, 1]
+        if amount_JR is not None:
+            self.beta_ = np.exp(best[:, 3])
+            self.data_level_ = np.exp(best[:, 2] + self.beta_ * unit_J1[:, 0])
+        self.design_shape_ = design.shape[1:]
+        return self
+
+    def predict(self, X: npt.ArrayLike) -> np.ndarray:
+        """Losses [C, J], nats per token."""
+        check_is_fitted(self)
+        design = check_predict(X, self.design_shape_)
+        self._check_positive(design)
+        level = self.level_
+        if design.shape[2] == 2:
+            level = level + self.data_level_ * design[:, :, 1] ** -self.beta_
+        return level * design[:, :, 0] ** -self.alpha_
+
+    @staticmethod
+    def _start(log_share_JR: np.ndarray, losses: np.ndarray, beta: float) -> np.ndarray:
+        """A straight line through the logarithms; with amounts, half of its level is theirs."""
+        log_loss_JR = np.log(losses.T)
+        centred = log_share_JR - log_share_JR.mean(axis=1, keepdims=True)
+        squares = (centred**2).sum(axis=1)
+        alpha_J = -(centred * log_loss_JR).sum(axis=1) / np.where(squares > 0, squares, 1)
+        level_J = (log_loss_JR + alpha_J[:, None] * log_share_JR).mean(axis=1)
+        if not beta:
+            return np.stack([level_J, alpha_J], axis=1)
+        half = level_J - np.log(2)
+        return np.stack([half, alpha_J, half, np.full(len(half), np.log(beta))], axis=1)
+
+    @staticmethod
+    def _check_positive(design: np.ndarray) -> None:
+        if (design <= 0).any():
+            row = int(np.argwhere(design <= 0)[0][0])
+            raise UserError(f"BiMix has no loss where a share is zero: row {row} has {design.min():.4g}")
+
+
+def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]) -> np.ndarray:
+    """[J, R, F] of a design that must have so many columns a target."""
+    if design.ndim != 3 or design.shape[2] not in columns:
+        wanted = " or ".join(map(str, columns))
+        raise UserError(f"this law takes each target's own share or amount, [R, J, {wanted}], not {design.shape}")
+    return design.transpose(1, 0, 2)
+
+
+def _best(found: np.ndarray, value: np.ndarray, n_targets: int) -> np.ndarray:
+    """The parameters of least loss over the starts, [J, P]."""
+    best = value.reshape(-1, n_targets).argmin(axis=0)
+    return found.reshape(len(value) // n_targets, n_targets, -1)[best, np.arange(n_targets)]

@@ -1,0 +1,134 @@
+"""Where the best mixture moves with the budget (AutoScale, arXiv 2407.20177, section 4 and theorem 1).
+
+Where each domain's loss falls as a power law, equal marginal gains make the logarithms of the best quantities move
+along a straight line as the budget grows: `log N_i = a_i + b_i · s`, with one s a budget. Two optima fix the line, and
+the next one is `N3 = N2 · N1⁻¹ · N2`; more than two are fitted by least squares.
+
+Shapes: M budgets, K domains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from mde.errors import UserError
+
+
+@dataclass(frozen=True)
+class BudgetPath:
+    """The line on which the best quantities move: `log tokens_i = start_i + direction_i · s`.
+
+    Attributes:
+      names: [K].
+      start: [K], at the smallest of the budgets it was fitted to (s = 0).
+      direction: [K]; s = 1 is the largest of them.
+      positions: s of each of the M budgets.
+      budgets: tokens of each, [M].
+      misfit: the largest error of a logarithm of a quantity; nothing for two budgets.
+    """
+
+    names: tuple[str, ...]
+    start: np.ndarray
+    direction: np.ndarray
+    positions: np.ndarray
+    budgets: np.ndarray
+    misfit: float
+
+    def at(self, budget: float) -> np.ndarray:
+        """The best quantities [K] for a budget in tokens.
+
+        Raises:
+          UserError: a budget below the largest one that was fitted, or one that the path never comes to.
+        """
+        if not budget >= self.budgets[-1] * (1 - 1e-9):
+            raise UserError(f"budget of {budget:g} tokens: the path starts from optima at up to {self.budgets[-1]:g}")
+
+        def excess(s: float) -> float:
+            return np.logaddexp.reduce(self.start + self.direction * s) - np.log(budget)
+
+        last = 1.0
+        while excess(last) < 0:
+            last *= 2
+            if last > 1e6:
+                raise UserError(f"budget of {budget:g} tokens: no domain's best quantity grows that far")
+        first = 0.0 if excess(0.0) <= 0 else -1.0
+        s = optimize.brentq(excess, first, last, xtol=1e-15, rtol=1e-15)
+        tokens = np.exp(self.start + self.direction * s)
+        return tokens * (budget / tokens.sum())
+
+    def after(self, steps: int) -> np.ndarray:
+        """Quantities [K] that many steps beyond the last of two optima: `N2 · (N2 / N1)^steps`, as the paper has it."""
+        return np.exp(self.start + self.direction * (1 + steps))
+
+    def cautions(self, budget: float, available: npt.ArrayLike | None = None, small: float = 0.01) -> list[str]:
+        """What speaks against the quantities predicted for a budget, one sentence each.
+
+        Args:
+          budget: tokens.
+          available: tokens that each domain has, [K].
+          small: a share below this is called vanishing.
+        """
+        tokens = self.at(budget)
+        shares, before = tokens / budget, np.exp(self.start + self.direction)
+        found = []
+        span = self.budgets[-1] / self.budgets[0]
+        if budget / self.budgets[-1] > span**2:
+            found.append(
+                f"the budget is {budget / self.budgets[-1]:.3g} times the largest that was fitted, "
+                f"and the fits span a factor of {span:.3g}"
+            )
+        for k, name in enumerate(self.names):
+            if self.direction[k] <= 0:
+                found.append(f"domain {name!r}: its best quantity does not grow with the budget")
+            if shares[k] < small <= before[k] / before.sum():
+                found.append(f"domain {name!r}: its share vanishes ({before[k] / before.sum():.2%} to {shares[k]:.2%})")
+            if available is not None and tokens[k] > np.broadcast_to(available, tokens.shape)[k]:
+                stock = np.broadcast_to(np.asarray(available, np.float64), tokens.shape)[k]
+                found.append(f"domain {name!r}: {tokens[k]:.3g} tokens are {tokens[k] / stock:.2f} times what there is")
+        return found
+
+
+def fit_path(names: Sequence[str], optima: npt.ArrayLike) -> BudgetPath:
+    """The line through the optima at two budgets, or the nearest one to more (least squares of the logarithms).
+
+    Args:
+      names: the K domains.
+      optima: best quantities in tokens, [M, K], budgets increasing.
+
+    Raises:
+      UserError: fewer than two optima, a quantity that is not positive, budgets that do not increase.
+    """
+    tokens = np.asarray(optima, np.float64)
+    if tokens.ndim != 2 or len(tokens) < 2 or tokens.shape[1] != len(names):
+        raise UserError(f"optima of shape {tokens.shape}, expected at least two budgets of {len(names)} domains")
+    bad = ~(np.isfinite(tokens) & (tokens > 0))
+    if bad.any():
+        m, k = np.argwhere(bad)[0]
+        raise UserError(f"optimum {m}, domain {names[k]!r}: {tokens[m, k]:g} tokens, expected a positive number")
+    budgets = tokens.sum(axis=1)
+    if not (np.diff(budgets) > 0).all():
+        raise UserError(f"budgets of {', '.join(f'{b:g}' for b in budgets)} tokens, expected them to increase")
+    logs = np.log(tokens)
+    mean = logs.mean(axis=0)
+    # The first principal axis is the least-squares line; two points lie on it exactly.
+    left, sizes, right = np.linalg.svd(logs - mean, full_matrices=False)
+    along = left[:, 0] * sizes[0]
+    positions = (along - along[0]) / (along[-1] - along[0])
+    direction = right[0] * (along[-1] - along[0])
+    start = mean + right[0] * along[0]
+    misfit = float(np.abs(start + positions[:, None] * direction - logs).max())
+    return BudgetPath(tuple(names), start, direction, positions, budgets, misfit)
+
+
+def interval(
+    names: Sequence[str], optima: npt.ArrayLike, budget: float, level: float = 0.9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high share of each domain at a budget, [K] each, over resampled fits of the optima [n, M, K]."""
+    if not 0 < level < 1:
+        raise UserError(f"interval level {level}, expected a share between 0 and 1")
+    shares = np.stack([fit_path(names, sample).at(budget) / budget for sample in np.asarray(optima)])
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high

@@ -1,0 +1,246 @@
+"""Direct data optimization: the best mixture at one budget from a few runs (AutoScale, arXiv 2407.20177, section 4).
+
+One base run, and for each domain one run with less and one with more of it, all else equal. Each domain's effect is
+fitted by `(N0 + N)^-γ + l`: what the other domains teach is worth N0 of its own data, γ says how fast more of it helps,
+l is what it cannot take away. The best quantities of a total have equal marginal gains, which is solved exactly.
+
+Quantities N are counted in the domain's own base quantity, and losses in the base run's loss, as in the paper's code;
+any positive quantity where less is better may stand for the loss (the paper uses perplexity).
+
+Shapes: K domains, R runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from mde.errors import UserError
+
+_STARTS = np.stack(np.meshgrid(np.log([0.25, 0.5, 1, 2, 4, 8, 16]), np.log([0.05, 0.25, 0.5, 1, 2, 4])), -1).reshape(
+    -1, 2
+)
+_EXACT = 1e-9  # a law that misses no loss by more, in units of the base loss, runs through its points
+_ITERATIONS = 60
+_HIGHEST = (10, 4)  # of the logarithms: nothing overflows below them
+
+
+@dataclass(frozen=True)
+class PowerLaws:
+    """One law a domain: with x base quantities of it, the loss is `level · ((offset + x)^-exponent + floor)`.
+
+    Attributes:
+      names: [K].
+      base: tokens of each domain in the base run, [K].
+      level: loss of the base run.
+      offset: N0, in base quantities, [K].
+      exponent: γ, [K].
+      floor: l, in units of the base loss, [K].
+      misfit: largest error of each law on the points it was fitted to, in units of the base loss, [K].
+    """
+
+    names: tuple[str, ...]
+    base: np.ndarray
+    level: float
+    offset: np.ndarray
+    exponent: np.ndarray
+    floor: np.ndarray
+    misfit: np.ndarray
+
+    def __call__(self, tokens: npt.ArrayLike) -> np.ndarray:
+        """Losses [..., K] of runs that differ from the base run in one domain each, with this much of it."""
+        x = np.asarray(tokens, np.float64) / self.base
+        return self.level * ((self.offset + x) ** -self.exponent + self.floor)
+
+    def loss(self, tokens: npt.ArrayLike) -> np.ndarray:
+        """Losses [...] of runs with any quantities [..., K]: the effects of the domains add up."""
+        return self.level + np.sum(self(tokens) - self(self.base), axis=-1)
+
+    def optimum(
+        self, total: float, lower: npt.ArrayLike = 0.0, upper: npt.ArrayLike = np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The quantities of least loss that sum to a total, and which of them a bound holds.
+
+        The sum of the laws is convex, so the solution is where all marginal gains `γ (N0 + x)^-(γ+1)` a token equal one
+        price, or a bound holds. Given the price every quantity has a closed form; the price is found by bisection.
+
+        Args:
+          total: tokens.
+          lower: tokens of each domain at least, [K] or one number.
+          upper: tokens of each domain at most, [K] or one number.
+
+        Returns:
+          [K] tokens, and [K] -1 where the lower bound holds, 1 where the upper, 0 elsewhere.
+
+        Raises:
+          UserError: bounds that cross or that no quantities with this total meet.
+        """
+        low, high = (np.broadcast_to(np.asarray(bound, np.float64), self.base.shape) for bound in (lower, upper))
+        self._check_bounds(total, low, high)
+
+        def quantities(log_price: float) -> np.ndarray:
+            """Tokens at which one more is worth the price; it gains level · γ / base · (N0 + x)^-(γ + 1)."""
+            log_gain = np.log(self.exponent / self.base) - log_price
+            return np.clip((np.exp(log_gain / (self.exponent + 1)) - self.offset) * self.base, low, high)
+
+        # Prices at which every domain is at its lower or at its upper bound (or above the total).
+        ends = [np.minimum(high, total), low]
+        prices = [
+            np.log(self.exponent / self.base) - (self.exponent + 1) * np.log(self.offset + x / self.base) for x in ends
+        ]
+        price = _bisect(lambda p: quantities(p).sum() - total, prices[0].min() - 1, prices[1].max() + 1)
+        tokens = quantities(price)
+        return tokens, np.where(tokens <= low, -1, np.where(tokens >= high, 1, 0))
+
+    def _check_bounds(self, total: float, low: np.ndarray, high: np.ndarray) -> None:
+        crossed = ~((low >= 0) & (low <= high))
+        if crossed.any():
+            k = int(np.argmax(crossed))
+            raise UserError(
+                f"domain {self.names[k]!r}: bounds {low[k]:g} and {high[k]:g} tokens, expected 0 ≤ low ≤ high"
+            )
+        if not low.sum() <= total <= high.sum():
+            raise UserError(f"{total:g} tokens in all: the bounds allow {low.sum():g} to {high.sum():g}")
+
+
+def fit_power_laws(
+    names: Sequence[str],
+    base: npt.ArrayLike,
+    base_loss: float,
+    factors: tuple[float, float],
+    less: npt.ArrayLike,
+    more: npt.ArrayLike,
+) -> PowerLaws:
+    """The law of each domain through its three points.
+
+    Most triples lie on two laws of this form, a flat one that falls for ever and a steep one that soon comes to its
+    floor. The one with the higher floor is taken: it claims least beyond what was measured, and it is the one that the
+    paper reports.
+
+    Args:
+      names: the K domains.
+      base: tokens of each domain in the base run, [K].
+      base_loss: its loss.
+      factors: what the runs with less and with more of a domain multiply its base quantity by, such as (1/3, 3).
+      less: loss of the run with less of each domain, [K].
+      more: loss of the run with more of each domain, [K].
+
+    Raises:
+      UserError: a domain whose loss does not fall with more of it, or falls faster and faster: no such law exists.
+    """
+    down, up = (np.asarray(losses, np.float64) / base_loss for losses in (less, more))
+    amounts = np.asarray(base, np.float64)
+    x = np.array([factors[0], 1.0, factors[1]])
+    if not (0 <= x[0] < 1 < x[2] and down.shape == up.shape == amounts.shape == (len(names),) and (amounts > 0).all()):
+        raise UserError(
+            f"factors {factors}, and {amounts.shape}, {down.shape} and {up.shape} numbers for {len(names)} domains: "
+            "expected a factor below and one above 1, and a positive quantity and two losses a domain"
+        )
+    for k, name in enumerate(names):
+        _check_triple(name, x, np.array([down[k], 1.0, up[k]]) * base_loss)
+    drops_Kx2 = np.stack([down - 1, 1 - up], axis=1)
+    offset, exponent, floor, misfit = np.array([_through(x, drops) for drops in drops_Kx2]).T
+    return PowerLaws(tuple(names), amounts, float(base_loss), offset, exponent, floor, misfit)
+
+
+def fit_jointly(start: PowerLaws, tokens: npt.ArrayLike, losses: npt.ArrayLike) -> PowerLaws:
+    """All laws at once, by least squares on runs of any quantities: `level · (l + Σ_i (N0_i + x_i)^-γ_i)`.
+
+    Args:
+      start: laws to start from, such as those of `fit_power_laws`.
+      tokens: quantities of the runs, [R, K].
+      losses: [R].
+
+    Raises:
+      UserError: fewer runs than the 2K + 1 parameters, or a fit that does not converge.
+    """
+    x_RxK = np.asarray(tokens, np.float64) / start.base
+    y_R = np.asarray(losses, np.float64) / start.level
+    K = len(start.names)
+    if x_RxK.shape != (len(y_R), K) or len(y_R) < 2 * K + 1:
+        raise UserError(
+            f"{len(y_R)} runs of shape {x_RxK.shape} for {2 * K + 1} parameters of {K} domains: train at least as many "
+            "runs as parameters, or fit each domain by itself"
+        )
+
+    def residual(parameters: np.ndarray) -> np.ndarray:
+        offset, exponent = np.exp(parameters[:K]), np.exp(parameters[K:-1])
+        return np.sum((offset + x_RxK) ** -exponent, axis=1) + parameters[-1] - y_R
+
+    level = 1 - np.sum((start.offset + 1) ** -start.exponent)
+    first = np.concatenate([np.log(start.offset), np.log(start.exponent), [level]])
+    found = optimize.least_squares(residual, first, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=5000)
+    if not found.success:
+        raise UserError(f"the joint fit did not converge ({found.message}); add runs, or fit each domain by itself")
+    offset, exponent = np.exp(found.x[:K]), np.exp(found.x[K:-1])
+    # What is left to a domain's own law when the others stay at their base quantity.
+    others = np.sum((offset + 1) ** -exponent) - (offset + 1) ** -exponent
+    misfit = np.full(K, np.abs(found.fun).max())
+    return PowerLaws(start.names, start.base, start.level, offset, exponent, found.x[-1] + others, misfit)
+
+
+def cross_effects(less: npt.ArrayLike, more: npt.ArrayLike) -> np.ndarray:
+    """What each domain does to each: [K, J], the fall of evaluation domain j's loss from less to more of domain i.
+
+    Args:
+      less: losses of the runs with less of each domain, [K, J].
+      more: the same with more, [K, J].
+    """
+    return np.asarray(less, np.float64) - np.asarray(more, np.float64)
+
+
+def _check_triple(name: str, x: np.ndarray, y: np.ndarray) -> None:
+    if not (np.isfinite(y).all() and y[0] > y[1] > y[2]):
+        raise UserError(
+            f"domain {name!r}: losses {y[0]:.6g}, {y[1]:.6g}, {y[2]:.6g} with {x[0]:.3g}, 1 and {x[2]:.3g} times its "
+            "base quantity do not fall, so no power law fits; average more seeds, or take factors further from 1"
+        )
+    if (y[0] - y[1]) / (x[1] - x[0]) <= (y[1] - y[2]) / (x[2] - x[1]):
+        raise UserError(
+            f"domain {name!r}: losses {y[0]:.6g}, {y[1]:.6g}, {y[2]:.6g} fall faster the more of it there is, so no "
+            "power law fits; average more seeds, or take factors further from 1"
+        )
+
+
+def _through(x: np.ndarray, drops: np.ndarray) -> tuple[float, float, float, float]:
+    """Offset, exponent, floor and misfit of the law with these two drops between x[0], x[1] and x[2] (in base losses).
+
+    Levenberg–Marquardt on the logarithms of offset and exponent, from all starts at once.
+    """
+    parameters, damping = _STARTS.copy(), np.full(len(_STARTS), 1e-2)
+    error, jacobian = _errors(parameters, x, drops)
+    for _ in range(_ITERATIONS):
+        normal = np.einsum("sij,sik->sjk", jacobian, jacobian)
+        normal += damping[:, None, None] * np.einsum("sjj->sj", normal)[:, :, None] * np.eye(2) + 1e-300 * np.eye(2)
+        step = -np.linalg.solve(normal, np.einsum("sij,si->sj", jacobian, error)[..., None])[..., 0]
+        proposed = np.clip(parameters + step, -12, _HIGHEST)
+        new_error, new_jacobian = _errors(proposed, x, drops)
+        better = np.sum(new_error**2, axis=1) < np.sum(error**2, axis=1)
+        parameters, error = (np.where(better[:, None], a, b) for a, b in ((proposed, parameters), (new_error, error)))
+        jacobian = np.where(better[:, None, None], new_jacobian, jacobian)
+        damping = np.clip(np.where(better, damping / 5, damping * 3), 1e-15, 1e12)
+    size = np.abs(error).max(axis=1)
+    offset, exponent = np.exp(parameters).T
+    floor = 1 - (offset + 1) ** -exponent
+    exact = size <= max(_EXACT, size.min() * (1 + 1e-6))
+    chosen = np.flatnonzero(exact)[np.argmax(floor[exact])]
+    return offset[chosen], exponent[chosen], floor[chosen], size[chosen]
+
+
+def _errors(parameters: np.ndarray, x: np.ndarray, drops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[S, 2] errors of the two drops, and [S, 2, 2] their derivatives by the logarithms of offset and exponent."""
+    offset, exponent = (np.exp(column)[:, None] for column in parameters.T)
+    power = (offset + x) ** -exponent
+    by_offset = -exponent * power / (offset + x) * offset
+    by_exponent = -np.log(offset + x) * power * exponent
+    drop = lambda values: values[:, :-1] - values[:, 1:]  # noqa: E731
+    return drop(power) - drops, np.stack([drop(by_offset), drop(by_exponent)], axis=2)
+
+
+def _bisect(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function crosses zero, to the last bit."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return middle

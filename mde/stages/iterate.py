@@ -1,0 +1,188 @@
+"""`mde iterate`: rounds of Bayesian optimisation. Each proposes mixtures, trains them, and learns from their losses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde.errors import UserError, check_positive
+from mde.optimization import acquisition, objectives
+from mde.optimization.acquisition import Design, Proposal
+from mde.optimization.objectives import Objective
+from mde.optimization.region import Region
+from mde.regression import estimators
+from mde.regression import features as feature_sets
+from mde.stages import problem
+from mde.stages.predict import evaluated
+from mde.study import Study
+
+ROUNDS = "rounds.csv"
+
+
+def iterate(
+    study: Study,
+    rounds: int = 4,
+    batch: int = 4,
+    objective: str | Mapping[str, float] = "avg-all",
+    regressor: str = "gp",
+    features: str | None = None,
+    threshold: float = 0.1,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    tokens: Mapping[str, float] | None = None,
+    budget: float | None = None,
+    max_epochs: float | None = None,
+    prior: str | Mapping[str, float] | None = None,
+    max_kl: float | None = None,
+    checkpoint_every: int = 500,
+    seed: int = 0,
+) -> None:
+    """Trains a batch of mixtures a round, those of most expected improvement, and adds them to the observations.
+
+    Stops after `rounds`, or when the next run promises less than `threshold` times the noise of a run. Can be killed at
+    any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study
+    of observations from elsewhere is given its next batch as a table, to be trained where they came from.
+
+    Args:
+      study: a study with scored observations and evaluated features.
+      rounds: how many, those done before included.
+      batch: mixtures trained in each.
+      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      regressor: of the objective; one with a standard deviation.
+      features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
+      threshold: expected improvement, in units of the noise, below which it stops.
+      lower: least shares, by training domain.
+      upper: greatest shares.
+      fixed: shares that are given.
+      groups: training domains by a name of your own, to bound together.
+      group_bounds: least and greatest sum of the shares, by group.
+      tokens: tokens that there are, by domain; those of the study by default.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated at the budget.
+      prior: a mixture to stay near: uniform, proportional or shares by domain.
+      max_kl: greatest KL divergence from the prior, nats.
+      checkpoint_every: steps between states to resume from.
+      seed: of the search for what to train.
+    """
+    check_positive(rounds=rounds, batch=batch, checkpoint_every=checkpoint_every)
+    if not threshold >= 0:
+        raise UserError(f"threshold={threshold!r}, expected zero or more")
+    bounds = problem.constraints(
+        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl
+    )
+    goal = objectives.make(objective, study.domains.evaluation, study.domains.training)
+    model = estimators.make(regressor)
+    design = _design(study, goal, features)
+    for number in range(1, rounds + 1):
+        plan = f"iterate/round-{number:02d}.csv"
+        if not (study.root / plan).exists():
+            proposal = _propose(study, goal, model, design, bounds.region, batch, seed + number)
+            _report(study, number, proposal)
+            if proposal.settled(threshold):
+                print(f"stopped before round {number}: a run promises less than {threshold:g} of its noise")
+                return
+            study.write_table(plan, _planned(study, number, proposal.mixtures))
+        if study.is_swarm:
+            print(f"train the mixtures of {study.root / plan}, then `mde fit` again with their rows")
+            return
+        _train(study, study.mixtures(plan, "iterate"), checkpoint_every)
+    _report(study, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
+    print(f"{rounds} rounds are done; `mde fit --study={study}` and `mde optimize` know all runs")
+
+
+def _design(study: Study, goal: Objective, features: str | None) -> Design:
+    """Features of mixtures; evaluated losses come as their objective, which is what is modelled."""
+    there = [] if study.is_swarm else list(study.features())
+    features = features or ("mde[0]+log" if "mde[0]" in there else "sqrt")
+    losses_of = evaluated(study, features)
+
+    def design(mixtures: np.ndarray) -> np.ndarray:
+        objectives = {name: goal(losses)[:, None] for name, losses in losses_of(mixtures).items()}
+        return feature_sets.assemble(features, mixtures, objectives)
+
+    return design
+
+
+def _propose(study: Study, goal: Objective, model: Any, design: Design, region: Region, n: int, seed: int) -> Proposal:
+    known = _observed(study)
+    mixtures = known[list(study.domains.training)].to_numpy()
+    observed = goal(study.losses().loc[known.index].to_numpy())
+    return acquisition.propose(model, design, mixtures, observed, region, n, seed)
+
+
+def _observed(study: Study) -> pd.DataFrame:
+    runs = study.mixtures()
+    return runs[runs["role"] == "observation"]
+
+
+def _planned(study: Study, number: int, mixtures: np.ndarray) -> pd.DataFrame:
+    """The runs of a round; they share the observations' seed, and so most of their noise."""
+    rows = pd.Index([f"iterate-{number}-{i}" for i in range(len(mixtures))], name="run")
+    table = pd.DataFrame(mixtures, rows, list(study.domains.training))
+    table.insert(0, "role", "observation")
+    table.insert(1, "seed", int(_observed(study)["seed"].iloc[0]))
+    return table
+
+
+def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
+    """Trains and scores a round's runs and adds them to the study's tables, `mixtures.csv` last: it says what is there.
+
+    What was fitted on fewer observations is not done any more.
+    """
+    if table.index.isin(study.mixtures().index).all():
+        return
+    from mde.stages.evaluate import evaluators
+    from mde.stages.score import score_runs
+    from mde.stages.train import train_runs
+
+    train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
+    losses = score_runs(study, study.read_json("scoring.json", "score"), list(table.index))
+    mixtures = table[list(study.domains.training)].to_numpy()
+    columns = {
+        f"{name}/{domain}": values
+        for name, found in evaluators(study)(mixtures).items()
+        for domain, values in zip(study.domains.evaluation, found.T, strict=True)
+    }
+    _add(study, "features.csv", pd.DataFrame(columns, table.index), "evaluate")
+    _add(study, "losses.csv", losses, "score")
+    (study.root / "stages/fit.json").unlink(missing_ok=True)
+    _add(study, "mixtures.csv", table, "train")
+
+
+def _add(study: Study, name: str, rows: pd.DataFrame, made_by: str) -> None:
+    table = study.read_table(name, made_by)
+    new = rows.loc[~rows.index.isin(table.index), list(table.columns)]
+    longer = pd.concat([table, new])
+    longer.index.name = table.index.name
+    study.write_table(name, longer)
+
+
+def _report(study: Study, number: int, proposal: Proposal) -> None:
+    """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
+
+    Columns: round, runs (observations so far), improvement (expected of the next run), noise (of a run), objective (of
+    the best trained mixture, as the regressor believes) and its shares. Nats per token.
+    """
+    row: dict[str, Any] = {
+        "runs": len(_observed(study)),
+        "improvement": proposal.improvement,
+        "noise": proposal.noise,
+        "objective": proposal.objective,
+        **dict(zip(study.domains.training, proposal.believed, strict=True)),
+    }
+    table = pd.DataFrame(row, pd.Index([number], name="round"))
+    if (study.root / ROUNDS).exists():
+        before = study.read_table(ROUNDS, "iterate")
+        before.index = before.index.astype(int)
+        table = pd.concat([before[before.index < number], table])
+        table.index.name = "round"
+    study.write_table(ROUNDS, table)
+    print(
+        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} nats per token; the next promises "
+        f"{proposal.improvement:.2g}, noise {proposal.noise:.2g}",
+        flush=True,
+    )

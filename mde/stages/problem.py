@@ -1,0 +1,147 @@
+"""What `mde optimize` and `mde iterate` minimise, and under what: names out of a study become numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde.errors import UserError, unknown
+from mde.optimization import losses
+from mde.optimization.constraints import Constraints, Group
+from mde.optimization.objectives import Objective
+from mde.regression import estimators
+from mde.regression import features as feature_sets
+from mde.regression.laws import MixingLaw
+from mde.stages.predict import Predictor
+from mde.study import Study
+
+Shares = Mapping[str, float]
+
+
+def tokens_of(study: Study) -> dict[str, float] | None:
+    """Training tokens by domain, where the study has token stores."""
+    if "stores" not in study.about:
+        return None
+    return {name: float(study.about["stores"][f"{name}/train"]["tokens"]) for name in study.domains.training}
+
+
+def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarray) -> pd.DataFrame:
+    """What a recommendation is compared with: uniform, proportional to size where it is known, the best observed.
+
+    Args:
+      study: the study.
+      mixtures: of the observations, [R, K].
+      observed: their objective, [R].
+    """
+    names = list(study.domains.training)
+    rows: dict[str, Any] = {"uniform": np.full(len(names), 1 / len(names))}
+    if tokens := tokens_of(study):
+        sizes = np.array(list(tokens.values()))
+        rows["proportional"] = sizes / sizes.sum()
+    rows["best observed"] = mixtures.to_numpy()[int(np.argmin(observed))]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+
+
+def constraints(
+    study: Study,
+    lower: Shares | None = None,
+    upper: Shares | None = None,
+    fixed: Shares | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    tokens: Shares | None = None,
+    budget: float | None = None,
+    max_epochs: float | None = None,
+    prior: str | Shares | None = None,
+    max_kl: float | None = None,
+    kl_penalty: float = 0.0,
+) -> Constraints:
+    """The constraints of a search, as its arguments say.
+
+    Raises:
+      UserError: as `Constraints`; bounds of a group that is not there, or that are not two; an unknown prior.
+    """
+    names = study.domains.training
+    groups, group_bounds = groups or {}, group_bounds or {}
+    for name, bounds in group_bounds.items():
+        if name not in groups:
+            raise unknown("group in group_bounds", name, groups)
+        if len(bounds) != 2:
+            raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the least and the greatest sum")
+    tokens = tokens or tokens_of(study)
+    if isinstance(prior, str):
+        priors: dict[str, Shares] = {"uniform": dict.fromkeys(names, 1 / len(names))}
+        if tokens is not None:
+            priors["proportional"] = {name: tokens[name] / sum(tokens.values()) for name in tokens}
+        if prior not in priors:
+            raise unknown("prior", prior, priors)
+        prior = priors[prior]
+    return Constraints(
+        names,
+        lower or {},
+        upper or {},
+        fixed or {},
+        {name: Group(tuple(domains), *group_bounds.get(name, (0.0, 1.0))) for name, domains in groups.items()},
+        tokens,
+        budget,
+        max_epochs,
+        prior,
+        max_kl,
+        kl_penalty,
+    )
+
+
+def loss(predictor: Predictor, objective: Objective, bounds: Constraints, traced: bool = True) -> losses.Loss:
+    """The predicted objective of mixtures, with what the search may know of it beside its values.
+
+    Ridge on functions of λ alone is linear in them: an average of its losses has a gradient, and on λ itself a linear
+    program is exact, for a worst case too. Other regressors on λ alone are differentiated by JAX where they can be.
+
+    Args:
+      predictor: the regressor.
+      objective: what is minimised.
+      bounds: the constraints; a price of divergence is added to the objective.
+      traced: whether JAX may be imported.
+    """
+    found = _structured(predictor, objective) or (_traced(predictor, objective) if traced else None)
+    if found is None:
+        return lambda mixtures: values(predictor, objective, mixtures) + bounds.penalty(mixtures)
+    return losses.Penalised(found, bounds.region, bounds.kl_penalty) if bounds.kl_penalty else found
+
+
+def values(predictor: Predictor, objective: Objective, mixtures: np.ndarray) -> np.ndarray:
+    """Predicted objective [C] of mixtures [C, K], with its standard deviations where β asks for them."""
+    if objective.beta == 0:
+        return objective(predictor(mixtures))
+    mean, deviations = predictor.with_deviations(mixtures)
+    return objective.of_prediction(mean, deviations, getattr(predictor.regressor, "correlation_", None))
+
+
+def _structured(predictor: Predictor, objective: Objective) -> losses.Linear | losses.Separable | None:
+    regressor = predictor.regressor
+    parts = predictor.features.split("+")
+    if not isinstance(regressor, estimators.Ridge) or objective.beta or set(parts) - {"lambda", "sqrt", "log"}:
+        return None
+    slopes = dict(zip(parts, np.split(regressor.coef_, len(parts)), strict=True))  # [K, J] each
+    if objective.worst:
+        counted = objective.weights > 0
+        reference = 0.0 if objective.reference is None else objective.reference
+        offsets = (regressor.intercept_ - reference)[counted]
+        return losses.Linear(slopes["lambda"].T[counted], offsets) if parts == ["lambda"] else None
+    linear, root, log = (
+        slopes.get(part, 0 * slopes[parts[0]]) @ objective.weights for part in ("lambda", "sqrt", "log")
+    )
+    offset = float(regressor.intercept_ @ objective.weights)
+    return losses.Linear(linear, offset) if parts == ["lambda"] else losses.Separable(linear, root, log, 0.01, offset)
+
+
+def _traced(predictor: Predictor, objective: Objective) -> losses.Smooth | None:
+    regressor, features = predictor.regressor, predictor.features
+    average = not objective.worst and not objective.beta
+    if not (average and hasattr(regressor, "jax_predict")) or feature_sets.evaluated_parts(features):
+        return None
+    predicted, design = regressor.jax_predict(), feature_sets.traceable(features)
+    return losses.Smooth(
+        lambda mixture: predicted(design(mixture)) @ objective.weights, isinstance(regressor, MixingLaw)
+    )

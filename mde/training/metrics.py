@@ -1,0 +1,114 @@
+"""What a person watches: the metrics of every step of a wave of runs.
+
+They are read from the devices late, kept beside the states to resume from, and written as JSON lines when a run ends;
+along the way TensorBoard shows them, if asked, through CLU's metric writers (which bring TensorFlow).
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mde.models.config import DecoderConfig
+from mde.training import devices
+from mde.training.step import TrainSettings, schedule
+
+_log = logging.getLogger(__name__)  # not absl's, which the command line silences
+
+
+KEPT = ("loss", "grad_norm", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Watching:
+    """How a training is watched.
+
+    Attributes:
+      validate_every: steps between losses on the validation text of every domain; 0 for never.
+      tensorboard: whether each run's directory gets event files.
+    """
+
+    validate_every: int = 0
+    tensorboard: bool = False
+
+
+class Curves:
+    """Metrics of the runs of a wave.
+
+    Attributes:
+      values: by name, [rows, steps]; NaN where there is none (yet).
+      failed: by name of each run whose loss was not finite, when that was.
+    """
+
+    def __init__(
+        self, runs: Sequence[str], rows: int, config: DecoderConfig, settings: TrainSettings, extra: Sequence[str]
+    ):
+        self._runs, self._settings = runs, settings
+        self._flops = config.train_flops(settings.seq_len)
+        self._rates = np.asarray(schedule(settings)(np.arange(settings.steps)))
+        self.values = {name: np.full((rows, settings.steps), np.nan, np.float32) for name in (*KEPT, *extra)}
+        self.failed: dict[str, str] = {}
+        self._unread: list[tuple[slice, Mapping[str, jax.Array]]] = []
+        self._writers: list[Any] = []
+
+    def of(self, row: int) -> dict[str, np.ndarray]:
+        """One run's metrics, to keep with its state; not validation, so that a state goes with any way of watching."""
+        return {name: self.values[name][row].copy() for name in KEPT}
+
+    def restore(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Takes up the metrics that were kept of each run."""
+        for row, kept in enumerate(rows):
+            for name, values in kept.items():
+                self.values[name][row] = values
+
+    def expect(self, steps: slice, metrics: Mapping[str, jax.Array]) -> None:
+        """Metrics [rows, steps] that the devices may still be working on."""
+        self._unread.append((steps, metrics))
+
+    def read(self) -> None:
+        """Waits for what is expected; notes, and says, which runs' loss is not finite."""
+        while self._unread:
+            steps, metrics = self._unread.pop(0)
+            for name, values in metrics.items():
+                self.values[name][:, steps] = values
+            losses = self.values["loss"][: len(self._runs), steps]
+            for row, step in np.argwhere(~np.isfinite(losses)):
+                name = self._runs[row]
+                if name not in self.failed:
+                    self.failed[name] = f"loss is {losses[row, step]} at step {step + steps.start}"
+                    _log.warning("run %r: %s; the others go on", name, self.failed[name])
+            for row, writer in enumerate(self._writers):
+                line = self._line(row, steps.stop - 1)
+                writer.write_scalars(line.pop("step"), line)
+
+    def show(self, directory: epath.Path) -> None:
+        """Lets TensorBoard see the metrics of each run under its directory."""
+        from clu import metric_writers
+
+        self._writers = [metric_writers.SummaryWriter(str(directory / name / "tensorboard")) for name in self._runs]
+
+    def close(self) -> None:
+        """Ends what `show` began."""
+        for writer in self._writers:
+            writer.close()
+
+    def lines(self, row: int) -> Iterator[dict[str, float]]:
+        """What `metrics.jsonl` says of each step of a run."""
+        return (self._line(row, step) for step in range(self._settings.steps))
+
+    def _line(self, row: int, step: int) -> dict[str, Any]:
+        line = {"step": step + 1, "loss": float(self.values["loss"][row, step])}
+        line |= {"learning_rate": float(self._rates[step]), "grad_norm": float(self.values["grad_norm"][row, step])}
+        seconds = float(self.values["seconds"][row, step])
+        if math.isfinite(seconds):
+            speed = self._settings.batch_size * self._settings.seq_len / seconds
+            line["tokens_per_second"] = round(speed, 1)
+            if peak := devices.peak_flops():  # of all devices, those that a mesh leaves idle as well
+                line["mfu"] = speed * self._flops * len(self.values["loss"]) / (jax.device_count() * peak)
+        validation = {name: values[row, step] for name, values in self.values.items() if name.startswith("validation/")}
+        return line | {name: float(value) for name, value in validation.items() if math.isfinite(value)}

@@ -1,0 +1,182 @@
+"""Meshes for pools, and moving trees of arrays between the host and a pool.
+
+A mesh has the axes `pool`, `data` and `model` (see `mde.models.sharding`). A row of it, the devices with one place on
+`pool`, holds one model; a tree of several models has a leading axis of models, which lies on `pool`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mde.errors import UserError, check_positive, unknown
+from mde.models import sharding
+from mde.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices lie along each axis."""
+
+    pool: int = 1
+    data: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(**dataclasses.asdict(self))
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in dataclasses.asdict(self).items())
+
+    @property
+    def devices(self) -> int:
+        """Devices in all."""
+        return self.pool * self.data * self.model
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshShape":
+        """Reads `pool=2,data=4,model=1`; an axis that is not named has one device."""
+        sizes = {}
+        for part in text.split(","):
+            if not (match := re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)):
+                raise UserError(f"mesh {text!r}: expected something like 'pool=2,data=4,model=1'")
+            if match[1] not in sharding.AXES:
+                raise unknown("mesh axis", match[1], sharding.AXES)
+            sizes[match[1]] = int(match[2])
+        return cls(**sizes)
+
+    def check(self, config: DecoderConfig, sequences: int) -> None:
+        """Raises UserError where the mesh does not divide the model, or the sequences that are stepped at a time."""
+        sharding.check(config, self.data, self.model)
+        if sequences % self.data:
+            fits = [n for n in range(1, self.data) if sequences % n == 0]
+            raise UserError(
+                f"mesh axis data={self.data} does not divide the {sequences} sequences of a step (or of a part of it, "
+                f"where gradients are accumulated); of the smaller ones {', '.join(map(str, fits))} would"
+            )
+
+    def alone(self, config: DecoderConfig, sequences: int) -> "MeshShape":
+        """The mesh of a model that has the devices of a whole pool to itself, as far as its data axis can take them."""
+        return MeshShape(1, _data_axis(self.pool * self.data, config, sequences), self.model)
+
+
+def fitting(runs: int, config: DecoderConfig, sequences: int) -> MeshShape:
+    """The mesh where none is asked for: a row of devices a run, and all that the data axis can take in a row."""
+    rows = min(runs, jax.device_count())
+    return MeshShape(rows, _data_axis(jax.device_count() // rows, config, sequences))
+
+
+def _data_axis(devices: int, config: DecoderConfig, sequences: int) -> int:
+    """How many of the devices can share a model's batch and parameters."""
+    divides = math.gcd(sequences, config.d_model)
+    return max(n for n in range(1, devices + 1) if divides % n == 0)
+
+
+def make_mesh(shape: MeshShape) -> Mesh:
+    """The mesh of this shape on the first of the devices; raises UserError if there are fewer."""
+    if shape.devices > jax.device_count():
+        raise UserError(f"mesh {shape} needs {shape.devices} devices, here are {jax.device_count()}")
+    sizes = (shape.pool, shape.data, shape.model)
+    return jax.make_mesh(sizes, sharding.AXES, (AxisType.Auto,) * 3, devices=jax.devices()[: shape.devices])
+
+
+def pool_mesh(models: int) -> Mesh:
+    """A mesh of one device a model: as many as there are, or as there are models if these are fewer."""
+    return make_mesh(MeshShape(min(models, jax.device_count())))
+
+
+def on_pool(
+    mesh: Mesh, function: Callable[..., Any], donate: bool = True, out_shardings: Any = None
+) -> jax.stages.Wrapped:
+    """`function` of one model as a jitted function of a stack of them, one a row; all its arguments are stacked.
+
+    Models do not see each other. Where a row has several devices, XLA splits the work among them as the arguments'
+    shardings say.
+    """
+
+    def local(*stacked: Any) -> Any:
+        out = function(*jax.tree.map(lambda x: x[0], stacked))
+        return jax.tree.map(lambda x: x[None], out)
+
+    def split(*stacked: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.vmap(function, spmd_axis_name="pool")(*stacked)
+
+    alone = mesh.size == mesh.shape["pool"]
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("pool"), out_specs=P("pool"), check_vma=False)
+    return jax.jit(mapped if alone else split, donate_argnums=0 if donate else (), out_shardings=out_shardings)
+
+
+def stack(mesh: Mesh, trees: Sequence[Any], *axes: str | None) -> Any:
+    """Trees of host arrays stacked on a leading axis that lies on the pool; the dimensions after it lie on `axes`."""
+    sharding = NamedSharding(mesh, P("pool", *axes))
+    return jax.tree.map(lambda *xs: _place(sharding, np.stack(xs)), *trees)
+
+
+def spread(mesh: Mesh, params: Any) -> Any:
+    """One model's parameters as those of every model of the pool, each device given only its part."""
+
+    def place(leaf: np.ndarray, where: NamedSharding) -> jax.Array:
+        shape = (mesh.shape["pool"], *leaf.shape)
+        return jax.make_array_from_callback(shape, where, lambda index: leaf[(index or ())[1:]][None])
+
+    return jax.tree.map(place, params, sharding.stacked(mesh, params))
+
+
+def _place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def unstack(stacked: Any) -> Iterator[Any]:
+    """The trees of a stack one by one, on the host."""
+    host = jax.device_get(stacked)
+    for i in range(len(jax.tree.leaves(host)[0])):
+        yield jax.tree.map(lambda x, i=i: x[i], host)
+
+
+def member(mesh: Mesh, stacked: Any, index: int) -> Any:
+    """One model of a stack, left on the devices of its row."""
+    row = _row(mesh, index)
+
+    def take(x: jax.Array) -> jax.Array:
+        local = [s.data[0] for s in x.addressable_shards if s.index[0].start in (index, None)]
+        return jax.make_array_from_single_device_arrays(x.shape[1:], NamedSharding(row, P(*_axes(x)[1:])), local)
+
+    return jax.tree.map(take, stacked)
+
+
+def abstract_member(mesh: Mesh, tree: Any, index: int) -> Any:
+    """Shapes, dtypes and shardings of a model on the devices of its row."""
+    row = _row(mesh, index)
+    return jax.tree.map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(row, sharding.spec(path, x))),
+        tree,
+    )
+
+
+def join(mesh: Mesh, members: Sequence[Any]) -> Any:
+    """The stack of models that lie on their rows already: the inverse of `member`."""
+
+    def put(*xs: jax.Array) -> jax.Array:
+        where = NamedSharding(mesh, P("pool", *_axes(xs[0])))
+        parts = [shard.data[None] for x in xs for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays((len(xs), *xs[0].shape), where, parts)
+
+    return jax.tree.map(put, *members)
+
+
+def _axes(x: jax.Array) -> P:
+    assert isinstance(x.sharding, NamedSharding)
+    return x.sharding.spec
+
+
+def _row(mesh: Mesh, index: int) -> Mesh:
+    return Mesh(mesh.devices[index], sharding.AXES[1:])

@@ -1,0 +1,98 @@
+"""What is to be trained, and what is done already: a run's record says how its parameters came about."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mde.data.tokens import TokenStore
+from mde.errors import UserError
+from mde.models import decoder
+from mde.models.config import DecoderConfig, on_record
+from mde.training.step import TrainSettings
+
+NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One model to train: a name, a mixture over the domains, and the seed of its data order (and fresh parameters)."""
+
+    name: str
+    weights: tuple[float, ...]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the runs of a pool have in common.
+
+    Attributes:
+      model: the architecture.
+      settings: the training.
+      stores: token store of each training domain, in the order of every run's weights.
+      start: loads the parameters that every run continues from; None for fresh ones.
+      origin: names what `start` and the stores are, for the record beside each checkpoint.
+      validation: text to measure losses on along the way, by domain.
+    """
+
+    model: DecoderConfig
+    settings: TrainSettings
+    stores: Mapping[str, TokenStore]
+    start: Callable[[], decoder.Params] | None
+    origin: Mapping[str, Any]
+    validation: Mapping[str, TokenStore] = dataclasses.field(default_factory=dict)
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """What `run.json` says of a run; two runs with the same record have the same parameters."""
+        return {
+            "model": on_record(self.model),
+            "training": on_record(self.settings),
+            "mixture": dict(zip(self.stores, run.weights, strict=True)),
+            "seed": run.seed,
+            **self.origin,
+        }
+
+
+def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[Run]:
+    """The runs that are not done; raises UserError if one of them was trained another way."""
+    return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
+
+
+def imported(directory: epath.Path) -> dict[str, Any] | None:
+    """The record of a run that was trained elsewhere, None if it was not."""
+    path = directory / "run.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return record if "imported" in record else None
+
+
+def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
+    """Whether the run was trained as the record says; raises UserError if it was trained another way."""
+    path = directory / "run.json"
+    if not path.exists():
+        return False
+    found, wanted = json.loads(path.read_text()), json.loads(json.dumps(record))
+    if "imported" in found:  # how it was trained is not ours to say, only that it is such a model
+        found, wanted = ({"model": _architecture(each["model"])} for each in (found, wanted))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{directory}: trained with {key} {_difference(found.get(key), value)}; "
+                f"use another --study, or delete the run to train it anew"
+            )
+    return True
+
+
+def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name not in NOT_ARCHITECTURE}
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    """The first thing in which two records differ, in words."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in [*wanted, *found]:
+            if found.get(name) != wanted.get(name):
+                return f"{name}={found.get(name)!r}, not {wanted.get(name)!r}"
+    return f"{found!r}, not {wanted!r}"

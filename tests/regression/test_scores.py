@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from scipy.stats import kendalltau, spearmanr
+from sklearn.metrics import r2_score
+
+from mde.regression import scores
+
+UNKNOWN = np.full((1, 4), np.nan)
+
+
+def test_scores_are_those_of_the_libraries():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 6, (2, 5, 12)).astype(float)  # with ties
+    found = scores.by_round(predicted, truth, np.full_like(truth, np.nan))
+    for i in range(5):
+        assert found["spearman"][i] == pytest.approx(spearmanr(predicted[i], truth[i]).statistic)
+        assert found["kendall"][i] == pytest.approx(kendalltau(predicted[i], truth[i]).statistic)
+        assert found["r2"][i] == pytest.approx(r2_score(truth[i], predicted[i]))
+        assert found["mae"][i] == pytest.approx(np.mean(np.abs(predicted[i] - truth[i])))
+
+
+def test_regret_and_optimism_by_hand():
+    truth = np.array([[3.0, 1.0, 2.0, 5.0]])
+    predicted = np.array([[2.0, 2.5, 1.5, 9.0]])
+    found = scores.by_round(predicted, truth, UNKNOWN)
+    assert found["regret"] == 1.0  # the third is predicted best: 2 where 1 was to be had
+    assert found["optimism"] == 0.5  # and it was promised 1.5
+    assert scores.by_round(truth, truth, UNKNOWN)["regret"] == 0
+
+
+def test_coverage_counts_truths_inside_the_interval():
+    truth, predicted = np.array([[0.0, 1.0, 2.0, 3.0]]), np.zeros((1, 4))
+    assert scores.by_round(predicted, truth, np.ones((1, 4)))["coverage"] == 0.5  # reach 1.645
+    assert np.isnan(scores.by_round(predicted, truth, UNKNOWN)["coverage"])
+
+
+def test_a_constant_does_not_rank():
+    found = scores.by_round(np.ones((1, 4)), np.array([[0.0, 1.0, 2.0, 3.0]]), UNKNOWN)
+    assert np.isnan(found["spearman"])
+    assert np.isnan(found["kendall"])
+
+
+def test_a_summary_has_means_and_standard_errors():
+    truth = np.array([[0.0, 1.0], [0.0, 1.0]])
+    predicted = truth + np.array([[1.0], [3.0]])
+    found = scores.summary(predicted, truth, np.full((2, 2), np.nan))
+    assert (found["mse"], found["mse_se"], found["n"]) == (5.0, 4.0, 2)  # 1 and 9
+    assert np.isnan(scores.summary(predicted[:1], truth[:1], np.full((1, 2), np.nan))["mse_se"])

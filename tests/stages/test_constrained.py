@@ -1,0 +1,121 @@
+"""`mde optimize` under constraints, and `mde iterate`, on observations that come as two tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mde import cli
+from mde.optimization import simplex
+from mde.study import Study
+
+NAMES = ["web", "code", "books"]
+SLOPES = np.array([[-1.0, 0.2], [0.1, -2.0], [-0.3, -0.3]])
+
+
+def losses_of(mixtures: np.ndarray) -> np.ndarray:
+    """Linear in √λ, so that ridge on √λ is the truth."""
+    return 3 + np.sqrt(mixtures) @ SLOPES
+
+
+def swarm(folder) -> list[str]:
+    mixtures = pd.DataFrame(simplex.space_filling(30, 3, seed=1), columns=NAMES).rename_axis("run")
+    mixtures.to_csv(folder / "mixtures.csv")
+    losses = pd.DataFrame(losses_of(mixtures.to_numpy()), mixtures.index, ["news", "code"])
+    losses.to_csv(folder / "losses.csv")
+    return [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("constrained")
+    cli.main(["fit", f"--study={folder}", *swarm(folder), "--regressors=ridge", "--features=['sqrt']", "--repeats=3"])
+    return folder
+
+
+def optimize(study, *arguments: str) -> dict:
+    cli.main(["optimize", f"--study={study}", "--refits=5", "--candidates=256", *arguments])
+    return Study(study).read_json("optimum.json", "optimize")
+
+
+def grid() -> np.ndarray:
+    return simplex.space_filling(30_000, 3, seed=2)
+
+
+def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted):
+    tokens = "{'web': 100, 'code': 60, 'books': 400}"
+    caps = [f"--tokens={tokens}", "--budget=200", "--max_epochs=1", "--lower={'books': 0.1}"]
+    found = optimize(fitted, *caps, "--objective={'code': 3, 'news': 1}")
+    shares = np.array(list(found["shares"].values()))
+    inside = grid()
+    inside = inside[(inside <= [0.5, 0.3, 1.0]).all(axis=1) & (inside[:, 2] >= 0.1)]
+    goal = losses_of(inside) @ [0.25, 0.75]
+    np.testing.assert_allclose(shares, inside[np.argmin(goal)], atol=0.02)
+    assert found["search"]["method"] == "gradient"
+    assert 0 <= found["search"]["gap"] < 1e-6
+    assert found["binding"] == ["code is at 1 epochs of its tokens, share 0.3"]
+    assert found["epochs"]["code"] == pytest.approx(1)
+    assert found["epochs"]["web"] == pytest.approx(shares[0] * 2)
+    rivals = found["predictions"]
+    assert not rivals["uniform"]["feasible"]
+    assert rivals["recommended"]["feasible"]
+    for rival in rivals.values():
+        expected = rival["objective"] - rivals["recommended"]["objective"]
+        assert rival["above_recommended"] == pytest.approx(expected, abs=1e-12)
+        low, high = rival["objective_interval"]
+        assert low <= rival["objective"] <= high
+
+
+def test_a_worst_case_is_levelled(fitted):
+    """The optimum of a worst case over two domains that pull apart has both at the same loss."""
+    found = optimize(fitted, "--objective=worst-all")["predictions"]["recommended"]
+    worst = losses_of(grid()).max(axis=1).min()
+    assert found["objective"] == pytest.approx(worst, abs=5e-3)
+    assert found["objective"] == max(found["losses"].values())
+    relative = optimize(fitted, "--objective=worst-all", "--reference=uniform")["predictions"]
+    excess = losses_of(grid()) - losses_of(np.full((1, 3), 1 / 3))
+    assert relative["recommended"]["objective"] == pytest.approx(excess.max(axis=1).min(), abs=5e-3)
+    assert relative["uniform"]["objective"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_prior_holds_the_mixture(fitted):
+    free = optimize(fitted, "--objective={'code': 1}")
+    held = optimize(fitted, "--objective={'code': 1}", "--prior=uniform", "--max_kl=0.05")
+    assert free["shares"]["code"] > held["shares"]["code"] > 0.4
+    assert held["binding"] == ["KL to the prior is at 0.05 nats"]
+    priced = optimize(fitted, "--objective={'code': 1}", "--prior=uniform", "--kl_penalty=100")
+    assert max(priced["shares"].values()) < 0.36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--lower={'wbe': 0.1}"], "unknown domain in the constraints' lower bounds 'wbe': did you mean 'web'"),
+        (["--lower={'web': 0.7, 'code': 0.5}"], "least shares sum to 1.2"),
+        (["--max_epochs=2"], "needs the tokens of the domains and a budget"),
+        (["--groups={'a': ['web']}", "--group_bounds={'b': [0, 1]}"], "unknown group in group_bounds 'b'"),
+        (["--prior=proportional", "--max_kl=1"], "unknown prior 'proportional': known are uniform"),
+        (["--method=gradeint"], "did you mean 'gradient'"),
+        (["--beta=1"], "the regressor does not say how sure it is"),
+        (["--objective=worst-all", "--reference=unifrom"], "unknown reference 'unifrom': did you mean 'uniform'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(fitted, capsys, arguments, says):
+    with pytest.raises(SystemExit) as status:
+        cli.main(["optimize", f"--study={fitted}", *arguments])
+    assert status.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(error) == 1
+    assert says in error[0]
+
+
+def test_rounds_plan_what_people_train_elsewhere(fitted, capsys):
+    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--upper={'code': 0.3}"])
+    assert "train the mixtures of" in capsys.readouterr().out
+    plan = pd.read_csv(fitted / "iterate" / "round-01.csv", index_col="run")
+    assert list(plan.index) == ["iterate-1-0", "iterate-1-1", "iterate-1-2"]
+    assert (plan["code"] <= 0.3 + 1e-9).all()
+    np.testing.assert_allclose(plan[NAMES].sum(axis=1), 1, atol=1e-12)
+    assert list(pd.read_csv(fitted / "rounds.csv")["runs"]) == [30]
+    with pytest.raises(SystemExit):
+        cli.main(["iterate", f"--study={fitted}", "--batch=0"])
+    assert "batch=0 must be positive" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""Losses of a few steps of a pool on a mesh, run as a program of its own: devices can be counted only once.
+
+    python sharded_losses.py MESH[,MESH...] [process_id port]
+
+Prints a JSON object: by mesh (`pool.data.model`) the losses [models, steps]. Model n is the same on every mesh.
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+
+from mde.models import sharding
+from mde.models.config import DecoderConfig
+from mde.training import placement, pool
+from mde.training.step import TrainSettings, initial
+
+STEPS = 4
+MODEL = DecoderConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, d_ff=64, remat="dots")
+SETTINGS = TrainSettings(
+    STEPS, batch_size=16, seq_len=16, learning_rate=1e-2, warmup_steps=1, loss_chunks=2, accumulate=2
+)
+
+
+def losses(shape: placement.MeshShape) -> np.ndarray:
+    mesh = placement.make_mesh(shape)
+    begin = functools.partial(initial, MODEL, SETTINGS)
+    state = jax.eval_shape(begin, 0)
+    seeds = placement.stack(mesh, [np.int32(seed) for seed in range(shape.pool)])
+    states = pool.on_pool(mesh, begin, donate=False, out_shardings=sharding.stacked(mesh, state))(seeds)
+    assert_spread(states, shape)
+    batches = []
+    for seed in range(shape.pool):
+        rng = np.random.default_rng(seed)
+        segments = np.sort(rng.integers(0, 3, (STEPS, 16, 17)).astype(np.int32), axis=-1)
+        batches.append({"tokens": rng.integers(1, 64, (STEPS, 16, 17)).astype(np.int32), "segments": segments})
+    states, metrics = pool.advance(mesh, MODEL, SETTINGS)(states, placement.stack(mesh, batches, None, "data"))
+    assert_spread(states, shape)
+    return np.asarray(metrics["loss"])
+
+
+def assert_spread(states: object, shape: placement.MeshShape) -> None:
+    """Every matrix and its optimizer state takes a part of each axis, before the first step and after the last."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states):
+        share = shape.devices if "kernel" in str(path) or "embedding" in str(path) else shape.pool
+        assert all(s.data.size * share == leaf.size for s in leaf.addressable_shards), path
+
+
+def main() -> None:
+    processes = len(sys.argv) > 2
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 4 if processes else 8)
+    if processes:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[2]))
+    out = {}
+    for name in sys.argv[1].split(","):
+        out[name] = losses(placement.MeshShape(*map(int, name.split(".")))).tolist()
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()
