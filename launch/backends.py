@@ -68,7 +68,7 @@ def on_ray(
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address!r}; start one with `ray start --head`") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -65,7 +65,7 @@ class TpuVm:
 
     def reason(self) -> list[str]:
         """Prints why the request failed."""
-        return [*self._queued("describe"), "--format=value(state.stateData.failedData.error.message)"]
+        return [*self._queued("describe"), "--format=value(state.failedData.error.message)"]
 
     def delete(self) -> list[str]:
         """Deletes the request and its machines."""

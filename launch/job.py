@@ -117,10 +117,10 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> No
         raise UserError(f"--study={args.study}: expected a directory {where}; hosts keep nothing of their own")
     for file in args.gin_file:
         _check_committed(file)
-    preset = given.get("train", {}).get("preset")
-    if preset and name in ("demo", "train"):
+    if name in ("demo", "train"):
+        preset, changed = given["train"]["preset"], given["train"].get("model") or {}
         vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
-        machine.check_fits(model_configs.preset(preset, vocabulary).matmul_parameters, preset)
+        machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
 
 
 def _check_committed(file: str) -> None:

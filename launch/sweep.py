@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs a sweep; returns how many points failed."""
     if "://" in args.root:
         raise UserError(f"--root={args.root}: expected a directory that all workers see; mount a bucket to use it")
-    check_positive(cpus=args.cpus)
+    check_positive(cpus=args.cpus, **({} if args.workers is None else {"workers": args.workers}))
     root = Path(args.root)
     points = expansion.read(args.sweep, args.gin_bindings)
     pending = [point for point in points if not launch.worker.is_done(root / point.name, point.digest)]
@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
         _show(points, pending, root)
         return 0
     if not args.gather:
+        for point in pending:
+            if point.study:
+                launch.worker.check_start(Path(point.study), point.stages[0])
         for point in points:
             launch.worker.write(point, root / point.name)
         print(f"{len(points)} points, {len(points) - len(pending)} of them done before", flush=True)
@@ -83,8 +86,7 @@ def _start(args: argparse.Namespace, directories: Sequence[Path]) -> Iterator[tu
     if args.backend == "ray":
         resources = {"CPU": args.cpus, "GPU": args.gpus, "TPU": args.tpus}
         return backends.on_ray(absolute, environment, args.address, {k: v for k, v in resources.items() if v})
-    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) // args.cpus)
-    check_positive(workers=workers)
+    workers = args.workers or max(1, (os.cpu_count() or 1) // args.cpus)
     return backends.local(absolute, environment, workers)
 
 

@@ -33,8 +33,8 @@ from mde.study import STAGES, Study
 
 # What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones.
 LEFT_BY = {
-    "prepare": ("study.json", "tokenizer", "tokens"),
-    "train": ("runs", "training.json", "mixtures.csv"),
+    "prepare": ("study.json", "tokenizer", "tokens", "corpus.csv", "problems.csv"),
+    "train": ("runs", "training.json", "mixtures.csv", "iterate", "rounds.csv"),
     "score": ("scores", "scoring.json", "losses.csv", "evaluation.csv"),
     "evaluate": ("features.csv", "candidates.csv", "evaluators.json"),
     "fit": ("fit",),
@@ -94,14 +94,20 @@ def run(directory: Path, on: str) -> None:
         _note(directory, "done", on)
 
 
+def check_start(study: Path, first: str) -> None:
+    """Raises UserError if a study has nothing that a point could start from at a stage."""
+    before = STAGES[STAGES.index(first) - 1]
+    if not (study / "stages" / f"{before}.json").exists():
+        raise UserError(f"sweep.study = {str(study)!r}: {first!r} needs {before!r}, which is not done there")
+
+
 def start_from(study: Path, directory: Path, first: str) -> None:
     """Takes over what a study's stages before `first` have left; files are linked, for stages change none in place.
 
     Raises:
-      UserError: no such study.
+      UserError: no such study, or it has not come that far.
     """
-    if not (study / "study.json").exists():
-        raise UserError(f"sweep.study: {study} is no study: it has no study.json")
+    check_start(study, first)
     later = STAGES[STAGES.index(first) :]
     left = {"corpus", "report.html", *(name for stage in later for name in LEFT_BY[stage])}
     records = [name for name in STAGES if name not in later]

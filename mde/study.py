@@ -34,6 +34,7 @@ import functools
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,17 @@ class Study:
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV table with its index; floats are kept to the last bit."""
         self._write(name, table.to_csv().encode())
+
+    def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
+        """The arrays of the npz file `name`."""
+        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
+            return dict(arrays)
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Writes an npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        self._write(name, buffer.getvalue())
 
     def read_object(self, name: str, made_by: str) -> Any:
         """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""

@@ -1,6 +1,6 @@
 """What is written as gin comes back from gin, and a saved stage starts the same run again."""
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mde import bindings, gin_text
@@ -11,7 +11,7 @@ SCALARS = st.one_of(
 VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(max_size=5), SCALARS, max_size=3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=VALUES)
 def test_a_value_comes_back_exactly(value):
     read = bindings.from_gin([], [gin_text.binding("fit", "features", value)])["fit"]["features"]

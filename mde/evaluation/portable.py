@@ -55,18 +55,12 @@ def portable(log_probs: Any, segment_ids: npt.ArrayLike, seed: int = 0) -> Porta
     else:
         found = compress(np.asarray(log_probs[:]), owners, seed=seed)
         M = len(found.nodes)
-        logs = np.log(found.nodes)
-        largest = logs.max(axis=1)
-        below = np.tile(largest[:, None] - logs, (n_domains, 1))
+        nodes = np.log(found.nodes)
+        largest = nodes.max(axis=1)
+        below = np.tile(largest[:, None] - nodes, (n_domains, 1))
         owners = np.repeat(np.arange(n_domains), M)
         counts = found.node_weights.T.ravel()
         offsets, error = found.offsets - largest @ found.node_weights, found.error
     step = max(float(below.max()) / np.iinfo(np.uint16).max, 1e-12)
-    return Portable(
-        np.round(below / step).astype(np.uint16),
-        step,
-        owners.astype(np.int32),
-        counts.astype(np.float32),
-        offsets,
-        error,
-    )
+    logs = np.round(below / step).astype(np.uint16)
+    return Portable(logs, step, owners.astype(np.int32), counts.astype(np.float32), offsets, error)

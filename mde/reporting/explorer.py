@@ -21,9 +21,9 @@ def body(study: Study) -> list[str]:
     text = json.dumps(data).replace("<", "\\u003c")
     error = f" Losses are within {data['error']:.1g} nats of exact ones." if data["error"] else ""
     return [
-        "<p>Losses of the mixture of data experts (<code>mde[0]</code>) for any mixture, computed in this page from the "
-        "experts' probabilities of the evaluation text. No training is predicted here: what the regressors make of these "
-        f"losses is above. Changes are against the {markup.escape(data['reference'])} mixture.{error}</p>",
+        "<p>Losses of the mixture of data experts (<code>mde[0]</code>) for any mixture, computed in this page from "
+        "the experts' probabilities of the evaluation text. They predict no training: what a regressor makes "
+        f"of them is above. Changes are against the {markup.escape(data['reference'])} mixture.{error}</p>",
         f'<script type="application/json" id="explorer-data">{text}</script>',
         '<div id="explorer">',
         _presets(data),

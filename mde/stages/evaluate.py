@@ -53,7 +53,7 @@ def evaluate(
     study.write_table("candidates.csv", table)
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
     data, log_probs, _ = _experts(study)
-    study.write_arrays("portable.npz", **portable(log_probs, data.segment_ids, seed)._asdict())
+    study.write_arrays("portable.npz", portable(log_probs, data.segment_ids, seed)._asdict())
 
 
 def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Sequence[str] | None = None) -> Evaluators:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from swarm_sweep import ROOT, events, wait_for, write_sweep
 
@@ -105,6 +105,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
         ("sweep.first = 'fti'\nsweep.grid = {'fit.seed': [2]}", ["'fti'", "did you mean 'fit'"]),
         ("sweep.last = 'train'\nsweep.grid = {'fit.seed': [2]}", ["comes after"]),
         ("fit.mixtures = None\nsweep.grid = {'fit.seed': [2]}", ["bind sweep.study"]),
+        ("fit.mixtures = None\nsweep.study = 'x'\nsweep.grid = {'fit.seed': [2]}", ["'x': 'fit' needs 'evaluate'"]),
         ("sweep.study = 'x'\nsweep.grid = {'fit.seed': [2]}", ["could start from"]),
     ],
 )
@@ -123,11 +124,12 @@ def test_bad_sweeps(run, tmp_path, body, expected):
         ("--root=gs://bucket/sweep", "a directory that all workers see"),
         ("--cpus=0", "cpus=0"),
         ("--workers=0", "workers=0"),
+        ("--backend=ray", "no Ray cluster at 'nowhere'"),
         ("--gin_bindings=fit.sede = 1", "did you mean 'seed'"),
     ],
 )
 def test_bad_flags(run, flag, expected):
-    status, said = run(GRID, flag)
+    status, said = run(GRID, flag, "--address=nowhere")
     assert status == 2
     assert expected in said
 
@@ -136,6 +138,11 @@ KEYS = st.sampled_from(["fit.seed", "fit.repeats", "fit.objective", "train.prese
 VALUES = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(), st.none())
 
 
+# The first text takes a second where Hypothesis has no tables of characters yet.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@patient
 @given(st.dictionaries(KEYS, VALUES, min_size=1))
 def test_names_are_stable_safe_and_short(own):
     name = expansion.name_of(own)
@@ -145,6 +152,7 @@ def test_names_are_stable_safe_and_short(own):
     assert len(name) <= expansion.LONGEST_NAME
 
 
+@patient
 @given(st.dictionaries(KEYS, VALUES, min_size=1), st.dictionaries(KEYS, VALUES, min_size=1))
 def test_names_differ_where_bindings_do(one, other):
     assert (expansion.name_of(one) == expansion.name_of(other)) == (one == other)
@@ -201,8 +209,8 @@ def test_points_start_from_a_study(tmp_path):
     assert found == ["runs/r/params", "stages/prepare.json", "stages/train.json", "study.json", "tokens/a/store.json"]
     Study(target).write_json("runs/r/params", "changed")
     assert json.loads((tmp_path / "base/runs/r/params").read_text()) == "runs/r/params"
-    with pytest.raises(UserError, match="is no study"):
-        worker.start_from(tmp_path / "nowhere", target, "score")
+    with pytest.raises(UserError, match="'evaluate' needs 'score', which is not done there"):
+        worker.start_from(tmp_path / "base", target, "evaluate")
 
 
 def test_interrupted_sweeps_say_how_to_go_on(tmp_path):
