@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads must not spin while the others run
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--few", type=int, default=4, help="candidates of the contender")
-    parser.add_argument("--tokens", type=int, default=7168)
+    parser.add_argument("--tokens", type=int, default=3584)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     args = parser.parse_args()

@@ -48,10 +48,11 @@ def of_study(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     from mde.study import Study
 
     study = Study(epath.Path(directory))
-    data = evaluation_data(study, study.read_json("scoring.json", "score"))
+    scored = study.read_json("scoring.json", "score")
+    data = evaluation_data(study, scored)
     # A study with fewer experts than seven lends the models of some mixtures.
     runs = [f"expert-{name}" for name in study.domains.training] + list(study.mixtures().index[-EXPERTS:])
-    log_probs = np.stack([log_probs_of(study, run) for run in runs[:EXPERTS]], axis=1)
+    log_probs = log_probs_of(study, scored, runs[:EXPERTS])[:]
     rows = np.random.default_rng(0).integers(len(log_probs), size=tokens)
     return log_probs[rows], data.segment_ids[rows]
 

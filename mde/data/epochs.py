@@ -1,4 +1,4 @@
-"""Epochs: how often a mixture at a budget repeats each domain, and what share of the budget a domain can bear."""
+"""Epochs: how often a mixture at a budget repeats each domain."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,6 @@ def repeats(weights: np.ndarray, available_K: np.ndarray, budget: float) -> np.n
     weights, available_K = np.asarray(weights, float), np.asarray(available_K, float)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(weights > 0, weights * budget / available_K, 0.0)
-
-
-def largest_weights(available_K: np.ndarray, budget: float, limit: float) -> np.ndarray:
-    """[K] the weights up to which no domain is read more than `limit` times; at most 1.
-
-    Together they may be less than 1: then every mixture repeats some domain more often.
-    """
-    return np.minimum(1.0, limit * np.asarray(available_K, float) / budget)
 
 
 def warning(names: Sequence[str], epochs_K: np.ndarray, limit: float = LIMIT) -> str | None:

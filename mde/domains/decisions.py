@@ -1,6 +1,7 @@
 """Between the passes: which documents stay, what the evaluation text is, and the record of it all."""
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
         order = order[reason_N[order] == _KEPT]
         own = [i for i, each in enumerate(surveyed) if each.shard.corpus.registered is None]
         row_N = np.cumsum(~given) - 1  # among the signatures, which registered domains have none of
-        signatures = [passes.signatures(surveyed[i].folder) for i in own]
+        signatures = [functools.partial(passes.signatures, surveyed[i].folder) for i in own]
         near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
         reason_N[near] = DROPPED.index(NEAR)
     for code in range(len(domains)):

@@ -1,11 +1,11 @@
 """Duplicates and overlap at the scale of a corpus: fingerprints of documents, and what follows from them.
 
 A document leaves a digest and a MinHash signature behind; its text is never looked at again. All arrays are NumPy's:
-300 bytes a document on disk, some 40 of them in memory at a time, where an index of Python objects takes thousands.
+300 bytes a document on disk, some 100 in memory at a time, where an index of Python objects takes thousands.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,7 +47,9 @@ def first_of_equals(digests_N: np.ndarray) -> np.ndarray:
     return first_N
 
 
-def first_of_similar(signatures: Sequence[np.ndarray], rows_N: np.ndarray, threshold: float) -> np.ndarray:
+def first_of_similar(
+    signatures: Sequence[Callable[[], np.ndarray]], rows_N: np.ndarray, threshold: float
+) -> np.ndarray:
     """Whether a document is the first of those it is nearly the same as.
 
     Documents that share a band of their signatures are compared with the first and the one before in their bucket;
@@ -55,7 +57,8 @@ def first_of_similar(signatures: Sequence[np.ndarray], rows_N: np.ndarray, thres
     what is joined to either. Of each group the first stays.
 
     Args:
-        signatures: arrays [n, PERMUTATIONS] uint32 that together hold a row for every document; may be memory maps.
+        signatures: each opens an array [n, PERMUTATIONS] uint32, which together hold a row for every document. They are
+            opened one at a time: the pages of a memory map are resident until it is closed.
         rows_N: the documents to look at, as rows of the signatures together, first come first kept.
         threshold: of the similarity.
 
@@ -66,11 +69,11 @@ def first_of_similar(signatures: Sequence[np.ndarray], rows_N: np.ndarray, thres
     from scipy.sparse.csgraph import connected_components
 
     N = len(rows_N)
-    starts = np.cumsum([0, *map(len, signatures)])
+    starts = np.cumsum([0, *(len(part()) for part in signatures)])
     joined: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
     for band in range(BANDS):
         columns = slice(band * ROWS, (band + 1) * ROWS)
-        keys = np.concatenate([_key(part[:, columns]) for part in signatures] or [np.zeros(0, np.uint64)])[rows_N]
+        keys = np.concatenate([_key(part()[:, columns]) for part in signatures] or [np.zeros(0, np.uint64)])[rows_N]
         order = np.argsort(keys, kind="stable")  # within a bucket, first come first
         same = keys[order][1:] == keys[order][:-1]
         bucket = np.concatenate([[0], np.flatnonzero(~same) + 1])
@@ -101,13 +104,13 @@ def _key(band: np.ndarray) -> np.ndarray:
     return key
 
 
-def _gather(parts: Sequence[np.ndarray], starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _gather(parts: Sequence[Callable[[], np.ndarray]], starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows of the parts as if they were one array."""
-    found = np.empty((len(rows), parts[0].shape[1]), parts[0].dtype)
+    found = np.empty((len(rows), PERMUTATIONS), np.uint32)
     owner = np.searchsorted(starts, rows, side="right") - 1
     for part in np.unique(owner):
         mine = owner == part
-        found[mine] = parts[part][rows[mine] - starts[part]]
+        found[mine] = parts[part]()[rows[mine] - starts[part]]
     return found
 
 

@@ -169,7 +169,7 @@ def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: 
 def _block_size(counts: np.ndarray) -> int:
     """Tokens in a block: fewer where domains are so small that much of a large block would be padding."""
     small, large = _BLOCKS
-    return large if counts.sum() >= 8 * large * np.count_nonzero(counts) else small
+    return large if counts.sum() >= large * np.count_nonzero(counts) else small
 
 
 def _shards(blocks: int, devices: int) -> int:
@@ -178,9 +178,9 @@ def _shards(blocks: int, devices: int) -> int:
 
 
 def _rounded_up(blocks: int) -> int:
-    """The next of 4, 6, 8, 12, 16, …"""
-    power = 1 << max(2, (int(blocks) - 1).bit_length())
-    return 3 * power // 4 if power > 4 and blocks <= 3 * power // 4 else power
+    """The next of 64, 96, 128, 192, 256, … : few sizes, so that few programs are compiled."""
+    power = 1 << max(6, (int(blocks) - 1).bit_length())
+    return 3 * power // 4 if power > 64 and blocks <= 3 * power // 4 else power
 
 
 def _classes(widest: float, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -22,7 +22,7 @@ class Optimum:
       mixture: [K], the best candidate of all that were evaluated.
       loss: its loss.
       method: how it was found, one of `METHODS`.
-      evaluations: number of mixtures evaluated.
+      evaluations: number of mixtures evaluated, not counting the steps of a descent.
       gap: how far the loss is above the least one at most; None where the loss is not known to be convex.
     """
 

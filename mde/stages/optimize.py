@@ -85,6 +85,8 @@ def optimize(
     best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     shares, intervals = _intervals(predictor, inputs, goal, bounds, table, candidates, refits, seed)
+    predictions = _predictions(predictor, inputs, goal, bounds, table, intervals)
+    epochs, binding = bounds.epochs(best.mixture), bounds.binding(best.mixture)
     study.write_json(
         "optimum.json",
         {
@@ -97,11 +99,12 @@ def optimize(
             "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
             "interval_level": LEVEL,
             "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
-            "binding": bounds.binding(best.mixture),
-            "epochs": bounds.epochs(best.mixture),
-            "predictions": _predictions(predictor, inputs, goal, bounds, table, intervals),
+            "binding": binding,
+            "epochs": epochs,
+            "predictions": predictions,
         },
     )
+    _say(binding, epochs, predictions)
 
 
 def _search(
@@ -157,6 +160,17 @@ def _predictions(
         }
         for i, name in enumerate(table.index)
     }
+
+
+def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any]) -> None:
+    """What the constraints did, on the terminal."""
+    for constraint in binding:
+        print(f"binds: {constraint}")
+    if epochs:
+        print("epochs at the budget: " + ", ".join(f"{name} {count:.3g}" for name, count in epochs.items()))
+    for name, rival in predictions.items():
+        if not rival["feasible"]:
+            print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} nats per token")
 
 
 def _intervals(

@@ -141,7 +141,10 @@ def _traced(predictor: Predictor, objective: Objective) -> losses.Smooth | None:
     average = not objective.worst and not objective.beta
     if not (average and hasattr(regressor, "jax_predict")) or feature_sets.evaluated_parts(features):
         return None
-    predicted, design = regressor.jax_predict(), feature_sets.traceable(features)
+    try:
+        predicted, design = regressor.jax_predict(), feature_sets.traceable(features)
+    except UserError:  # a blend with a part that has no such form; it is searched by its values
+        return None
     return losses.Smooth(
         lambda mixture: predicted(design(mixture)) @ objective.weights, isinstance(regressor, MixingLaw)
     )

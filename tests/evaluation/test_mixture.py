@@ -192,7 +192,7 @@ def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
         assert_allclose(losses(weights[some]), together[some], rtol=0, atol=TOLERANCE / 10)  # blocks only: rounding
 
 
-@pytest.mark.parametrize("block", [64, 2048])
+@pytest.mark.parametrize("block", [512, pytest.param(2048, marks=pytest.mark.slow)])
 def test_losses_do_not_depend_on_blocks(block, monkeypatch):
     rng = np.random.default_rng(5)
     log_probs, segment_ids = tokens_of(rng, 1000, 80.0), np.sort(rng.integers(0, 3, 1000))
@@ -203,7 +203,7 @@ def test_losses_do_not_depend_on_blocks(block, monkeypatch):
     assert_allclose(mixture_nll(log_probs, segment_ids, weights), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("experts", [1, 2, 16, 17, 40])
+@pytest.mark.parametrize("experts", [1, 17, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 16, 40))])
 def test_many_experts_take_the_matmul_and_few_the_fused_sum(experts):
     rng = np.random.default_rng(experts)
     log_probs, segment_ids = tokens_of(rng, 700, 80.0, experts), np.sort(rng.integers(0, 2, 700))

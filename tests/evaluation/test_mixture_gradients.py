@@ -115,6 +115,7 @@ def test_jax_derivatives_equal_those_of_arrays(widest, first):
         assert_allclose(jacobian(losses)(single[-1]), slopes[-1], rtol=RELATIVE)
 
 
+@SLOW
 def test_vmap_and_value_and_grad(losses):
     weights = jnp.float32(mixtures()[-4:])
     one_by_one = jax.vmap(jax.value_and_grad(lambda w: losses(w).mean()))(weights)
@@ -125,7 +126,7 @@ def test_vmap_and_value_and_grad(losses):
 
 def test_mixture_nll_takes_traced_weights():
     log_probs, segment_ids, _ = text(3.0)
-    weights = mixtures()[-2:]
+    weights = mixtures()
     slopes = jax.grad(lambda w: mixture_nll(log_probs, segment_ids, w).sum())(jnp.float32(weights))
     assert_allclose(slopes, analytic(log_probs, segment_ids, weights).sum(axis=1), rtol=RELATIVE)
 

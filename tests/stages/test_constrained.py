@@ -6,6 +6,7 @@ import pytest
 
 from mde import cli
 from mde.optimization import simplex
+from mde.stages.predict import Predictor
 from mde.study import Study
 
 NAMES = ["web", "code", "books"]
@@ -29,6 +30,14 @@ def swarm(folder) -> list[str]:
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("constrained")
     cli.main(["fit", f"--study={folder}", *swarm(folder), "--regressors=ridge", "--features=['sqrt']", "--repeats=3"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory):
+    """The same with a regressor that knows how sure it is."""
+    folder = tmp_path_factory.mktemp("unsure")
+    cli.main(["fit", f"--study={folder}", *swarm(folder), "--regressors=gp", "--features=['sqrt']", "--repeats=2"])
     return folder
 
 
@@ -75,6 +84,23 @@ def test_a_worst_case_is_levelled(fitted):
     excess = losses_of(grid()) - losses_of(np.full((1, 3), 1 / 3))
     assert relative["recommended"]["objective"] == pytest.approx(excess.max(axis=1).min(), abs=5e-3)
     assert relative["uniform"]["objective"] == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_unsure_is_avoided(unsure):
+    """With a large β the mixture goes where the regressor knows most, in the middle of what was trained."""
+    sure, far = (optimize(unsure, f"--beta={beta}") for beta in (30.0, 0.0))
+    mean, deviations = Predictor(Study(unsure)).with_deviations(
+        np.array([list(found["shares"].values()) for found in (sure, far)])
+    )
+    assert deviations[0].mean() < deviations[1].mean()
+    assert mean[0].mean() > mean[1].mean()
+    assert sure["search"]["method"] == "refinement"
+
+
+def test_gradients_agree_with_values_alone(unsure):
+    by_gradient, by_values = (optimize(unsure, f"--method={method}") for method in ("gradient", "refinement"))
+    objective = [found["predictions"]["recommended"]["objective"] for found in (by_gradient, by_values)]
+    assert objective[0] == pytest.approx(objective[1], abs=1e-5)
 
 
 def test_a_prior_holds_the_mixture(fitted):
