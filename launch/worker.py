@@ -42,6 +42,8 @@ LEFT_BY = {
     "prove": ("proof",),
     "report": ("report.html",),
 }
+# What a point never takes over of a study that is a point itself.
+OWN = ("point.json", "point.gin", "attempts.jsonl", "log.txt", "done.json", ".lock")
 PATIENCE = 30  # seconds that a point waits for an earlier attempt at it to be gone
 
 
@@ -109,7 +111,7 @@ def start_from(study: Path, directory: Path, first: str) -> None:
     """
     check_start(study, first)
     later = STAGES[STAGES.index(first) :]
-    left = {"corpus", "report.html", *(name for stage in later for name in LEFT_BY[stage])}
+    left = {*OWN, "corpus", "report.html", *(name for stage in later for name in LEFT_BY[stage])}
     records = [name for name in STAGES if name not in later]
     for source in sorted(study.iterdir()):
         if source.name not in left | {"stages"}:

@@ -203,6 +203,8 @@ def test_points_start_from_a_study(tmp_path):
         base.write_json(f"stages/{name}.json", {"digest": name})
     for name in ("study.json", "tokens/a/store.json", "runs/r/params", "corpus/text", "fit/choice.json"):
         base.write_json(name, name)
+    for name in worker.OWN:  # the study may be a point of another sweep
+        base.write_json(name, "the base's")
     target = tmp_path / "point"
     worker.start_from(tmp_path / "base", target, "score")
     found = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
