@@ -60,9 +60,13 @@ def by_hand(function: Callable[..., Any], inputs: Sequence[Sequence[str | None]]
 
 
 def _inner_axes() -> bool:
-    """Whether the program being traced splits a model over several devices."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return shape.get("data", 1) * shape.get("model", 1) > 1
+    """Whether the program being traced leaves it to XLA to split a model over several devices.
+
+    Under `shard_map` it does not: there each device has a whole model, whatever the mesh's axes are called.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+    return free.get("data", 1) * free.get("model", 1) > 1
 
 
 def check(config: DecoderConfig, data: int, model: int) -> None:

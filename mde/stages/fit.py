@@ -24,7 +24,7 @@ def fit(
     study: Study,
     mixtures: str | None = None,
     losses: str | None = None,
-    objective: str = "avg-all",
+    objective: str | Mapping[str, float] = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
     regressors: Sequence[str] = ("ridge", "gbm", "auto"),
@@ -42,7 +42,7 @@ def fit(
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
       mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
-      objective: weighting of the evaluation domains: avg-sp, avg-et or avg-all.
+      objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, the same for all.
       regressors: names of regressors.
@@ -138,7 +138,7 @@ class Observations:
         return feature_sets.assemble(features, self.mixtures.to_numpy(), self.evaluated)
 
 
-def observations(study: Study, objective: str) -> Observations:
+def observations(study: Study, objective: str | Mapping[str, float]) -> Observations:
     """The study's observations, joined by run."""
     domains = study.domains
     runs = study.mixtures()
