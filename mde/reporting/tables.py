@@ -182,7 +182,11 @@ def _choice(methods: pd.DataFrame) -> str:
     least = methods.loc[methods["chosen"], "mse"].min()
     passed_over = (methods["group"] == findings.MERGED) & (methods["mse"] < least)
     merged = "; not with merged features, which would cost a model run for every candidate of the search"
-    return f"chosen: the fewest features within a standard error of the least{merged if passed_over.any() else ''}"
+    blend = (methods.loc[methods["chosen"], "regressor"] == "auto").any()
+    rule = (
+        "no other is clearly better than auto" if blend else "the fewest features within a standard error of the least"
+    )
+    return f"chosen: {rule}{merged if passed_over.any() else ''}"
 
 
 def _method(group: str, regressor: str, features: str, chosen: bool) -> str:

@@ -18,6 +18,7 @@ from mde.regression.validation import Method
 from mde.study import FORMAT, Study
 
 BASELINES = ("lambda", "sqrt", "log")
+CLEARLY = 2  # standard errors by which another must beat `auto`: the least of two dozen is partly luck
 
 
 def fit(
@@ -33,10 +34,10 @@ def fit(
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses one.
 
-    The choice is among those whose error on the objective is not clearly more than the least: the gap is within the
-    standard error of the two (after the rule of Breiman et al., Classification and Regression Trees, 1984). It is
-    `auto` if that is among them, else the one with the fewest features. Sets with merged features are judged and not
-    chosen, unless `features` names them: a search would have to run a merged model for every candidate.
+    The choice is `auto`, unless the least error on the objective is below its own by more than two standard errors of
+    the two; else the fewest features among those within one (after the rule of Breiman et al., Classification and
+    Regression Trees, 1984). Sets with merged features are judged and not chosen, unless `features` names them: a
+    search would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
@@ -165,10 +166,12 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
 
 def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
     least = learnt.iloc[int(learnt["mse"].argmin())]
-    near = learnt[learnt["mse"] - least["mse"] <= np.hypot(learnt["mse_se"], least["mse_se"])]
-    stacked = near[near["regressor"] == "auto"]
-    if len(stacked):
-        return stacked.iloc[int(stacked["mse"].argmin())]
+    gap = learnt["mse"] - least["mse"]
+    error = np.hypot(learnt["mse_se"], least["mse_se"]).fillna(0)  # a single split has none
+    blends = learnt[(learnt["regressor"] == "auto") & (gap <= CLEARLY * error)]
+    if len(blends):
+        return blends.iloc[int(blends["mse"].argmin())]
+    near = learnt[gap <= error]
     return near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
 
 
