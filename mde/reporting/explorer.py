@@ -22,8 +22,8 @@ def body(study: Study) -> list[str]:
     error = f" Losses are within {data['error']:.1g} nats of exact ones." if data["error"] else ""
     return [
         "<p>Losses of the mixture of data experts (<code>mde[0]</code>) for any mixture, computed in this page from "
-        "the experts' probabilities of the evaluation text. They predict no training: what a regressor makes "
-        f"of them is above. Changes are against the {markup.escape(data['reference'])} mixture.{error}</p>",
+        "the experts' probabilities of the evaluation text; what a regressor makes of them is above. "
+        f"Changes are against the {markup.escape(data['reference'])} mixture.{error}</p>",
         f'<script type="application/json" id="explorer-data">{text}</script>',
         '<div id="explorer">',
         _presets(data),

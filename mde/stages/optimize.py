@@ -104,6 +104,7 @@ def optimize(
             "predictions": predictions,
         },
     )
+    print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     _say(binding, epochs, predictions)
 
 
