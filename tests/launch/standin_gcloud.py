@@ -89,6 +89,7 @@ def tpu_vm(verb: str, words: list[str], flags: dict) -> None:
         for request in HOME.glob("*.json"):
             if request.name != "scenario.json":
                 request.write_text('["SUSPENDED"]')
+        wait_for_starts()
         stop_workers()
         fail("tpu-vm.ssh", "[/usr/bin/ssh] exited with return code [255].")
     worst = 0
@@ -104,6 +105,15 @@ def tpu_vm(verb: str, words: list[str], flags: dict) -> None:
             environment = {**os.environ, "HOME": str(worker)}
             worst |= subprocess.run(["bash", "-c", flags["command"]], cwd=worker, env=environment).returncode
     sys.exit(worst)
+
+
+def wait_for_starts() -> None:
+    """Until every worker has counted its start: what is taken away is a machine at work."""
+    deadline = time.time() + 20
+    for pid in (HOME / "workers").rglob("run.pid"):
+        log = pid.with_name("run.log")
+        while time.time() < deadline and not (log.exists() and "start" in log.read_text()):
+            time.sleep(0.01)
 
 
 def stop_workers() -> None:
