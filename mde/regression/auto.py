@@ -1,4 +1,4 @@
-"""The default regressor: a blend of Gaussian processes on several feature sets, weighed by inner cross-validation."""
+"""The default regressor: a blend of regressors on several feature sets, weighed by inner cross-validation."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -14,6 +14,7 @@ from mde.errors import UserError
 from mde.regression.designs import adopt, check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.ridge import Ridge
 from mde.regression.uncertainty import shrunk_correlation
 
 Candidate = tuple[BaseEstimator, str]  # an unfitted regressor and the feature set it sees
@@ -40,7 +41,8 @@ class Auto(RegressorMixin, BaseEstimator):
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
       candidates: pairs (unfitted regressor, feature set); by default Gaussian processes on the cube root and on the
-        logarithm of the mixture, on the evaluated features, and on both together.
+        logarithm of the mixture, on the evaluated features, and on both together, and beside them ridge on evaluated
+        features with and without the logarithm.
       folds: of the inner cross-validation.
       seed: of its splits.
     """
@@ -140,10 +142,12 @@ class Auto(RegressorMixin, BaseEstimator):
     def _candidates(self) -> list[Candidate]:
         if self.candidates is not None:
             return [(regressor, features) for regressor, features in self.candidates]
-        beside = ["cbrt", "log"]
+        if not self.evaluated:
+            return [(GaussianProcess(), "cbrt"), (GaussianProcess(), "log")]
         together = "+".join(self.evaluated)
-        sets = [f"{together}+cbrt", f"{together}+log", together, "cbrt"] if together else beside
-        return [(GaussianProcess(), features) for features in sets]
+        sets = (f"{together}+cbrt", f"{together}+log", together, "cbrt")
+        lines = (f"{self.evaluated[0]}+log", together)  # where a process goes back to its mean, these go on
+        return [*((GaussianProcess(), features) for features in sets), *((Ridge(), features) for features in lines)]
 
     def _check(self, shape: tuple[int, ...], losses: np.ndarray) -> None:
         expected = 3 if self.evaluated else 2

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mde.errors import UserError
-from mde.regression import estimators
+from mde.regression import estimators, ridge
 from mde.regression.features import assemble
 
 NAMES = sorted(estimators.REGRESSORS)
@@ -30,7 +30,7 @@ def swarm():
 
 
 def sklearn_ridge():
-    return make_pipeline(StandardScaler(), RidgeCV(estimators.ALPHAS, alpha_per_target=True))
+    return make_pipeline(StandardScaler(), RidgeCV(ridge.ALPHAS, alpha_per_target=True))
 
 
 @pytest.mark.parametrize("features", ["lambda", "log", "all:mde+log"])
