@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import threading
@@ -24,6 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import psutil
 
+from benchmarks.timing import interleaved
 from mde.stages import prepare as stage
 from mde.study import Study
 
@@ -94,27 +94,20 @@ def compare(directory: Path, megabytes: int, rounds: int) -> None:
     documents = texts(megabytes)
     size = write(directory, documents)
     path = tokenizer(directory, documents)
-    trained = ours(directory, "train", hygiene=False)  # its model is given to the contender below
+    ours(directory, "train", hygiene=False)  # leaves the model that is given to the contenders
     model = directory / "sentencepiece.model"
     shutil.copy(directory / "study" / "tokenizer" / "sentencepiece.model", model)
-    del trained
-    contenders: dict[str, Callable[[], None]] = {
+    contenders: dict[str, Callable[[], object]] = {
         "datasets.map, tokenizers' BPE": lambda: theirs(directory, path),
         "mde prepare, the same BPE, no hygiene": lambda: ours(directory, str(path), hygiene=False),
         "mde prepare, the same BPE": lambda: ours(directory, str(path), hygiene=True),
         "mde prepare, SentencePiece, no hygiene": lambda: ours(directory, str(model), hygiene=False),
         "mde prepare, SentencePiece": lambda: ours(directory, str(model), hygiene=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+    seconds = interleaved(contenders, rounds)
     print(f"{size:.1f} MB of text in {len(documents):,} documents, one process; medians of {rounds} rounds")
-    base = statistics.median(seconds["datasets.map, tokenizers' BPE"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
+    base = seconds["datasets.map, tokenizers' BPE"]
+    for name, median in seconds.items():
         print(f"{name:40s} {size / median:6.2f} MB/s {base / median:6.2f} x")
 
 

@@ -20,11 +20,13 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import peers
 from benchmarks.timing import interleaved
 from mde.evaluation.merged import MergedLosses
 from mde.evaluation.scoring import EvaluationSet
 from mde.models import decoder
 from mde.models.config import DecoderConfig
+from mde.models.huggingface import named_tensors
 
 K, J = 7, 7
 CONFIGS = {  # architecture, tokens a window
@@ -113,23 +115,11 @@ def in_transformers(
     """The same losses by averaging, loading and running `LlamaForCausalLM`; None where it is not installed."""
     try:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+
+        model = peers.llama(config).eval()
     except ImportError:
         return None
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.d_ff,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tie_embeddings,
-        )
-    ).eval()
-    states = [{k: torch.from_numpy(v) for k, v in llama_state(config, params).items()} for params in experts]
+    states = [{k: torch.from_numpy(v) for k, v in named_tensors(config, params)} for params in experts]
     tokens = torch.from_numpy(data.tokens).long()
 
     def losses(weights: np.ndarray) -> np.ndarray:
@@ -150,23 +140,6 @@ def in_transformers(
         return np.stack(rows)
 
     return losses
-
-
-def llama_state(config: DecoderConfig, params: decoder.Params) -> dict[str, np.ndarray]:
-    """The parameters under LLaMA's names, matrices transposed."""
-    layers = params["layers"]
-    state = {
-        "model.embed_tokens.weight": params["embed"]["embedding"],
-        "model.norm.weight": params["final_norm"]["scale"],
-    }
-    for i in range(config.n_layers):
-        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
-            state[f"model.layers.{i}.self_attn.{theirs}_proj.weight"] = layers["attention"][ours]["kernel"][i].T
-        for name in ("gate", "up", "down"):
-            state[f"model.layers.{i}.mlp.{name}_proj.weight"] = layers["mlp"][name]["kernel"][i].T
-        state[f"model.layers.{i}.input_layernorm.weight"] = layers["attention_norm"]["scale"][i]
-        state[f"model.layers.{i}.post_attention_layernorm.weight"] = layers["mlp_norm"]["scale"][i]
-    return {name: np.array(value) for name, value in state.items()}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from benchmarks import peers
 from benchmarks.timing import interleaved
 from mde.data import tokens as token_stores
 from mde.models import sharding
@@ -96,20 +97,9 @@ def ours(config: DecoderConfig, shape: MeshShape, batch: np.ndarray) -> Callable
 
 def theirs(config: DecoderConfig, batch: np.ndarray, compiled: bool) -> Callable[[], object]:
     import torch
-    import transformers
 
     torch.set_num_threads(CORES)
-    about = transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.d_ff,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        tie_word_embeddings=config.tie_embeddings,
-        use_cache=False,
-    )
-    model = transformers.LlamaForCausalLM(about).train()
+    model = peers.llama(config).train()
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 

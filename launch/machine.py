@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import runpy
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,12 @@ class Machine:
     hours: int = 24
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not field.type:
-                raise UserError(f"machine: {field.name} = {value!r}: expected {field.type.__name__}")  # type: ignore[union-attr]
-            if field.type is int and value <= 0:
-                raise UserError(f"machine: {field.name} = {value!r} must be positive")
+        for name, wanted in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if type(value) is not wanted:
+                raise UserError(f"machine: {name} = {value!r}: expected {wanted.__name__}")
+            if wanted is int and value <= 0:
+                raise UserError(f"machine: {name} = {value!r} must be positive")
         if self.accelerator not in ("tpu", "gpu", "cpu"):
             raise unknown("accelerator of a machine", self.accelerator, ("tpu", "gpu", "cpu"))
 

@@ -181,7 +181,8 @@ def _files(corpus: Corpus, place: str) -> tuple[bool, list[tuple[epath.Path, boo
 
 def _matching(place: str) -> Iterator[epath.Path]:
     """What matches a pattern, which means the same locally and in a bucket; `**` is any number of folders."""
-    fixed = re.match(r"[^*?\[]*/|", place)[0]  # type: ignore[index]
+    sign = min((place.index(sign) for sign in "*?[" if sign in place), default=len(place))
+    fixed = place[: place.rfind("/", 0, sign) + 1]
     root, pattern = epath.Path(fixed or ".").expanduser(), place[len(fixed) :]
     if "**" not in pattern:
         yield from root.glob(pattern) if root.exists() else ()

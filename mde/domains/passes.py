@@ -91,7 +91,8 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
             for column, value in zip(columns.values(), row, strict=False):
                 column.append(value)
             advance(len(found.data))
-    np.savez(folder / "documents.npz", **{key: np.array(values) for key, values in columns.items()})  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {key: np.array(values) for key, values in columns.items()}
+    np.savez(folder / "documents.npz", **arrays)
     (folder / "sample.json").write_text(json.dumps({each: sample.chunks() for each, sample in samples.items()}))
     counts = [[*key, count, sizes[key]] for key, count in sorted(dropped.items())]
     return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common()})
@@ -194,12 +195,12 @@ class _Writer:
         self._flush()
         for file in self._files.values():
             file.close()
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for key, rows in self._about.items():
             tokens, sizes, digests = zip(*rows, strict=True)
             arrays[f"{key}.tokens"], arrays[f"{key}.bytes"] = np.array(tokens, np.int64), np.array(sizes, np.int64)
             arrays[f"{key}.digest"] = np.array(digests, np.uint64)
-        np.savez(self._folder / "documents.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(self._folder / "documents.npz", **arrays)
         return sorted(self._files)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mde.evaluation.compression import compress
 
 MOST = 1 << 20  # numbers that are kept: two bytes each
+FARTHEST = 80.0  # nats below the likeliest expert: what is less likely, or impossible, counts as this
 
 
 class Portable(NamedTuple):
@@ -40,20 +41,20 @@ def portable(log_probs: Any, segment_ids: npt.ArrayLike, seed: int = 0) -> Porta
     """The losses of all mixtures, in a few hundred kilobytes to two megabytes.
 
     Args:
-      log_probs: [T, K] log-probabilities in nats, finite; an array or a view that gives rows by `log_probs[a:b]`.
+      log_probs: [T, K] log-probabilities in nats; an array or a view that gives rows by `log_probs[a:b]`.
       segment_ids: [T] domain of each token.
       seed: of the pseudo-tokens.
     """
     owners = np.asarray(segment_ids)
     n_domains = int(owners.max()) + 1
     if log_probs.shape[0] * log_probs.shape[1] <= MOST:
-        rows = np.asarray(log_probs[:], np.float64)
+        rows = _bounded(log_probs)
         largest = rows.max(axis=1)
         tokens = np.bincount(owners, minlength=n_domains)
         offsets = -np.bincount(owners, weights=largest, minlength=n_domains) / tokens
         below, counts, error = largest[:, None] - rows, (1 / tokens)[owners], np.zeros(n_domains)
     else:
-        found = compress(np.asarray(log_probs[:]), owners, seed=seed)
+        found = compress(_bounded(log_probs), owners, seed=seed)
         M = len(found.nodes)
         nodes = np.log(found.nodes)
         largest = nodes.max(axis=1)
@@ -64,3 +65,9 @@ def portable(log_probs: Any, segment_ids: npt.ArrayLike, seed: int = 0) -> Porta
     step = max(float(below.max()) / np.iinfo(np.uint16).max, 1e-12)
     logs = np.round(below / step).astype(np.uint16)
     return Portable(logs, step, owners.astype(np.int32), counts.astype(np.float32), offsets, error)
+
+
+def _bounded(log_probs: Any) -> np.ndarray:
+    """[T, K] float64, no more than `FARTHEST` below the row's largest."""
+    rows = np.asarray(log_probs[:], np.float64)
+    return np.maximum(rows, rows.max(axis=1, keepdims=True) - FARTHEST)

@@ -67,7 +67,7 @@ def save(directory: epath.Path, config: DecoderConfig, params: decoder.Params, m
         **special,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in _tensors(config, params)}
+    tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in named_tensors(config, params)}
     _write(directory / WEIGHTS, serialised(tensors, {"format": "pt"}))
     _write(directory / "config.json", json.dumps(about, indent=1).encode())
 
@@ -111,7 +111,8 @@ def load(directory: epath.Path) -> tuple[DecoderConfig, decoder.Params]:
     return config, params
 
 
-def _tensors(config: DecoderConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
+def named_tensors(config: DecoderConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters one by one under LLaMA's names, in its layout."""
     yield "model.embed_tokens.weight", params["embed"]["embedding"]
     yield "model.norm.weight", params["final_norm"]["scale"]
     if not config.tie_embeddings:

@@ -45,6 +45,10 @@ class Belief:
     def _predict(self, mixtures: np.ndarray) -> Any:
         return self.model.predict(self.design(mixtures), return_std=True)
 
+    def loss(self, mixtures: np.ndarray) -> np.ndarray:
+        """What a search for the greatest improvement minimises, [C]."""
+        return -self.log_improvement(mixtures)
+
     def log_improvement(self, mixtures: np.ndarray) -> np.ndarray:
         """Logarithm of the expected improvement on `least`, [C]; the improvement is in nats per token.
 
@@ -151,7 +155,7 @@ def propose(
         belief = believe(model, design, np.vstack([mixtures, *chosen]), objective, region)
         first = first or belief
         found = search.minimize(
-            lambda points, belief=belief: -belief.log_improvement(points),  # type: ignore[misc]
+            belief.loss,
             region,
             seed + i,
             method="refinement",

@@ -155,8 +155,8 @@ class Constraints:
                 )
         for name in self.tokens or ():
             self._known(name, "tokens")
-        for name in self.domains if self.tokens is not None else ():
-            if not self.tokens.get(name, 0) > 0:  # type: ignore[union-attr]
+        for name in self.domains:
+            if self.tokens is not None and not self.tokens.get(name, 0) > 0:
                 raise UserError(f"constraints: no tokens of domain {name!r}, expected a positive number")
         for what, value in (("budget", self.budget), ("max_epochs", self.max_epochs)):
             if value is not None and not (np.isfinite(value) and value > 0):

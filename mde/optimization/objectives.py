@@ -92,13 +92,13 @@ def make(
     Raises:
       UserError: as `weights`; a reference for a mean, where it would change nothing; β that is not finite.
     """
-    worst = isinstance(objective, str) and objective in WORST
+    average = WORST.get(objective) if isinstance(objective, str) else None
+    worst = average is not None
     if not np.isfinite(beta):
         raise UserError(f"objective: beta={beta}, expected a finite number")
     if reference is not None and not worst:
         raise UserError(f"objective {objective!r}: only a worst case has a reference: {', '.join(WORST)}")
-    average = WORST[objective] if worst else objective  # type: ignore[index]
-    return Objective(weights(average, evaluation_domains, training_domains), worst, reference, beta)
+    return Objective(weights(average or objective, evaluation_domains, training_domains), worst, reference, beta)
 
 
 def recorded(

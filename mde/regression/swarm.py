@@ -11,6 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,14 @@ class Table:
     columns: dict[str, str]
 
 
-def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> tuple[Table, Table]:
+class Swarm(NamedTuple):
+    """What somebody trained, and how it came out; the same runs in the same order."""
+
+    mixtures: Table
+    losses: Table
+
+
+def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
     """Mixtures [R, K] and losses [R, J] of the same runs, in the order of the mixtures.
 
     Raises:
@@ -54,7 +62,7 @@ def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> tuple[Table,
         missing = here.values.index.difference(there.values.index, sort=False)
         if len(missing):
             raise UserError(f"{file}: no row for run {missing[0]!r} of {other}; {len(missing)} such runs in all")
-    return trained, Table(observed.values.loc[trained.values.index], observed.id_column, observed.columns)
+    return Swarm(trained, Table(observed.values.loc[trained.values.index], observed.id_column, observed.columns))
 
 
 def read_mixtures(

@@ -51,10 +51,10 @@ def fit(
         evaluated features of each, and transforms the mixture itself.
       seed: of the splits.
     """
-    if mixtures or losses:
-        _adopt(study, mixtures, losses)
-    inputs = observations(study, objective)
-    train_mixtures = train_mixtures or len(inputs.losses) * 4 // 5
+    found = _read(study, mixtures, losses) if mixtures or losses else None
+    inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
+    if train_mixtures is None:
+        train_mixtures = len(inputs.losses) * 4 // 5
     evaluated = list(inputs.evaluated)
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
     for regressor in regressors:
@@ -69,6 +69,8 @@ def fit(
         inputs.objective,
         validation.splits(len(inputs.losses), train_mixtures, repeats, seed),
     )
+    if found:
+        _adopt(study, found, {"mixtures": mixtures, "losses": losses})
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/predictions.csv", _predictions(inputs, judged))
@@ -98,26 +100,35 @@ def fit(
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
-def _adopt(study: Study, mixtures: str | None, losses: str | None) -> None:
-    """Makes somebody else's observations those of the study, which must be a new one or hold such observations."""
+def _read(study: Study, mixtures: str | None, losses: str | None) -> swarm.Swarm:
+    """Somebody else's observations, for a study that is a new one or holds such observations."""
     if not (mixtures and losses):
         raise UserError("observations from elsewhere are two files: give both --mixtures and --losses")
     if (study.root / "study.json").exists() and not study.is_swarm:
         raise UserError(f"study {study} has observations of its own; give another --study")
-    trained, observed = swarm.read_swarm(mixtures, losses)
+    return swarm.read_swarm(mixtures, losses)
+
+
+def _from_elsewhere(found: swarm.Swarm, objective: str | Mapping[str, float]) -> "Observations":
+    weights = objectives.weights(objective, list(found.losses.columns), list(found.mixtures.columns))
+    return Observations(found.mixtures.values, found.losses.values, {}, weights)
+
+
+def _adopt(study: Study, found: swarm.Swarm, files: Mapping[str, str | None]) -> None:
+    """Makes somebody else's observations those of the study."""
     about = {
         "format": FORMAT,
-        "training_domains": list(trained.values),
-        "evaluation_domains": list(observed.values),
+        "training_domains": list(found.mixtures.values),
+        "evaluation_domains": list(found.losses.values),
         "swarm": {
-            name: {"file": str(file), "id_column": table.id_column, "columns": table.columns}
-            for name, file, table in (("mixtures", mixtures, trained), ("losses", losses, observed))
+            name: {"file": files[name], "id_column": table.id_column, "columns": table.columns}
+            for name, table in found._asdict().items()
         },
     }
     study.write_json("study.json", about)
-    runs = trained.values
+    runs = found.mixtures.values
     study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
-    study.write_table("losses.csv", observed.values)
+    study.write_table("losses.csv", found.losses.values)
 
 
 class Observations:

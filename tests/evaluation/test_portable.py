@@ -41,3 +41,13 @@ def test_more_text_becomes_pseudo_tokens_of_a_stated_error(scored, monkeypatch):
     assert (off > 0).all()
     assert (off <= text.error).all()
     assert text.error.max() < 0.1
+
+
+def test_a_token_that_an_expert_finds_impossible_stays_a_number(scored):
+    log_probs, owners = scored[0].copy(), scored[1]
+    log_probs[:3, 1] = -np.inf
+    inside = simplex.space_filling(20, 4, seed=2)
+    text = portable.portable(log_probs, owners)
+    # Half a step is 6e-4 nats now, and its mean over 2,000 tokens a hundredth of that.
+    np.testing.assert_allclose(losses(text, inside), mixture_nll(log_probs, owners, inside), atol=5e-5)
+    assert np.isfinite(losses(text, simplex.corners(4))).all()

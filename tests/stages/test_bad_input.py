@@ -184,15 +184,19 @@ def test_a_damaged_checkpoint(refused, study):
         "evaluate.merged_windows = -1",
         "evaluate.candidates = 0",
         "fit.repeats = 0",
+        "fit.train_mixtures = 0",
         "optimize.refits = 0",
         "prove.seeds = 0",
     ],
 )
 def test_counts_that_make_no_sense(refused, study, binding):
     stage, name = binding.split(" = ")[0].split(".")
-    assert {"candidates": "0 mixtures", "repeats": "0 repeats", "taus": "tau"}.get(name, f"{name}=") in refused(
-        stage, TINY, f"--gin_bindings={binding}", study=study
-    )
+    assert {
+        "candidates": "0 mixtures",
+        "repeats": "0 repeats",
+        "train_mixtures": "0 training mixtures",
+        "taus": "tau",
+    }.get(name, f"{name}=") in refused(stage, TINY, f"--gin_bindings={binding}", study=study)
 
 
 def test_unknown_objective_regressor_and_feature(refused, study):

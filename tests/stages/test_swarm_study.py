@@ -91,6 +91,27 @@ def test_an_edited_file_is_fitted_anew(fitted, files, capsys):
     assert "done before" not in capsys.readouterr().out
 
 
+def test_what_is_refused_leaves_nothing(files, tmp_path, capsys):
+    folder, *_ = files
+    pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+    for wrong in ("--regressors=rigde", "--objective=avg-al", "--train_mixtures=39", "--features=lamda"):
+        with pytest.raises(SystemExit) as status:
+            cli.main(["fit", f"--study={tmp_path / 'new'}", *pair, wrong])
+        assert status.value.code == 2
+        assert capsys.readouterr().err.count("error: ") == 1
+        assert not (tmp_path / "new").exists()
+
+
+def test_another_swarm_takes_the_place_of_the_first(fitted, tmp_path):
+    (tmp_path / "m.csv").write_text("run,a,b\n" + "\n".join(f"r{i},{i / 9},{1 - i / 9}" for i in range(10)))
+    (tmp_path / "l.csv").write_text("run,x\n" + "\n".join(f"r{i},{3 - i / 10}" for i in range(10)))
+    pair = [f"--mixtures={tmp_path / 'm.csv'}", f"--losses={tmp_path / 'l.csv'}"]
+    cli.main(["fit", f"--study={fitted}", *pair, "--regressors=ridge", "--repeats=2", "--train_mixtures=6"])
+    assert Study(fitted).domains.training == ("a", "b")
+    cli.main(["optimize", f"--study={fitted}", "--refits=2"])
+    assert Study(fitted).read_json("optimum.json", "optimize")["shares"]["a"] > 0.99
+
+
 @pytest.mark.parametrize("stage", ["train", "prove"])
 def test_there_is_nothing_to_train(fitted, capsys, stage):
     required = ["--preset=tiny", "--steps=1", "--batch_size=1", "--seq_len=8", "--learning_rate=.1"]
