@@ -84,7 +84,7 @@ def predict_with_deviation(regressor: Any, design: np.ndarray) -> tuple[np.ndarr
     """Losses and their standard deviations [C, J], NaN from a regressor that does not know them."""
     if knows_deviation(regressor):
         return regressor.predict(design, return_std=True)
-    mean = regressor.predict(design)
+    mean = regressor.predict(design).reshape(len(design), -1)  # scikit-learn's constants drop the axis of one target
     return mean, np.full_like(mean, np.nan)
 
 

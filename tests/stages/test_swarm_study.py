@@ -103,13 +103,14 @@ def test_what_is_refused_leaves_nothing(files, tmp_path, capsys):
 
 
 def test_another_swarm_takes_the_place_of_the_first(fitted, tmp_path):
+    """This one has a single evaluation domain, and all default regressors judge it."""
     (tmp_path / "m.csv").write_text("run,a,b\n" + "\n".join(f"r{i},{i / 9},{1 - i / 9}" for i in range(10)))
     (tmp_path / "l.csv").write_text("run,x\n" + "\n".join(f"r{i},{3 - i / 10}" for i in range(10)))
     pair = [f"--mixtures={tmp_path / 'm.csv'}", f"--losses={tmp_path / 'l.csv'}"]
-    cli.main(["fit", f"--study={fitted}", *pair, "--regressors=ridge", "--repeats=2", "--train_mixtures=6"])
+    cli.main(["fit", f"--study={fitted}", *pair, "--repeats=2", "--train_mixtures=6"])
     assert Study(fitted).domains.training == ("a", "b")
     cli.main(["optimize", f"--study={fitted}", "--refits=2"])
-    assert Study(fitted).read_json("optimum.json", "optimize")["shares"]["a"] > 0.99
+    assert Study(fitted).read_json("optimum.json", "optimize")["shares"]["a"] > 0.9
 
 
 @pytest.mark.parametrize("stage", ["train", "prove"])
