@@ -39,6 +39,9 @@ class Table:
     marked: tuple[str, ...] = ()
     prose: bool = False
 
+    def __str__(self) -> str:
+        return _plain(self)
+
 
 def text(study: Study) -> str:
     """The tables of all stages that are done, for a terminal of 100 columns."""
@@ -51,7 +54,7 @@ def text(study: Study) -> str:
         found += [proof(study), proof_losses(study)]
     if not findings.stages(study).empty:
         found.append(times(study))
-    return "\n\n".join(_plain(table) for table in found)
+    return "\n\n".join(map(str, found))
 
 
 def regressors(study: Study) -> Table:
