@@ -116,7 +116,9 @@ def read_numbers(path: epath.PathLike, what: str = "value") -> Table:
     if bad.any():
         row, column = np.argwhere(bad)[0]
         run, domain = table.values.index[row], table.values.columns[column]
-        raise UserError(f"{path}: run {run!r}, domain {domain!r}: {what} {table.values.iloc[row, column]}, not a number")
+        raise UserError(
+            f"{path}: run {run!r}, domain {domain!r}: {what} {table.values.iloc[row, column]}, not a number"
+        )
     return table
 
 

@@ -31,7 +31,9 @@ def mixtures(study: Study) -> Table:
     held = {point["budget"]: point["domains"] for point in found.get("points", ())}
     for budget, optimum in zip(found["ddo"]["budgets"], found["ddo"]["optima"], strict=True):
         bounded = [bool(held.get(budget, {}).get(name, {}).get("held")) for name in names]
-        columns[tokens(budget)] = [f"{share}{' *' if b else ''}" for share, b in zip(_shares(optimum), bounded, strict=True)]
+        columns[tokens(budget)] = [
+            f"{share}{' *' if b else ''}" for share, b in zip(_shares(optimum), bounded, strict=True)
+        ]
     for method, label in (("ddo", ""), ("mde", " by MDE")):
         if "target" in found.get(method, {}):
             columns[f"{tokens(found[method]['target'])}{label}"] = _shares(found[method]["tokens"])
@@ -85,7 +87,9 @@ def proof(study: Study) -> Table:
                 for difference, error in zip(found["difference"], found["error"], strict=True)
             ],
             "last doubling": (-found["slope"]).map("{:+.4f}".format),
-            "tokens to equal": found["tokens_to_equal"].map(lambda ratio: NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"),
+            "tokens to equal": found["tokens_to_equal"].map(
+                lambda ratio: NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"
+            ),
         }
     )
     frame.loc[AGAINST, "difference"] = NOTHING
@@ -175,8 +179,9 @@ def _notes(found: dict) -> tuple[str, ...]:
         notes.append("* at the least or the greatest quantity that is allowed.")
     if "fitted" in ddo:
         notes.append(
-            f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds); power laws exist in {ddo['fitted']} "
-            f"of {ddo['resamples']} resamples under it" + ("." if "shares" in ddo else ", too few for an interval.")
+            f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds); power laws exist in "
+            f"{ddo['fitted']} of {ddo['resamples']} resamples under it"
+            + ("." if "shares" in ddo else ", too few for an interval.")
         )
     elif "points" in found:
         notes.append("One seed each: no interval, for the noise of a run is not known (give seeds or noise).")

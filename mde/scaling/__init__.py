@@ -11,10 +11,10 @@ __all__ = [
     "Point",
     "PowerLaws",
     "cross_effects",
-    "measured_effects",
     "fit_jointly",
     "fit_path",
     "fit_power_laws",
+    "measured_effects",
     "resampled_optima",
     "solve",
 ]

@@ -135,7 +135,7 @@ def fit_power_laws(
     amounts = np.asarray(base, np.float64)
     K = len(names)
     pairs_Kx2 = np.broadcast_to(np.asarray(factors, np.float64), (K, 2))
-    fine = (0 <= pairs_Kx2[:, 0]) & (pairs_Kx2[:, 0] < 1) & (pairs_Kx2[:, 1] > 1)
+    fine = (pairs_Kx2[:, 0] >= 0) & (pairs_Kx2[:, 0] < 1) & (pairs_Kx2[:, 1] > 1)
     if not (fine.all() and down.shape == up.shape == amounts.shape == (K,) and (amounts > 0).all()):
         raise UserError(
             f"factors {np.asarray(factors).tolist()}, and {amounts.shape}, {down.shape} and {up.shape} numbers for {K} "
@@ -234,7 +234,7 @@ def _through(x_Kx3: np.ndarray, drops_Kx2: np.ndarray) -> tuple[np.ndarray, ...]
 
 
 def _errors(parameters: np.ndarray, x_Kx3: np.ndarray, drops_Kx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[K, S, 2] errors of the two drops, and [K, S, 2, 2] their derivatives by the logarithms of offset and exponent."""
+    """Errors of the two drops [K, S, 2], and their derivatives [K, S, 2, 2] by log offset and log exponent."""
     offset, exponent = np.moveaxis(np.exp(parameters), 2, 0)[..., None]
     sums = offset + x_Kx3[:, None]
     power = sums**-exponent

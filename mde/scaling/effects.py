@@ -106,7 +106,9 @@ class Effects:
         return f" (noise of a run: {deviation:.2g}, {self.repeats} seeds each)"
 
 
-def measured_effects(names: Sequence[str], runs: Sequence[str], tokens: npt.ArrayLike, losses: npt.ArrayLike) -> Effects:
+def measured_effects(
+    names: Sequence[str], runs: Sequence[str], tokens: npt.ArrayLike, losses: npt.ArrayLike
+) -> Effects:
     """Puts the runs of one budget into their places. Runs of the same quantities are repeats and averaged.
 
     The base run has of each domain what most runs have.
@@ -129,7 +131,9 @@ def measured_effects(names: Sequence[str], runs: Sequence[str], tokens: npt.Arra
         raise UserError(f"run {runs[r]!r}, domain {names[k]!r}: {tokens_RxK[r, k]:g} tokens, expected zero or more")
     base_K = np.array([_most_common(column) for column in tokens_RxK.T])
     if not (base_K > 0).all():
-        raise UserError(f"domain {names[int(np.argmin(base_K))]!r}: the base run has none of it, which no factor changes")
+        raise UserError(
+            f"domain {names[int(np.argmin(base_K))]!r}: the base run has none of it, which no factor changes"
+        )
     ratios_RxK = tokens_RxK / base_K
     changed = np.abs(ratios_RxK - 1) > _SAME
     base = np.flatnonzero(~changed.any(axis=1))
@@ -177,7 +181,7 @@ def _check_place(what: str, rows: np.ndarray, base: np.ndarray, runs: Sequence[s
 
 
 def _noise(losses_PxSxJ: np.ndarray) -> np.ndarray | None:
-    """Covariance over seeds, [J, J]; a seed's own mean, its data order, is common to all runs and moves no difference."""
+    """Covariance over seeds, [J, J], without what all runs of a seed share: its data order moves no difference."""
     P, S, _ = losses_PxSxJ.shape
     if S == 1:
         return None

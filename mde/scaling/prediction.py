@@ -33,7 +33,11 @@ class Point:
 
 
 def solve(
-    effects: Effects, goal: npt.ArrayLike, fit: str = "domain", floor: float | None = None, upper: npt.ArrayLike = np.inf
+    effects: Effects,
+    goal: npt.ArrayLike,
+    fit: str = "domain",
+    floor: float | None = None,
+    upper: npt.ArrayLike = np.inf,
 ) -> Point:
     """Laws and optimum at one budget.
 

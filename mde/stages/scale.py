@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from mde.errors import UserError, check_positive, unknown
@@ -84,7 +83,9 @@ def scale(
     files = {"optima": optima, "quantities": quantities, "losses": losses}
     if (optima and (quantities or losses)) or (any(files.values()) and budgets):
         given = [name for name, value in {**files, "budgets": budgets}.items() if value]
-        raise UserError(f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima")
+        raise UserError(
+            f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
+        )
     terms = Terms(objective, fit, floor, tokens, max_epochs, target, noise, resamples, seed)
     if optima:
         table = swarm.read_numbers(optima).values
@@ -94,11 +95,18 @@ def scale(
             raise UserError("runs from elsewhere are two files: give both --quantities and --losses")
         runs, observed = scale_runs.read_runs(quantities, losses)
         names = [name for name in runs if name not in scale_runs.ABOUT]
-        study.write_json("scale.json", answer(study, terms, names, runs, observed))
+        found = answer(study, terms, names, runs, observed)
+        _write(study, runs, observed)
+        study.write_json("scale.json", found)
     else:
         own = scale_runs.Training(study, settings, from_seed_model, checkpoint_every)
         _train(study, terms, own, budgets, unit, base, factor, seeds, mde_mixtures, proof_seeds)
     print(report.text(study))
+
+
+def _write(study: Study, runs: pd.DataFrame, observed: pd.DataFrame) -> None:
+    study.write_table("scale/runs.csv", runs)
+    study.write_table("scale/losses.csv", observed)
 
 
 def _train(
@@ -125,11 +133,16 @@ def _train(
         runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
     rivals = {name: scale_runs.base_mixture(study, name) for name in ("uniform", "proportional")}
     proof = functools.partial(
-        scale_proof.plan, names, steps=target, per_step=own.per_step, seeds=[orders[-1] + 1 + i for i in range(proof_seeds)]
+        scale_proof.plan,
+        names,
+        steps=target,
+        per_step=own.per_step,
+        seeds=[orders[-1] + 1 + i for i in range(proof_seeds)],
     )
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
     observed = own.losses(runs)
+    _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)
     mixtures = {scale_proof.PREDICTED: found["ddo"]["tokens"], "unscaled": found["ddo"]["optima"][0]}
     if mde_mixtures:

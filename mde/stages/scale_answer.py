@@ -67,10 +67,12 @@ class Terms:
 
 
 def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, observed: pd.DataFrame) -> dict[str, Any]:
-    """Fits and carries on what the runs of all budgets say; their tables are written first."""
+    """What the runs of all budgets say, as it stands in `scale.json`; writes the cross-effects.
+
+    Raises:
+      UserError: runs that do not make a design, losses that no law fits, bounds that no quantities obey.
+    """
     goal = terms.goal(list(observed), names)
-    study.write_table("scale/runs.csv", runs)
-    study.write_table("scale/losses.csv", observed)
     measured = list(_measured(names, terms.fit, runs, observed))
     upper = terms.upper(names)
     points = [solve(each, goal, terms.fit, terms.floor, upper) for each in measured]
@@ -124,7 +126,9 @@ def _cross_effects(measured: Sequence[Effects], evaluated: list[str]) -> pd.Data
         pd.DataFrame(cross_effects(each.less, each.more), pd.Index(each.names, name="domain"), evaluated)
         for each in measured
     ]
-    return pd.concat(tables, keys=[each.budget for each in measured], names=["budget"]).reset_index().set_index("domain")
+    return (
+        pd.concat(tables, keys=[each.budget for each in measured], names=["budget"]).reset_index().set_index("domain")
+    )
 
 
 def _described(point: Point) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The optimum at a budget by mixtures of data experts: experts and a few mixtures trained at that budget, a regressor."""
+"""The optimum at a budget by mixtures of data experts, from experts and a few mixtures trained at that budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,7 +64,11 @@ def _optimum(
     experts = list(runs.index[runs["role"] == "expert"])
     data = evaluation_data(study, scoring)
     mixed = MixtureLosses(
-        log_probs_of(study, scoring, experts), data.segment_ids, data.sequence_ids, domains=data.domains, experts=experts
+        log_probs_of(study, scoring, experts),
+        data.segment_ids,
+        data.sequence_ids,
+        domains=data.domains,
+        experts=experts,
     )
 
     def design(mixtures: np.ndarray) -> np.ndarray:

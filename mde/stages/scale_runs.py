@@ -105,7 +105,9 @@ def plan(
     if not factor > 1:
         raise UserError(f"factor={factor!r}, expected a number above 1")
     if not (base > 0).all():
-        raise UserError(f"base mixture: domain {names[int(np.argmin(base))]!r} has no share, so it cannot be multiplied")
+        raise UserError(
+            f"base mixture: domain {names[int(np.argmin(base))]!r} has no share, so it cannot be multiplied"
+        )
     rows = []
     for n in steps:
         rows.append((n, "base", "", n, base * n))
