@@ -69,7 +69,7 @@ class Effects:
         weights = np.asarray(goal, np.float64)
         level, less, more = (losses @ weights for losses in (self.losses, self.less, self.more))
         try:
-            laws = fit_power_laws(self.names, self.base, level, self.factors, less, more)
+            laws = fit_power_laws(self.names, self.base, float(level), self.factors, less, more)
             if fit == "domain":
                 return laws
             tokens = np.concatenate([self.quantities(), self.others])
@@ -127,7 +127,7 @@ def measured_effects(
     K = len(names)
     bad = ~(np.isfinite(tokens_RxK) & (tokens_RxK >= 0))
     if bad.any():
-        r, k = np.argwhere(bad)[0]
+        r, k = (int(i) for i in np.argwhere(bad)[0])
         raise UserError(f"run {runs[r]!r}, domain {names[k]!r}: {tokens_RxK[r, k]:g} tokens, expected zero or more")
     base_K = np.array([_most_common(column) for column in tokens_RxK.T])
     if not (base_K > 0).all():

@@ -89,12 +89,13 @@ def scale(
     terms = Terms(objective, fit, floor, tokens, max_epochs, target, noise, resamples, seed)
     if optima:
         table = swarm.read_numbers(optima).values
-        study.write_json("scale.json", {"domains": list(table), "ddo": terms.carried(list(table), table.to_numpy())})
+        names = [str(name) for name in table]
+        study.write_json("scale.json", {"domains": names, "ddo": terms.carried(names, table.to_numpy())})
     elif quantities or losses:
         if not (quantities and losses):
             raise UserError("runs from elsewhere are two files: give both --quantities and --losses")
         runs, observed = scale_runs.read_runs(quantities, losses)
-        names = [name for name in runs if name not in scale_runs.ABOUT]
+        names = [str(name) for name in runs if name not in scale_runs.ABOUT]
         found = answer(study, terms, names, runs, observed)
         _write(study, runs, observed)
         study.write_json("scale.json", found)
@@ -122,36 +123,35 @@ def _train(
     proof_seeds: int,
 ) -> None:
     """Plans all runs and checks them, trains and scores them, and writes what they say."""
-    names, orders = list(study.domains.training), range(terms.seed, terms.seed + seeds)
+    names = list(study.domains.training)
+    orders = range(terms.seed, terms.seed + seeds)
+    proof_orders = range(orders.stop, orders.stop + proof_seeds)
     steps, target = own.steps(budgets, terms.target, unit)
-    tokens = terms.tokens or problem.tokens_of(study)
+    if proof_seeds and not target:
+        raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
+    tokens = terms.tokens or problem.tokens_of(study) or {}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
+    upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
     shares = scale_runs.base_mixture(study, base)
     runs = scale_runs.plan(names, shares, steps, factor, orders, own.per_step)
     if mde_mixtures:
         runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
     rivals = {name: scale_runs.base_mixture(study, name) for name in ("uniform", "proportional")}
-    proof = functools.partial(
-        scale_proof.plan,
-        names,
-        steps=target,
-        per_step=own.per_step,
-        seeds=[orders[-1] + 1 + i for i in range(proof_seeds)],
-    )
+    proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
     observed = own.losses(runs)
     _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)
-    mixtures = {scale_proof.PREDICTED: found["ddo"]["tokens"], "unscaled": found["ddo"]["optima"][0]}
     if mde_mixtures:
         least = dict(zip(names, shares * (1 / factor if terms.floor is None else terms.floor), strict=True))
-        best = scale_mde.optima(study, runs, observed, goal, least, terms.upper(names), terms.seed)
-        found["mde"] = terms.carried(names, best)
-        mixtures["predicted by MDE"] = found["mde"]["tokens"]
+        found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
     study.write_json("scale.json", found)
     if proof_seeds:
-        mixtures = {label: scale_runs.shares_of(names, quantities) for label, quantities in mixtures.items()}
+        candidates = {scale_proof.PREDICTED: found["ddo"]["tokens"], "unscaled": found["ddo"]["optima"][0]}
+        if mde_mixtures:
+            candidates["predicted by MDE"] = found["mde"]["tokens"]
+        mixtures = {label: scale_runs.shares_of(names, quantities) for label, quantities in candidates.items()}
         scale_proof.prove(study, own, proof(mixtures | rivals), goal)
         study.write_json("scale.json", {**found, "proof": proof_seeds})

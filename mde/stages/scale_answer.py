@@ -72,11 +72,12 @@ def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, obs
     Raises:
       UserError: runs that do not make a design, losses that no law fits, bounds that no quantities obey.
     """
-    goal = terms.goal(list(observed), names)
+    evaluated = [str(name) for name in observed]
+    goal = terms.goal(evaluated, names)
     measured = list(_measured(names, terms.fit, runs, observed))
     upper = terms.upper(names)
     points = [solve(each, goal, terms.fit, terms.floor, upper) for each in measured]
-    study.write_table("scale/effects.csv", _cross_effects(measured, list(observed)))
+    study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
     deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
     if deviation is not None:
         samples = resampled_optima(
@@ -100,9 +101,11 @@ def _measured(names: list[str], fit: str, runs: pd.DataFrame, observed: pd.DataF
     """The effects at each budget, the smallest first."""
     roles = ("base", "less", "more", "mixture") if fit == "joint" else ("base", "less", "more")
     used = runs[runs["role"].isin(roles)] if "role" in runs else runs
-    for budget, rows in used.groupby("budget", sort=True):
-        rows = rows.sort_values("seed", kind="stable")
-        found = measured_effects(names, list(rows.index), rows[names].to_numpy(), observed.loc[rows.index].to_numpy())
+    for budget in sorted(map(float, used["budget"].unique())):
+        rows = used[used["budget"] == budget].sort_values("seed", kind="stable")
+        found = measured_effects(
+            names, list(map(str, rows.index)), rows[names].to_numpy(), observed.loc[rows.index].to_numpy()
+        )
         if abs(found.budget / budget - 1) > ROUNDED:
             raise UserError(f"budget of {budget:,.0f} tokens: its base run has {found.budget:,.0f}")
         if fit == "domain" and len(found.others):

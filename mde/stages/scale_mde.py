@@ -37,7 +37,7 @@ def optima(
 
     Args:
       study: a study in which the runs were scored.
-      runs: those of `plan`, and any others whose mixtures and losses are to be learnt from.
+      runs: those of `plan`, and base runs, which are mixtures too.
       losses: of these, [runs, J].
       goal: weight of each evaluation domain, [J].
       lower: least shares, by domain.
@@ -45,7 +45,8 @@ def optima(
       seed: of the search.
     """
     found = []
-    for budget, here in runs.groupby("budget", sort=True):
+    for budget in sorted(map(float, runs["budget"].unique())):
+        here = runs[runs["budget"] == budget]
         names = study.domains.training
         most = dict(zip(names, np.minimum(upper / budget, 1.0), strict=True))
         region = Constraints(names, lower, most).region
@@ -74,7 +75,7 @@ def _optimum(
     def design(mixtures: np.ndarray) -> np.ndarray:
         return feature_sets.assemble(FEATURES, mixtures, {"mde[0]": mixed(mixtures)})
 
-    observed = runs[runs["role"] != "expert"]
+    observed = runs[runs["role"].isin(["mixture", "base"])]
     mixtures = observed[names].div(observed[names].sum(axis=1), axis=0).to_numpy()
     fitted = estimators.make("ridge").fit(design(mixtures), losses.loc[observed.index].to_numpy())
     best = search.minimize(lambda candidates: fitted.predict(design(candidates)) @ goal, region, seed)

@@ -48,20 +48,18 @@ def summary(runs: pd.DataFrame, losses: pd.DataFrame, goal: np.ndarray) -> pd.Da
       goal: weight of each evaluation domain, [J].
     """
     table = runs[["role", "steps", "seed"]].assign(objective=losses.to_numpy() @ goal)
-    target = table["steps"].max()
-    at = table[table["steps"] == target].pivot(index="seed", columns="role", values="objective")
-    at = at[list(dict.fromkeys(runs["role"]))]
-    half = table[table["steps"] < target].set_index("role")
-    slope = half["objective"] - pd.Series({label: at.loc[half.loc[label, "seed"], label] for label in at})
-    ratio = target / half["steps"]
-    left = at - at.mean()
-    left = left.sub(left.mean(axis=1), axis=0).to_numpy()
-    freedom = (at.shape[0] - 1) * (at.shape[1] - 1)
-    error = float(np.sqrt(2 * (left**2).sum() / freedom / len(at))) if freedom else np.nan
-    found = pd.DataFrame({"objective": at.mean()})
-    found["difference"] = found["objective"] - found.loc[PREDICTED, "objective"]
-    found["error"] = error
-    found["slope"] = slope
-    falls = slope.where(slope > 0)
-    found["tokens_to_equal"] = ratio ** (found["difference"] / falls)
+    target = int(table["steps"].max())
+    labels = list(dict.fromkeys(table["role"]))
+    at_SxM = table[table["steps"] == target].pivot(index="seed", columns="role", values="objective")[labels]
+    half = table[table["steps"] < target].set_index("role").loc[labels]
+    slope_M = half["objective"].to_numpy() - at_SxM.loc[half["seed"].iloc[0]].to_numpy()
+    left_SxM = at_SxM.to_numpy() - at_SxM.to_numpy().mean(axis=0)
+    left_SxM = left_SxM - left_SxM.mean(axis=1, keepdims=True)
+    freedom = (left_SxM.shape[0] - 1) * (left_SxM.shape[1] - 1)
+    found = pd.DataFrame({"objective": at_SxM.mean()})
+    found["difference"] = found["objective"] - found["objective"][PREDICTED]
+    found["error"] = np.sqrt(2 * (left_SxM**2).sum() / freedom / len(left_SxM)) if freedom else np.nan
+    found["slope"] = slope_M
+    doublings_M = found["difference"].to_numpy() / np.where(slope_M > 0, slope_M, np.nan)
+    found["tokens_to_equal"] = (target / half["steps"].to_numpy()) ** doublings_M
     return found.rename_axis("mixture")

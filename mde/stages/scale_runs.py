@@ -149,7 +149,7 @@ def check_epochs(runs: pd.DataFrame, available: Mapping[str, float], max_epochs:
     names = list(available)
     tokens_RxK = runs[names].to_numpy(float)
     repeats = tokens_RxK / np.array([available[name] for name in names])
-    r, k = np.unravel_index(int(repeats.argmax()), repeats.shape)
+    r, k = map(int, np.unravel_index(int(repeats.argmax()), repeats.shape))
     if repeats[r, k] > max_epochs * (1 + 1e-9):
         raise UserError(
             f"run {runs.index[r]!r}: {tokens_RxK[r, k]:,.0f} tokens of domain {names[k]!r}, which has "
@@ -170,7 +170,7 @@ def read_runs(quantities: str, losses: str) -> tuple[pd.DataFrame, pd.DataFrame]
     """
     runs, observed = swarm.read_numbers(quantities).values, swarm.read_losses(losses).values
     if "budget" not in runs:
-        raise UserError(f"{quantities}: no column 'budget' (tokens of the base run); found {', '.join(runs)}")
+        raise UserError(f"{quantities}: no column 'budget' (tokens of the base run); found {', '.join(map(str, runs))}")
     for here, there, file, other in ((runs, observed, losses, quantities), (observed, runs, quantities, losses)):
         if len(missing := here.index.difference(there.index, sort=False)):
             raise UserError(f"{file}: no row for run {missing[0]!r} of {other}; {len(missing)} such runs in all")
