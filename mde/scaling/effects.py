@@ -143,7 +143,7 @@ def measured_effects(
         places[f"less of domain {name!r} alone"] = np.flatnonzero(alone & (ratios_RxK[:, k] < 1))
         places[f"more of domain {name!r} alone"] = np.flatnonzero(alone & (ratios_RxK[:, k] > 1))
     for what, rows in places.items():
-        _check_place(what, rows, base, [runs[r] for r in rows], ratios_RxK[rows])
+        _check_place(what, rows, base, [runs[r] for r in rows.tolist()], ratios_RxK[rows])
     rows_PxS = np.stack(list(places.values()))
     means = losses_RxJ[rows_PxS].mean(axis=1)
     factors = np.array([[ratios_RxK[rows_PxS[1 + 2 * k + side], k].mean() for side in (0, 1)] for k in range(K)])
