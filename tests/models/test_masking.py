@@ -1,6 +1,7 @@
 """Masked language modelling: what is hidden, what is shown, and that an encoder sees both sides and no answer."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mde.models import attention, decoder, masking
+from mde.errors import UserError
+from mde.models import attention, decoder, huggingface, masking
 from mde.models.config import DecoderConfig, preset
 from mde.training.loss import loss, predictions
+from mde.training.step import TrainSettings, initial, schedule, train_step
 
 CONFIG = preset("tiny", 64, objective="masked")
 RNG = np.random.default_rng(0)
@@ -111,6 +114,30 @@ def test_no_kernel_lets_the_future_through_or_holds_it_back():
         assert_allclose(heads, xla, atol=1e-5)
         last = attention.attend("heads", q, k.at[:, 15].add(1.0), v, seen, causal)
         assert bool((last[:, 0] == heads[:, 0]).all()) is causal
+
+
+def test_an_encoder_is_not_exported_as_a_llama(params, tmp_path):
+    with pytest.raises(UserError, match="an encoder is no LlamaForCausalLM"):
+        huggingface.save(tmp_path / "model", CONFIG, params, 64)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_encoder_learns_what_stands_on_both_sides():
+    """Tokens come six times in a row, so a hidden one stands beside itself; whoever has learnt nothing has log 64."""
+    runs = np.repeat(RNG.integers(0, 64, (200, 11)), 6, axis=1)[:, :65].astype(np.int32)
+    settings = TrainSettings(steps=200, batch_size=16, seq_len=64, learning_rate=1e-2, accumulate=2)
+    state = initial(CONFIG, settings, 0)
+    step = jax.jit(functools.partial(train_step, CONFIG, settings))
+    losses = []
+    for i in range(settings.steps):
+        batch = jnp.asarray(runs[RNG.integers(0, len(runs), 16)])
+        state, metrics = step(state, batch, jnp.ones_like(batch), schedule(settings)(i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[:5]) > 3.5
+    assert np.mean(losses[-20:]) < np.log(64) / 2
+    text = masking.fixed(runs, np.ones((len(runs), 64), bool))
+    log_probs = decoder.token_log_probs(CONFIG, state.params, jnp.asarray(text), jnp.ones_like(text))
+    assert -np.asarray(log_probs)[text[:, 1:] < 0].mean() < np.log(64) / 2
 
 
 def test_an_unknown_objective():
