@@ -203,7 +203,8 @@ def _check_triple(name: str, x: np.ndarray, y: np.ndarray) -> None:
     if (y[0] - y[1]) / (x[1] - x[0]) <= (y[1] - y[2]) / (x[2] - x[1]):
         raise UserError(
             f"domain {name!r}: losses {y[0]:.6g}, {y[1]:.6g}, {y[2]:.6g} fall faster the more of it there is, so no "
-            "power law fits; average more seeds, or take factors further from 1"
+            "power law fits; average more seeds, take factors further from 1, or larger budgets: runs that end early "
+            "in training do so whatever they read"
         )
 
 

@@ -93,8 +93,16 @@ def resampled_optima(
 
 
 def cautions(points: Sequence[Point]) -> list[str]:
-    """Where the optima leave what was measured, a sentence each."""
+    """Where the optima leave what was measured, and where budgets are too small to say much, a sentence each."""
     found = []
+    budgets = np.array([point.effects.budget for point in points])
+    falls = -np.diff([point.laws.level for point in points]) / np.diff(np.log(budgets))
+    for m in np.flatnonzero(np.diff(falls) > 0):
+        found.append(
+            f"the base run's objective falls faster beyond {budgets[m + 1]:,.0f} tokens than before "
+            f"({falls[m + 1]:.3g} against {falls[m]:.3g} for a factor e of tokens): smaller budgets end early in "
+            "training, and power laws describe what comes later"
+        )
     for point in points:
         effects = point.effects
         for k, name in enumerate(effects.names):

@@ -101,8 +101,21 @@ def test_the_optimum_stays_within_what_was_measured_unless_it_is_told():
     assert capped.optimum[2] == 1.5e6
     assert capped.held[2] == 1
     said = cautions([bounded, capped])
+    assert not any("early in training" in text for text in said)
     assert any("least that is allowed, 0.9 times" in text for text in said)
     assert any("'books'" in text and "greatest that is allowed, 0.75 times" in text for text in said)
+
+
+def test_base_runs_that_fall_ever_faster_are_too_short():
+    points = []
+    for budget, level in ((1.0, 3.0), (2.0, 2.9), (4.0, 2.5), (8.0, 2.2)):
+        tokens = design(base=BASE * budget)
+        losses = observed(design()) + level - 3.0
+        points.append(solve(measured_effects(NAMES, runs(7), tokens, losses), HALF))
+    early = [text for text in cautions(points) if "early in training" in text]
+    assert len(early) == 1
+    assert "beyond 12,000,000 tokens" in early[0]
+    assert not any("early in training" in text for text in cautions(points[1:]))
 
 
 def test_the_bootstrap_is_as_wide_as_the_noise():
