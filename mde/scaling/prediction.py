@@ -3,7 +3,7 @@
 Shapes: M budgets, K domains, J evaluation domains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from tqdm import tqdm
 from mde.errors import UserError
 from mde.scaling.ddo import PowerLaws
 from mde.scaling.effects import Effects
+
+EXACT = 1e-6  # misfit of a law that runs through its losses, in units of the base loss
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,21 @@ def cautions(points: Sequence[Point]) -> list[str]:
             f"({falls[m + 1]:.3g} against {falls[m]:.3g} for a factor e of tokens): smaller budgets end early in "
             "training, and power laws describe what comes later"
         )
-    for point in points:
-        effects = point.effects
-        for k, name in enumerate(effects.names):
-            factor = point.optimum[k] / effects.base[k]
-            where = f"domain {name!r} at {effects.budget:,.0f} tokens: its best quantity"
-            if point.held[k]:
-                bound = "least" if point.held[k] < 0 else "greatest"
-                found.append(f"{where} is the {bound} that is allowed, {factor:.3g} times its base quantity")
-            elif factor > effects.factors[k, 1]:
-                found.append(
-                    f"{where} is {factor:.3g} times its base quantity, {effects.factors[k, 1]:.3g} was measured"
-                )
-    return found
+    return found + [caution for point in points for caution in _cautions_of(point)]
+
+
+def _cautions_of(point: Point) -> Iterator[str]:
+    effects, laws = point.effects, point.laws
+    for k, name in enumerate(effects.names):
+        where, factor = f"domain {name!r} at {effects.budget:,.0f} tokens", point.optimum[k] / effects.base[k]
+        if laws.misfit[k] > EXACT and not len(effects.others):
+            yield (
+                f"{where}: no power law falls as evenly as its losses, the nearest misses them by "
+                f"{laws.misfit[k] * laws.level:.2g}; more seeds would tell whether that is noise"
+            )
+        if point.held[k]:
+            bound = "least" if point.held[k] < 0 else "greatest"
+            yield f"{where}: its best quantity is the {bound} that is allowed, {factor:.3g} times its base quantity"
+        elif factor > effects.factors[k, 1]:
+            measured = effects.factors[k, 1]
+            yield f"{where}: its best quantity is {factor:.3g} times its base quantity, {measured:.3g} was measured"
