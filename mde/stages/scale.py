@@ -15,6 +15,7 @@ from mde.stages.scale_answer import Terms, answer
 from mde.study import Study
 
 UNITS = ("tokens", "steps")
+PROOF_SEEDS = 1000  # the proof's seeds begin this far from those of the fits, which must not keep their luck
 
 
 def scale(
@@ -125,11 +126,11 @@ def _train(
     """Plans all runs and checks them, trains and scores them, and writes what they say."""
     names = list(study.domains.training)
     orders = range(terms.seed, terms.seed + seeds)
-    proof_orders = range(orders.stop, orders.stop + proof_seeds)
+    proof_orders = range(terms.seed + PROOF_SEEDS, terms.seed + PROOF_SEEDS + proof_seeds)
     steps, target = own.steps(budgets, terms.target, unit)
     if proof_seeds and not target:
         raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
-    tokens = terms.tokens or problem.tokens_of(study) or {}
+    tokens = {**(problem.tokens_of(study) or {}), **(terms.tokens or {})}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
