@@ -40,6 +40,7 @@ def solve(
     fit: str = "domain",
     floor: float | None = None,
     upper: npt.ArrayLike = np.inf,
+    nearest: bool = False,
 ) -> Point:
     """Laws and optimum at one budget.
 
@@ -49,11 +50,12 @@ def solve(
       fit: `domain` or `joint`.
       floor: least quantity of a domain, in base quantities; by default as little as was measured.
       upper: tokens of each domain at most, [K] or one number.
+      nearest: whether a domain that no law fits gets the nearest one.
 
     Raises:
       UserError: no law fits, or no quantities obey the bounds.
     """
-    laws = effects.power_laws(goal, fit)
+    laws = effects.power_laws(goal, fit, nearest)
     least = effects.factors[:, 0] if floor is None else np.full(len(effects.names), floor)
     return Point(effects, laws, *laws.optimum(effects.budget, least * effects.base, upper))
 
@@ -67,6 +69,7 @@ def resampled_optima(
     fit: str = "domain",
     floor: float | None = None,
     upper: npt.ArrayLike = np.inf,
+    nearest: bool = False,
 ) -> np.ndarray:
     """Optima that other seeds might have led to: a parametric bootstrap of the fits at all budgets.
 
@@ -79,6 +82,7 @@ def resampled_optima(
       fit: as in `solve`.
       floor: as in `solve`.
       upper: as in `solve`.
+      nearest: as in `solve`.
 
     Returns:
       [n, M, K] tokens; n is less than `resamples` where noise left losses that no law fits.
@@ -88,7 +92,7 @@ def resampled_optima(
     for _ in tqdm(range(resamples), "resample", unit="fit", leave=False):
         drawn = [each.resampled(goal, deviation, rng) for each in measured]
         try:
-            found.append([solve(each, [1.0], fit, floor, upper).optimum for each in drawn])
+            found.append([solve(each, [1.0], fit, floor, upper, nearest).optimum for each in drawn])
         except UserError:
             continue
     return np.array(found).reshape(len(found), len(measured), len(measured[0].names))
@@ -110,16 +114,15 @@ def cautions(points: Sequence[Point]) -> list[str]:
 
 def _cautions_of(point: Point) -> Iterator[str]:
     effects, laws = point.effects, point.laws
-    for k, name in enumerate(effects.names):
-        where, factor = f"domain {name!r} at {effects.budget:,.0f} tokens", point.optimum[k] / effects.base[k]
-        if laws.misfit[k] > EXACT and not len(effects.others):
-            yield (
-                f"{where}: no power law falls as evenly as its losses, the nearest misses them by "
-                f"{laws.misfit[k] * laws.level:.2g}; more seeds would tell whether that is noise"
-            )
-        if point.held[k]:
-            bound = "least" if point.held[k] < 0 else "greatest"
-            yield f"{where}: its best quantity is the {bound} that is allowed, {factor:.3g} times its base quantity"
-        elif factor > effects.factors[k, 1]:
-            measured = effects.factors[k, 1]
-            yield f"{where}: its best quantity is {factor:.3g} times its base quantity, {measured:.3g} was measured"
+    factors = point.optimum / effects.base
+    missed = (laws.misfit > EXACT) & (not len(effects.others))
+    beyond = (factors > effects.factors[:, 1]) & (point.held == 0)
+    for which, numbers, what in (
+        (missed, laws.misfit * laws.level, "no power law falls as evenly as the losses, the nearest misses them by"),
+        (point.held < 0, factors, "the best quantity is the least that is allowed, in base quantities"),
+        (point.held > 0, factors, "the best quantity is the greatest that is allowed, in base quantities"),
+        (beyond, factors, "the best quantity is beyond what was measured, in base quantities"),
+    ):
+        domains = [f"{effects.names[k]} {numbers[k]:.2g}" for k in np.flatnonzero(which)]
+        if domains:
+            yield f"at {effects.budget:,.0f} tokens {what}: {', '.join(domains)}"

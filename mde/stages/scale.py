@@ -28,6 +28,7 @@ def scale(
     seeds: int = 1,
     objective: str | Mapping[str, float] = "avg-all",
     fit: str = "domain",
+    nearest: bool = False,
     floor: float | None = None,
     tokens: Mapping[str, float] | None = None,
     max_epochs: float = 1.0,
@@ -60,6 +61,8 @@ def scale(
       seeds: runs of each kind; two or more say how large the noise of a run is.
       objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       fit: domain, each law through its own three losses, or joint, all laws at once.
+      nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
+        law, which may be flat; it is refused otherwise.
       floor: least quantity of a domain at a budget, in base quantities; by default as little as was measured.
       tokens: tokens that there are, by domain; those of the study by default.
       max_epochs: how often a domain may be read by a run and by the optima.
@@ -87,7 +90,7 @@ def scale(
         raise UserError(
             f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
         )
-    terms = Terms(objective, fit, floor, tokens, max_epochs, target, noise, resamples, seed)
+    terms = Terms(objective, fit, nearest, floor, tokens, max_epochs, target, noise, resamples, seed)
     if optima:
         table = swarm.read_numbers(optima).values
         names = [str(name) for name in table]
