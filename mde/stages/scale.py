@@ -145,6 +145,11 @@ def _train(
     proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
+    if terms.target and terms.target > upper.sum():
+        raise UserError(
+            f"target of {terms.target:,} tokens: all domains together have {upper.sum():,.0f} in "
+            f"{terms.max_epochs:g} epochs; take a smaller one, or allow more with max_epochs"
+        )
     observed = own.losses(runs)
     _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)

@@ -151,6 +151,7 @@ def test_the_proof_by_hand():
             ["--unit=steps", "--budgets=[300,600]", "--target=4000", "--proof_seeds=1"],
             ["133,333 tokens of domain 'code'", "1.33 epochs"],
         ),
+        ([*BUDGETS, "--target=8000"], ["target of 800,000 tokens", "have 700,000 in 1 epochs"]),
         ([*BUDGETS, "--base=propotional"], ["base mixture 'propotional'", "did you mean 'proportional'"]),
         ([*BUDGETS, "--base={'web': 1, 'cod': 0}"], ["domain in the base mixture 'cod'", "did you mean 'code'"]),
         ([*BUDGETS, "--base=recommended"], ["run `mde optimize"]),
