@@ -179,7 +179,7 @@ def test_losses_that_no_law_fits_leave_the_runs_and_say_what_would_help(study, m
     with pytest.raises(SystemExit):
         run(study, *BUDGETS)
     error = capsys.readouterr().err
-    assert "do not fall, so no power law fits; average more seeds, or take factors further from 1" in error
+    assert "do not fall, so no power law fits; average more seeds, take factors further from 1, or the nearest" in error
     assert (study.root / "scale" / "losses.csv").exists()
     assert not (study.root / "scale.json").exists()
 
