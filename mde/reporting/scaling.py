@@ -91,10 +91,14 @@ def proof(study: Study) -> Table:
         }
     )
     frame.loc[AGAINST, "difference"] = NOTHING
+    noise = (
+        f"Means of {seeds} seeds, which the mixtures share; ± is the standard error of a difference."
+        if seeds > 1
+        else "One seed each: differences may be noise."
+    )
     note = (
-        f"Means of {seeds} seeds, which the mixtures share; ± is the standard error of a difference. Tokens to equal: "
-        "what a mixture needs to be as good as the predicted one, over the target, if its loss goes on falling as it "
-        "did over the last doubling (measured from half of the target, first seed)."
+        f"{noise} Tokens to equal: what a mixture needs to be as good as the predicted one, over the target, if its "
+        "loss goes on falling as it did over the last doubling (measured from half of the target, first seed)."
     )
     title = f"Proof at {tokens(target)} tokens: {_verdict(found)}"
     return Table(title, frame, (note,), marked=(AGAINST,))
