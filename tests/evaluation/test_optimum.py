@@ -206,6 +206,33 @@ def test_the_gap_bounds_what_is_left_when_passes_run_out():
         assert (early.gap > TOLERANCE).any()
 
 
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize("extra", ["free", "bounds", "pull", "counts"])
+def test_gaps_and_values_are_honest_whatever_is_asked_for(tolerance, extra):
+    """Beside an optimum found to 1e-13, and values summed up token by token."""
+    log_probs, segment_ids = problem(10, tokens=3000, spread=1.0)
+    objectives, counted, prior = np.vstack([np.eye(3), np.full((1, 3), 1 / 3)]), np.ones((4, 60), int), None
+    arguments = {}
+    if extra == "bounds":
+        arguments = {"upper": np.array([0.3, 1, 1, 0.5]), "caps": (np.array([[0, 1.0, 1, 0]]), np.array([0.6]))}
+    if extra == "pull":
+        prior = np.array([0.1, 0.2, 0.3, 0.4])
+        arguments = {"kl": 1e-4, "prior": prior}
+    if extra == "counts":
+        counted = np.random.default_rng(0).integers(0, 4, (4, 60))
+        arguments = {"unit_ids": np.arange(3000) // 50, "unit_counts": counted}
+    best = optimum(log_probs, segment_ids, objectives, tolerance=1e-13, **arguments)
+    found = optimum(log_probs, segment_ids, objectives, tolerance=tolerance, **arguments)
+    assert (found.gap <= tolerance).all()
+    for n, weights in enumerate(found.weights):
+        times = np.repeat(counted[n], 50)
+        value = objectives[n] @ losses(np.repeat(log_probs, times, axis=0), np.repeat(segment_ids, times), weights)
+        value += 0 if prior is None else 1e-4 * (prior * np.log(prior / weights)).sum()
+        assert_allclose(found.objective[n], value, rtol=1e-14, atol=found.gap[n] / 2)
+        assert value - best.objective[n] <= found.gap[n] + 1e-12
+        assert found.objective[n] - found.gap[n] <= best.objective[n] + 1e-12
+
+
 def test_many_tokens_start_from_a_sample_and_come_to_the_same(monkeypatch):
     log_probs, segment_ids = problem(6, tokens=40_000)
     whole = optimum(log_probs, segment_ids, np.eye(3))
