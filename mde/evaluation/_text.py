@@ -1,6 +1,6 @@
 """Scored text: log-probs that are read and checked a chunk at a time, and what they say for each exponent τ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,9 @@ class Text:
         k = len(self.experts)
         builders = [[TermBuilder(len(self.domains), devices) for _ in range(2 if 0 < tau < 1 else 1)] for tau in taus]
         carry = np.zeros(k) if carry is None else carry
-        size = max(1, _CHUNK // k)
-        for first in range(start, stop, size):
-            last = min(first + size, stop)
-            rows = np.asarray(self.log_probs[first:last], np.float64)
-            domains = self.segment_ids[first:last]
+        for first, stored in self.chunks(start, stop):
+            rows = np.asarray(stored, np.float64)
+            domains = self.segment_ids[first : first + len(rows)]
             self._check(rows, first)
             if max(taus) > 0:
                 before, carry, ends = self._prefixes(rows, first, carry)
@@ -106,10 +104,25 @@ class Text:
             before[sums_before(ruled_out.astype(float), np.isneginf(carry).astype(float)) > 0] = -np.inf
         return before, np.where(begins[-1], 0, before[-1] + rows[-1]), begins[1:]
 
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The log-probs from one token to another, some at a time: the number of the first, and [n, K] as stored."""
+        size = max(1, _CHUNK // len(self.experts))
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, size):
+            yield first, np.asarray(self.log_probs[first : min(first + size, stop)])
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """[n, K] the log-probs of the tokens of ascending numbers [n]."""
+        parts = []
+        for first, rows in self.chunks():
+            here = slice(*np.searchsorted(numbers, [first, first + len(rows)]))
+            parts.append(rows[numbers[here] - first])
+        return np.concatenate(parts)
+
     def check(self, experts: np.ndarray) -> None:
         """Raises UserError at the first log-prob that is none, and at a token that none of `experts` can produce."""
-        for first in range(0, len(self), _CHUNK // len(self.experts) + 1):
-            self._check(self.log_probs[first : first + _CHUNK // len(self.experts) + 1], first, experts)
+        for first, rows in self.chunks():
+            self._check(rows, first, experts)
 
     def _check(self, rows: np.ndarray, first: int, experts: np.ndarray | None = None) -> None:
         if rows.max() <= 0 and rows.min() > -np.inf:

@@ -8,7 +8,7 @@ over the allowed mixtures give the next points. A sample of the tokens is solved
 them start near the end.
 
 The certificate: the objective lies above its tangent, so no allowed mixture is below the tangent's least value, which a
-linear program finds (Frank and Wolfe's gap). It also is self-concordant, as a sum of logarithms, which bounds how far it
+linear program finds (Frank and Wolfe's gap). As a sum of logarithms it also is self-concordant, which bounds how far it
 is from its quadratic models (Nesterov, Introductory Lectures on Convex Optimization, 2004, theorems 4.1.7 and 4.1.8);
 so the last step can be taken, and certified, without another pass. All is float64.
 
@@ -249,8 +249,8 @@ def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.nda
     step = proposed - weights
     bend = np.einsum("nij,nj->ni", model.hessian, step)
     linear, square = ((a * step).sum(axis=1) for a in (model.gradient, bend))
-    # An objective f at x is above `f(x) + g·s − c·ω(|s|)` and below it with `+`, |s|² = sᵀHs / c, c the smallest weight of
-    # a term: ω(t) = t − log(1 + t) below, and its conjugate above.
+    # With c the smallest weight of a term and |s|² = sᵀHs / c, f(x + s) is at least f(x) + g·s + c(|s| − log(1 + |s|))
+    # and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs is above the first by cω at most.
     distance = np.sqrt(np.maximum(square, 0) / least)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = least * np.where(distance < 1, -distance - np.log1p(-distance), np.inf)
