@@ -77,9 +77,12 @@ def best_mixture(log_probs: np.ndarray, segment_ids: np.ndarray, rounds: int) ->
         rounds,
     )
     found = optimum(log_probs, segment_ids, objective)
-    theirs = published(STEPS)
-    # The value of their mixture, exact: the optimum over the one mixture that is allowed.
-    value = optimum(log_probs, segment_ids, objective, lower=theirs / theirs.sum() * (1 - 1e-13)).objective[0]
+
+    def value(weights: np.ndarray) -> float:
+        """Of a mixture, exact: the optimum over the one mixture that is allowed."""
+        return optimum(log_probs, segment_ids, objective, lower=weights / weights.sum() * (1 - 1e-13)).objective[0]
+
+    worse = value(published(STEPS)) - value(found.weights[0])
     documents = np.unique(np.arange(len(log_probs)) // 1000 * DOMAINS + segment_ids, return_inverse=True)[1]
     counts = bootstrap(documents, segment_ids, 200, 0)
     started = time.perf_counter()
@@ -95,7 +98,7 @@ def best_mixture(log_probs: np.ndarray, segment_ids: np.ndarray, rounds: int) ->
         Row(f"exact optimum, T = {len(log_probs):,}, K = {EXPERTS}, {found.passes} passes, seconds", f"{ours:.3f}"),
         Row("   its gap, nats per token", f"{found.gap[0]:.1e}", "at most 1e-8"),
         Row(f"{steps} as MixMin publishes them, over it", ratio("published"), "20×"),
-        Row("   the loss they end with, above the optimum's", f"{value - found.objective[0]:.1e}", "above 0"),
+        Row("   the loss they end with, above the optimum's", f"{worse:.1e}", "above 0"),
         Row(f"{steps} on probabilities that are given to them, over it", ratio("tuned")),
         Row(f"200 resamples, largest gap {many.gap.max():.0e}, seconds", f"{resampled:.1f}"),
     ]
@@ -159,7 +162,7 @@ def compressed(log_probs: np.ndarray, segment_ids: np.ndarray, sizes: list[int],
 
 PARTS = {
     "optimum": lambda: best_mixture(*made_up(1_000_000), 5),
-    "compressed": lambda: compressed(*made_up(10_000_000), [5120], 3),
+    "compressed": lambda: compressed(*made_up(10_000_000), [6144], 3),
 }
 
 
@@ -167,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--compressed_tokens", type=int, default=1_000_000)
-    parser.add_argument("--pseudo_tokens", type=int, nargs="*", default=[1280, 5120])
+    parser.add_argument("--pseudo_tokens", type=int, nargs="*", default=[1536, 6144])
     parser.add_argument("--study", help="directory of a finished study, for its scored text")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

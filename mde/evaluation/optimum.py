@@ -42,7 +42,7 @@ class Optima:
 
     Attributes:
       weights: [N, K] mixtures.
-      objective: [N] values there, nats per token, the pull to the prior included, to within a tenth of the gap.
+      objective: [N] values there, nats per token, the pull to the prior included, to within half the gap.
       gap: [N] upper bounds on how far the values are above the least possible, nats per token.
       lower_price: [N, K] what raising a lower bound costs, nats per token and unit of weight; positive where it binds.
       upper_price: [N, K] what raising an upper bound gains.

@@ -136,6 +136,15 @@ def test_experts_that_are_far_apart_do_not_leave_float32():
     assert (found.error < 0.1).all()
 
 
+def test_logarithms_are_those_of_float32():
+    """Within 1.2e-7 of float64 and half a unit in the last place, over all that products can be."""
+    x = np.exp(np.append(RNG(0).uniform(-85, 1, 10_000), np.linspace(-0.5, 0.5, 10_001))).astype(np.float32)
+    exact = np.log(np.float64(x))
+    assert (
+        np.abs(np.asarray(compression._log(x)) - exact) <= 1.2e-7 + 1.5 * np.spacing(np.abs(np.float32(exact)))
+    ).all()
+
+
 def test_text_is_read_block_by_block():
     """As much memory as is given, to the same answer but for clusters of other tokens' order."""
     log_probs, segment_ids = text()
