@@ -41,7 +41,7 @@ _PIECE = 64  # pseudo-tokens worked on at a time: what is between two steps stay
 _CALL = 1 << 20  # candidates on the devices at a time
 _ROOT_HALF = int(np.float32(0.5**0.5).view(np.int32))
 _LOG = np.polynomial.Chebyshev.interpolate(lambda m: np.log1p(m) / m, 7, domain=(0.5**0.5 - 1, 2**0.5 - 1))
-_LOG_COEFFICIENTS = np.float32(_LOG.convert(kind=np.polynomial.Polynomial).coef)[::-1]
+_LOG_COEFFICIENTS = _LOG.convert(kind=np.polynomial.Polynomial).coef[::-1].astype(np.float32)
 
 
 class Estimate(NamedTuple):
