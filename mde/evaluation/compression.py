@@ -178,6 +178,7 @@ def compress(
     if pseudo_tokens % GROUP:
         raise UserError(f"pseudo_tokens={pseudo_tokens} must be a multiple of {GROUP}")
     text = Text(log_probs, segment_ids, None, None, None, experts)
+    text.check(np.arange(len(text.experts)))
     exact = MixtureLosses(log_probs, segment_ids, experts=experts, memory=memory)
     needed, needed_by = _needed(text)
     rng = np.random.default_rng(seed)
@@ -243,7 +244,7 @@ def _nodes(text: Text, count: int, rng: np.random.Generator) -> np.ndarray:
         cluster_of = clusters.fit(centred).predict(centred)
     members = np.split(np.argsort(cluster_of, kind="stable"), np.flatnonzero(np.diff(np.sort(cluster_of))) + 1)
     groups = logs[np.stack([rng.choice(part, GROUP, replace=len(part) < GROUP) for part in members])]
-    # What the experts are too far apart on leaves the rest of its group nothing to say.
+    # Tokens on which the experts are far apart have a group to themselves: the others' places go to ones.
     beyond = np.cumsum(-groups.min(axis=2), axis=1) > _REACH
     return np.exp(np.where(beyond[..., None], 0, groups)).reshape(-1, logs.shape[1])
 

@@ -153,14 +153,15 @@ def test_text_is_read_block_by_block():
     assert_allclose(parts(weights).losses, whole(weights).losses, atol=1e-5)
 
 
-def test_what_is_no_log_prob_is_named():
+@pytest.mark.parametrize("memory", [1 << 31, 1 << 10])
+def test_what_is_no_log_prob_is_named(memory):
     log_probs, segment_ids = text(tokens=100)
     log_probs[30, 2] = np.nan
     with pytest.raises(UserError, match=r"token 30 \(domain '0'\) under expert 'news' is nan"):
-        compress(log_probs, segment_ids, 20, experts=["web", "code", "news"])
+        compress(log_probs, segment_ids, 20, experts=["web", "code", "news"], memory=memory)
     log_probs[30] = -np.inf
     with pytest.raises(UserError, match=r"token 30 \(domain '0'\) is impossible under every expert"):
-        compress(log_probs, segment_ids, 20)
+        compress(log_probs, segment_ids, 20, memory=memory)
 
 
 def test_groups_must_be_whole():
