@@ -1,0 +1,1 @@
+"""Modular ablations: base units of a corpus, the models trained on them, and what their averages stand for."""

@@ -1,0 +1,76 @@
+"""How well proxies stand for models that were trained: correlations over unions, with bootstrap intervals.
+
+Shapes: U unions, P proxies, J domains, B resamples.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from mde.errors import UserError
+
+LEAST = 3  # unions; through two points goes a line
+LEVEL = 0.9  # of the intervals
+STATISTICS = ("pearson", "spearman")
+
+
+def perplexity(losses: npt.ArrayLike) -> np.ndarray:
+    """exp of losses in nats per token; of a mean of losses it is the geometric mean of the domains' perplexities."""
+    return np.exp(np.asarray(losses, np.float64))
+
+
+def correlate(
+    observed: npt.ArrayLike, predicted: npt.ArrayLike, resamples: int = 2000, seed: int = 0, level: float = LEVEL
+) -> dict[str, np.ndarray]:
+    """Pearson's and Spearman's correlation of each proxy with what was observed, for each domain.
+
+    Unions are resampled with replacement, the same ones for all proxies and domains; intervals are percentiles.
+
+    Args:
+      observed: [U, J] perplexities of the trained models.
+      predicted: [P, U, J] those of the proxies.
+      resamples: B; 0 for no intervals.
+      seed: of the resamples.
+      level: of the intervals.
+
+    Returns:
+      `pearson` and `spearman`, each [P, J], and their `_low` and `_high`. NaN where one side does not vary.
+
+    Raises:
+      UserError: fewer than three unions.
+    """
+    observed, predicted = np.asarray(observed, np.float64), np.asarray(predicted, np.float64)
+    unions = len(observed)
+    if unions < LEAST:
+        raise UserError(f"{unions} unions: a correlation needs at least {LEAST}")
+    draws_BxU = np.random.default_rng(seed).integers(unions, size=(resamples, unions))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    found: dict[str, np.ndarray] = {}
+    for name in STATISTICS:
+        prepared = (lambda x: rankdata(x, axis=-2)) if name == "spearman" else (lambda x: x)
+        found[name] = _pearson(prepared(observed), prepared(predicted))
+        low, high = np.full((2, *found[name].shape), np.nan)
+        for p, one in enumerate(predicted if resamples else []):
+            again = _pearson(prepared(observed[draws_BxU]), prepared(one[draws_BxU]))
+            low[p], high[p] = _quantiles(again, tails)
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation along the axis before the last, [..., J]; NaN where a side does not vary but by rounding."""
+    x, y = (values - values.mean(axis=-2, keepdims=True) for values in (a, b))
+    xx, yy = (x**2).sum(axis=-2), (y**2).sum(axis=-2)
+    varies = (xx > 1e-24 * (a**2).sum(axis=-2)) & (yy > 1e-24 * (b**2).sum(axis=-2))
+    product = (x * y).sum(axis=-2)
+    return np.divide(product, np.sqrt(xx * yy), out=np.full(product.shape, np.nan), where=varies)
+
+
+def _quantiles(values_BxJ: np.ndarray, tails: list[float]) -> np.ndarray:
+    """[2, J], of the resamples in which both sides vary; NaN where there are none."""
+    out = np.full((2, values_BxJ.shape[1]), np.nan)
+    for j, column in enumerate(values_BxJ.T):
+        finite = column[np.isfinite(column)]
+        if len(finite):
+            out[:, j] = np.quantile(finite, tails)
+    return out

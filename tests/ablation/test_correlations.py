@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+
+from mde.ablation.correlations import correlate, perplexity
+from mde.errors import UserError
+
+RNG = np.random.default_rng(0)
+OBSERVED = RNG.normal(size=(12, 3))
+PREDICTED = np.stack([OBSERVED + RNG.normal(size=(12, 3)), -OBSERVED, OBSERVED.round()])
+
+
+def test_correlations_are_those_of_scipy():
+    found = correlate(OBSERVED, PREDICTED, resamples=10)
+    for p in range(3):
+        for j in range(3):
+            pair = OBSERVED[:, j], PREDICTED[p, :, j]
+            assert found["pearson"][p, j] == pytest.approx(stats.pearsonr(*pair).statistic, abs=1e-12)
+            assert found["spearman"][p, j] == pytest.approx(stats.spearmanr(*pair).statistic, abs=1e-12)  # with ties
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_intervals_are_percentiles_over_resampled_unions(name):
+    found = correlate(OBSERVED, PREDICTED, resamples=300, seed=3, level=0.8)
+    draws = np.random.default_rng(3).integers(12, size=(300, 12))
+    function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name]
+    again = [function(OBSERVED[rows, 1], PREDICTED[0, rows, 1]).statistic for rows in draws]
+    assert_allclose([found[f"{name}_low"][0, 1], found[f"{name}_high"][0, 1]], np.quantile(again, [0.1, 0.9]))
+
+
+def test_without_resamples_there_are_no_intervals_and_without_variance_no_correlation():
+    found = correlate(OBSERVED, np.full((1, 12, 3), 1 / 3), resamples=0)
+    assert np.isnan(found["pearson"]).all()
+    assert np.isnan(found["spearman"]).all()
+    assert np.isnan(correlate(OBSERVED, PREDICTED, resamples=0)["pearson_low"]).all()
+
+
+def test_two_unions_are_too_few():
+    with pytest.raises(UserError, match="2 unions: a correlation needs at least 3"):
+        correlate(OBSERVED[:2], PREDICTED[:, :2])
+
+
+def test_perplexity_of_a_mean_is_the_geometric_mean():
+    assert perplexity(np.mean([1.0, 3.0])) == pytest.approx(np.sqrt(np.exp(1) * np.exp(3)))
