@@ -3,8 +3,11 @@
 Shapes: U unions, P proxies, J domains, B resamples.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.stats import rankdata
 
 from mde.errors import UserError
@@ -12,6 +15,7 @@ from mde.errors import UserError
 LEAST = 3  # unions; through two points goes a line
 LEVEL = 0.9  # of the intervals
 STATISTICS = ("pearson", "spearman")
+SEQ = "seq"  # the model that is trained on a union
 
 
 def perplexity(losses: npt.ArrayLike) -> np.ndarray:
@@ -74,3 +78,33 @@ def _quantiles(values_BxJ: np.ndarray, tails: list[float]) -> np.ndarray:
         if len(finite):
             out[:, j] = np.quantile(finite, tails)
     return out
+
+
+def table(
+    losses: pd.DataFrame, groups: Mapping[str, Sequence[str]], resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Correlations of the proxies' perplexities with those of the trained models, by evaluation domain and group.
+
+    Args:
+      losses: nats per token, indexed by union; column `model` says whose they are, `seq` for the trained one.
+      groups: domains to average over, by the name of the mean; groups without a domain are left out.
+      resamples: of the unions, for the intervals.
+      seed: of the resamples.
+
+    Returns:
+      Indexed by proxy; columns domain, unions (how many), and those of `correlate`.
+
+    Raises:
+      UserError: fewer than three unions.
+    """
+    domains = [name for name in losses if name != "model"]
+    means = {name: losses[list(members)].mean(axis=1) for name, members in groups.items() if members}
+    columns = pd.concat([losses[domains], pd.DataFrame(means)], axis=1)
+    by_model = {model: columns[losses["model"] == model] for model in losses["model"].unique()}
+    observed = by_model.pop(SEQ)
+    predicted = [perplexity(rows.loc[observed.index]) for rows in by_model.values()]
+    found = correlate(perplexity(observed), np.stack(predicted), resamples, seed)
+    cells = pd.MultiIndex.from_product([by_model, columns], names=["proxy", "domain"])
+    numbers = pd.DataFrame({name: values.ravel() for name, values in found.items()}, cells)
+    numbers.insert(0, "unions", len(observed))
+    return numbers.reset_index("domain")

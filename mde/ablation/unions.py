@@ -43,10 +43,10 @@ def draw(
     known = set(map(frozenset, found))
     left = {size: math.comb(len(domains), size) for size in range(smallest, largest + 1)}
     taken = dict.fromkeys(left, 0)
-    for names in known:
-        if len(names) in left and names <= set(domains):
-            left[len(names)] -= 1
-            taken[len(names)] += 1
+    for members in known:
+        if len(members) in left and members <= set(domains):
+            left[len(members)] -= 1
+            taken[len(members)] += 1
     while len(found) < count:
         sizes = [size for size in left if left[size]]
         if not sizes:
@@ -106,10 +106,10 @@ def read(path: epath.PathLike, units: Mapping[str, str]) -> dict[str, Copies]:
 
 
 def _copies(where: str, row: pd.Series, members: Mapping[str, Sequence[str]]) -> Copies:
-    numbers = pd.to_numeric(row, errors="coerce")
-    for column, value in numbers.items():
+    numbers = dict(zip(members, pd.to_numeric(row, errors="coerce"), strict=True))
+    for (column, value), given in zip(numbers.items(), row, strict=True):
         if not (np.isfinite(value) and value >= 0):
-            raise UserError(f"{where}: {column} is '{row[column]}', expected copies: a number, zero or more")
+            raise UserError(f"{where}: {column} is '{given}', expected copies: a number, zero or more")
     copies = {unit: float(numbers[c]) for c, named in members.items() for unit in named if numbers[c] > 0}
     if not copies:
         raise UserError(f"{where}: no unit is in it")
@@ -152,3 +152,28 @@ def merges(union: Copies, units: Mapping[str, str]) -> dict[str, Copies]:
         "merged-weighted": {parts[domain]: share for domain, share in shares(union, units).items()},
         "micro-merged": {unit: copies / total for unit, copies in union.items()},
     }
+
+
+def costs(unions: Mapping[str, Copies], units: Mapping[str, str], unit_tokens: int, seed_tokens: int) -> pd.DataFrame:
+    """What is trained for a study of merges, and what training every union would take: columns runs and tokens.
+
+    Args:
+      unions: that are trained to compare with.
+      units: domain of each unit.
+      unit_tokens: that the model of a unit is trained on.
+      seed_tokens: that the seed model is trained on.
+    """
+    parts = [part for union in unions.values() for part in partitions(union, units).values()]
+    named: dict[str, dict[str, Copies]] = {
+        "units": {unit: {unit: 1.0} for unit in units},
+        "partitions": {run_name(copies): copies for copies in parts},
+        "unions": {run_name(copies): copies for copies in unions.values()},
+    }
+    rows, seen = {"seed model": (int(seed_tokens > 0), seed_tokens)}, set[str]()
+    for what, runs in named.items():
+        new = {name: copies for name, copies in runs.items() if name not in seen}
+        seen |= set(new)
+        rows[what] = (len(new), round(unit_tokens * sum(sum(copies.values()) for copies in new.values())))
+    for what, members in (("every union of sources", len(set(units.values()))), ("every subset of units", len(units))):
+        rows[what] = (2**members - 1, 2 ** (members - 1) * len(units) * unit_tokens)  # half of them have a given unit
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["runs", "tokens"]).rename_axis("what")

@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from mde.ablation.correlations import correlate, perplexity
+from mde.ablation.correlations import correlate, perplexity, table
 from mde.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -43,3 +44,17 @@ def test_two_unions_are_too_few():
 
 def test_perplexity_of_a_mean_is_the_geometric_mean():
     assert perplexity(np.mean([1.0, 3.0])) == pytest.approx(np.sqrt(np.exp(1) * np.exp(3)))
+
+
+def test_a_table_joins_by_union_and_averages_domains_before_the_exponential():
+    unions = [f"union-{i}" for i in range(12)]
+    rows = {"seq": OBSERVED, "merged": PREDICTED[0]}
+    losses = pd.concat([pd.DataFrame(values, unions, list("abc")).assign(model=name) for name, values in rows.items()])
+    found = table(losses.sample(frac=1, random_state=0), {"inside": ["a", "b"], "outside": ["c"], "none": []}, 10)
+    assert list(found["domain"]) == ["a", "b", "c", "inside", "outside"]
+    assert set(found.index) == {"merged"}
+    by_domain = found.set_index("domain")["pearson"]
+    inside = stats.pearsonr(np.exp(OBSERVED[:, :2].mean(axis=1)), np.exp(PREDICTED[0, :, :2].mean(axis=1)))
+    assert by_domain["inside"] == pytest.approx(inside.statistic)
+    assert by_domain["outside"] == by_domain["c"]
+    assert set(found["unions"]) == {12}
