@@ -16,6 +16,7 @@ LEAST = 3  # unions; through two points goes a line
 LEVEL = 0.9  # of the intervals
 STATISTICS = ("pearson", "spearman")
 SEQ = "seq"  # the model that is trained on a union
+INSIDE, OUTSIDE = "mean inside", "mean outside"  # over the domains that units come from, and over the others
 
 
 def perplexity(losses: npt.ArrayLike) -> np.ndarray:

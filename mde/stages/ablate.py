@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mde.ablation import correlations, merging
+from mde.ablation import HOME, correlations, merging
 from mde.ablation import search as searching
 from mde.ablation import unions as sets
 from mde.ablation import units as base
@@ -17,12 +17,10 @@ from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.scoring import EvaluationSet, evaluation_set
 from mde.models import config as model_configs
 from mde.optimization import objectives
+from mde.reporting import ablation as reporting
 from mde.stages.train import train_settings
 from mde.study import Study, digest
 from mde.training.placement import MeshShape
-
-HOME = "ablation"
-INSIDE, OUTSIDE = "mean inside", "mean outside"
 
 
 def ablate(
@@ -131,7 +129,7 @@ def ablate(
     data, text = corpus.evaluation(tokens_per_domain, seq_len)
     if wanted:
         losses = {n: merging.losses(each, wanted, corpus.domains, data, text, taus) for n, each in families.items()}
-        groups = {INSIDE: corpus.sources, OUTSIDE: corpus.outside}
+        groups = {correlations.INSIDE: corpus.sources, correlations.OUTSIDE: corpus.outside}
         study.write_table(f"{HOME}/losses.csv", _by_seed(losses))
         tables = {n: correlations.table(each, groups, resamples, seed) for n, each in losses.items()}
         study.write_table(f"{HOME}/correlations.csv", _by_seed(tables))
@@ -146,6 +144,7 @@ def ablate(
     study.write_table(f"{HOME}/registry.csv", _by_seed({n: family.registry() for n, family in families.items()}))
     cost = {n: sets.costs(wanted, corpus.domains, schedule.tokens, n * schedule.tokens // steps) for n in families}
     study.write_table(f"{HOME}/cost.csv", _by_seed(cost))
+    print(reporting.text(study))
 
 
 class _Corpus:
