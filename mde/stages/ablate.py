@@ -70,7 +70,7 @@ def ablate(
       seed_learning_rate: its peak; `learning_rate` if None.
       seed_share: of the tokens of each source, set aside for the seed model.
       sources: training domains to cut; all if None. All other domains are only evaluated on.
-      units: how many in all, shared out by size; or how many of each source.
+      units: how many in all, shared out among the sources by size; or how many of each, in place of `sources`.
       unions: how many sets of sources to draw and train; 0 for none.
       unions_file: a CSV file of unions instead: a column `union`, and one a unit or source: how often it is in.
       smallest: sources in a drawn union, at least.
@@ -168,10 +168,10 @@ class _Corpus:
     ):
         self._study, self._share = study, seed_share
         known = study.domains.training
-        named = list(sources or (known if isinstance(units, int) else units))
-        for name in [*named, *([] if isinstance(units, int) else units)]:
+        named = list(sources or known) if isinstance(units, int) else list(units)
+        for name in named:
             if name not in known:
-                raise unknown("training domain in sources or units", name, known)
+                raise unknown("training domain to cut", name, known)
         self.sources = [name for name in known if name in named]
         self.outside = [name for name in study.domains.evaluation if name not in self.sources]
         whole = {name: study.store(name, "train") for name in self.sources}
@@ -180,8 +180,6 @@ class _Corpus:
             counts: Mapping[str, int] = base.apportion({n: s.n_tokens for n, s in whole.items()}, room, units)
         else:
             counts = units
-        if missing := [name for name in self.sources if name not in counts]:
-            raise UserError(f"units: no number for source {missing[0]!r}, only for {', '.join(counts)}")
         cuts = [base.cut(name, whole[name], counts[name], tokens, seed_share) for name in self.sources]
         found = {name: unit for each in cuts for name, unit in each.items()}
         self.stores = {name: unit.store for name, unit in found.items()}
@@ -227,9 +225,10 @@ def _drawn(
     study: Study, corpus: _Corpus, count: int, smallest: int, largest: int | None, upsampled: int, seed: int
 ) -> dict[str, Copies]:
     """The unions of the time before, which are kept as they are, and as many more as are asked for."""
-    found: dict[str, Copies] = {}
-    if count and (study.root / HOME / "unions.csv").exists():
-        found = sets.read(study.root / HOME / "unions.csv", corpus.domains)
+    if not count:
+        return {}
+    path = study.root / HOME / "unions.csv"
+    found = sets.read(path, corpus.domains) if path.exists() else {}
     plain = {name: copies for name, copies in found.items() if name.startswith("union-")}
     there = [sorted({corpus.domains[unit] for unit in copies}) for copies in plain.values()]
     if count > len(plain):
