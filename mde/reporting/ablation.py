@@ -5,12 +5,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mde.ablation import HOME
-from mde.ablation.correlations import INSIDE, OUTSIDE, SEQ
+from mde.ablation.correlations import INSIDE, OUTSIDE, SEQ, STATISTICS
 from mde.reporting.figures import COLOURS, GRAY, LOSS, _figure, _mark, _text
 from mde.reporting.tables import Table, _plain
 from mde.study import Study
 
 MAKER = "ablate"
+NOTE = (
+    "In brackets: 90% intervals over resampled unions. Inside are the domains that units come from, outside all others. "
+    "size knows nothing but how many units there are; partial is what is left of Pearson's correlation when log size is "
+    "taken out of both sides."
+)
 
 
 def longest(table: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +77,7 @@ def seed_curve(table: pd.DataFrame, domain: str = OUTSIDE, statistic: str = "pea
     Args:
       table: that of `correlations`.
       domain: an evaluation domain, or a mean.
-      statistic: pearson or spearman.
+      statistic: pearson, spearman or partial.
     """
     figure = _figure(420)
     rows = table[table["domain"] == domain]
@@ -129,22 +134,17 @@ def worth(table: pd.DataFrame, domain: str = "objective") -> go.Figure:
     return figure
 
 
-def correlation_table(study: Study) -> Table:
-    """Correlation of every proxy with the trained unions, means and domains, under the longest seed model."""
+def correlation_table(study: Study, domain: str = OUTSIDE) -> Table:
+    """Correlation of every proxy with the trained unions under the longest seed model; a domain or a mean of some."""
     table = longest(correlations(study))
-    frame = pd.DataFrame(index=table.index.unique())
-    for domain in (INSIDE, OUTSIDE):
-        rows = table[table["domain"] == domain].iterrows()
-        shown = {proxy: (_interval(row, "pearson"), _interval(row, "spearman")) for proxy, row in rows}
-        if shown:
-            names = [f"{name} {domain.removeprefix('mean ')}" for name in ("Pearson", "Spearman")]
-            frame[names] = pd.DataFrame.from_dict(shown, orient="index").loc[frame.index].to_numpy()
+    rows = table[table["domain"] == domain]
+    shown = [[_interval(row, name) for name in STATISTICS] for _, row in rows.iterrows()]
+    frame = pd.DataFrame(shown, rows.index, [name.title() for name in STATISTICS])
     title = (
-        f"Proxies against models trained on the union: perplexities of {table['unions'].iloc[0]} unions, seed model of "
-        f"{table['seed_steps'].iloc[0]:,} steps"
+        f"Proxies against models trained on the union, {domain}: perplexities of {rows['unions'].iloc[0]} unions, seed "
+        f"model of {rows['seed_steps'].iloc[0]:,} steps"
     )
-    note = "In brackets: 90% intervals over resampled unions. Outside are the domains that no unit comes from."
-    return Table(title, frame, (note,))
+    return Table(title, frame, (NOTE,))
 
 
 def domain_table(study: Study) -> Table:
@@ -155,14 +155,14 @@ def domain_table(study: Study) -> Table:
     return Table("Pearson by evaluation domain", frame)
 
 
-def curve_table(study: Study, domain: str = OUTSIDE) -> Table:
-    """Pearson's correlation of every proxy by the training of the seed model."""
+def curve_table(study: Study, domain: str = OUTSIDE, statistic: str = "pearson") -> Table:
+    """A correlation of every proxy by the training of the seed model."""
     table = correlations(study)
     rows = table[table["domain"] == domain]
-    wide = rows.assign(shown=[_interval(row, "pearson") for _, row in rows.iterrows()]).reset_index()
+    wide = rows.assign(shown=[_interval(row, statistic) for _, row in rows.iterrows()]).reset_index()
     frame = wide.pivot(index="proxy", columns="seed_steps", values="shown").loc[rows.index.unique()]
     frame.columns = [f"{count:,} steps" for count in frame.columns]
-    return Table(f"Pearson, {domain}, by training of the seed model", frame)
+    return Table(f"{statistic.title()}, {domain}, by training of the seed model", frame)
 
 
 def cost_table(study: Study) -> Table:
@@ -202,8 +202,10 @@ def text(study: Study) -> str:
     there = lambda name: (study.root / HOME / f"{name}.csv").exists()  # noqa: E731
     found = []
     if there("correlations"):
-        found += [correlation_table(study), domain_table(study)]
-        found += [curve_table(study)] if correlations(study)["seed_steps"].nunique() > 1 else []
+        means = [name for name in (INSIDE, OUTSIDE) if name in set(correlations(study)["domain"])]
+        found += [*(correlation_table(study, name) for name in means), domain_table(study)]
+        if correlations(study)["seed_steps"].nunique() > 1:
+            found += [curve_table(study, name, statistic) for name in means for statistic in ("pearson", "partial")]
     found += [worth_table(study)] if there("values") else []
     found.append(cost_table(study))
     return "\n\n".join(_plain(table) for table in found)

@@ -131,7 +131,8 @@ def ablate(
         losses = {n: merging.losses(each, wanted, corpus.domains, data, text, taus) for n, each in families.items()}
         groups = {correlations.INSIDE: corpus.sources, correlations.OUTSIDE: corpus.outside}
         study.write_table(f"{HOME}/losses.csv", _by_seed(losses))
-        tables = {n: correlations.table(each, groups, resamples, seed) for n, each in losses.items()}
+        sizes = {name: sum(copies.values()) for name, copies in wanted.items()}
+        tables = {n: correlations.table(each, groups, sizes, resamples, seed) for n, each in losses.items()}
         study.write_table(f"{HOME}/correlations.csv", _by_seed(tables))
     if candidates:
         family = families[seed_steps[-1]]

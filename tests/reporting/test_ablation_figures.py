@@ -28,6 +28,7 @@ def study(tmp_path):
     rows = [
         {"proxy": proxy, "domain": domain, "unions": 3, "pearson": value, "pearson_low": value - 0.1}
         | {"pearson_high": value + 0.05, "spearman": np.nan, "spearman_low": np.nan, "spearman_high": np.nan}
+        | {"partial": value, "partial_low": np.nan, "partial_high": np.nan}
         | {"seed_steps": steps}
         for steps in (0, 9)
         for proxy, value in (("merged", 0.1 * steps - 0.2), ("mde[0]", 0.5))

@@ -40,7 +40,7 @@ def trained(study: Path) -> dict[str, int]:
 def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     sources = (*SMALL, UNITS, "--unions=3", "--upsampled=1")
     printed = ablate(prepared, *sources)
-    for text in ("seed model of 2 steps: 9 runs trained, 10 there", "Pearson inside", "every union"):
+    for text in ("seed model of 2 steps: 9 runs trained, 10 there", "the union, mean inside", "every union"):
         assert text in printed
     study = Study(prepared)
     losses = study.read_table("ablation/losses.csv", "ablate")
@@ -49,7 +49,7 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     assert set(losses["seed_steps"]) == {2}
     assert set(losses.index) == {"union-00", "union-01", "union-02", *(n for n in losses.index if n[:2] == "up")}
     table = study.read_table("ablation/correlations.csv", "ablate")
-    assert set(table.index) == proxies
+    assert set(table.index) == {*proxies, "size"}
     assert set(table["domain"]) == {*study.domains.evaluation, "mean inside", "mean outside"}
     values = study.read_table("ablation/values.csv", "ablate")
     candidates = study.read_table("ablation/candidates.csv", "ablate")
