@@ -12,9 +12,9 @@ from mde.study import Study
 
 MAKER = "ablate"
 NOTE = (
-    "In brackets: 90% intervals over resampled unions. Inside are the domains that units come from, outside all others. "
-    "size knows nothing but how many units there are; partial is what is left of Pearson's correlation when log size is "
-    "taken out of both sides."
+    "In brackets: 90% intervals over resampled unions. Inside are the domains that units come from, outside all "
+    "others. size knows nothing but how many units there are; partial is what is left of Pearson's correlation when "
+    "log size is taken out of both sides."
 )
 
 

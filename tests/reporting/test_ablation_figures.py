@@ -90,7 +90,7 @@ def test_worths_are_bars_and_errors_are_shown_where_there_are_some(study):
 def test_the_text_has_every_table(study):
     found = ablation.text(study)
     for part in (
-        "3 unions, seed model of 9 steps",
+        "3 unions, seed model of 9",
         "0.70 [0.60, 0.75]",  # merged, the longer seed model
         "-0.20 [-0.30, -0.15]",  # the shorter one
         "+0.4000 ± 0.0100",
