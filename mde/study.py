@@ -20,8 +20,8 @@
     proof/                 what was trained to check it
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
-    ablation/              what `mde ablate` cut, trained and found: units, unions, losses, correlations, registry, cost,
-                           candidates, values and additions as tables; seed-STEPS/ has the runs of a seed model
+    ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
+                           values, additions; seed-STEPS/ has the runs that continue from a seed model
     stages/STAGE.json      arguments and time of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html

@@ -194,7 +194,19 @@ def worth_table(study: Study) -> Table:
         columns[str(name)] = pd.Series(shown, one.index)
         columns[f"{name} adds as"] = added.loc[added["evaluator"] == name, "step"].map("{:d}.".format)
     frame = pd.DataFrame(columns, rows.index.unique()).fillna("given")
-    return Table("What units take off the objective (Shapley values, nats per token), and which to add next", frame)
+    title = "What units take off the objective (Shapley values, nats per token), and which to add next"
+    return Table(title, frame, _best_subsets(study, list(frame.index)))
+
+
+def _best_subsets(study: Study, units: list[str]) -> tuple[str, ...]:
+    """A sentence an evaluator: its best subset."""
+    table = study.read_table(f"{HOME}/candidates.csv", MAKER)
+    found = []
+    for name, rows in table.groupby("evaluator", sort=False):
+        best = rows.loc[rows["objective"] == rows["objective"].min()].iloc[0]
+        members = ", ".join(unit for unit in units if best[unit]) or "none, the seed model"
+        found.append(f"Best of {len(rows):,} subsets by {name}: {members} ({best['objective']:.4f} nats per token).")
+    return tuple(found)
 
 
 def text(study: Study) -> str:

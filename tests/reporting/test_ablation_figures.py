@@ -48,6 +48,9 @@ def study(tmp_path):
         pd.Index(["wiki-0", "wiki-0", "code-0", "code-0"] * 2, name="unit"),
     )
     found.write_table("ablation/values.csv", values)
+    subsets = {"wiki-0": [1, 0, 0, 0], "code-0": [1, 1, 0, 1], "objective": [0.9, 1.0, 0.7, 0.8]}
+    candidates = pd.DataFrame({**subsets, "evaluator": ["merged", "merged", "mde[0]", "mde[0]"]})
+    found.write_table("ablation/candidates.csv", candidates.rename_axis("rank"))
     order = {"step": [1, 2, 1], "objective": [1.0, 0.9, 0.8], "evaluator": ["merged", "merged", "mde[0]"]}
     index = pd.Index(["code-0", "wiki-0", "code-0"], name="unit")
     found.write_table("ablation/additions.csv", pd.DataFrame(order, index))
@@ -95,6 +98,8 @@ def test_the_text_has_every_table(study):
         "-0.20 [-0.30, -0.15]",  # the shorter one
         "+0.4000 ± 0.0100",
         "given",  # mde[0] was not asked about wiki-0
+        "Best of 2 subsets by merged: wiki-0, code-0 (0.9000 nats per token).",
+        "Best of 2 subsets by mde[0]: none, the seed model (0.7000 nats per token).",
         "2.0",  # unions took twice the tokens of the units
     ):
         assert part in found
