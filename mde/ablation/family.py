@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,6 +44,18 @@ class Recipe(runs.Recipe):
         record = super().record(run)
         mixture = {name: share for name, share in record["mixture"].items() if share > 0}
         return {**record, "mixture": mixture, "data": {name: self.stores[name].digest for name in mixture}}
+
+
+class Text(NamedTuple):
+    """What models are evaluated on.
+
+    Attributes:
+      data: the text.
+      names: by domain, what names its text and how it is cut: scores are kept by it.
+    """
+
+    data: EvaluationSet
+    names: Mapping[str, str]
 
 
 class Family:
@@ -136,14 +148,9 @@ class Family:
         experts = (self.params(name) for name in names)
         return MergedLosses(self.recipe.model, experts, data, base=self.params(SEED_RUN), names=names)
 
-    def score(self, names: Sequence[str], data: EvaluationSet, text: Mapping[str, str]) -> pd.DataFrame:
-        """Losses [runs, J] in nats per token; scores that are there are kept.
-
-        Args:
-          names: runs, among them perhaps the seed model.
-          data: the evaluation text.
-          text: by domain, what names its text.
-        """
+    def score(self, names: Sequence[str], text: Text) -> pd.DataFrame:
+        """Losses [runs, J] in nats per token of runs, or of the seed model; scores that are there are kept."""
+        data = text.data
         scores, of = Scores(self.directory / "scores"), self._identities(names, text)
         found = {name: [scores.find(name, domain, of[name][domain]) for domain in data.domains] for name in names}
         missing = [name for name, row in found.items() if None in row]
@@ -158,17 +165,17 @@ class Family:
         losses = {name: [score.loss for score in row if score] for name, row in found.items()}
         return pd.DataFrame.from_dict(losses, orient="index", columns=list(data.domains)).rename_axis("run")
 
-    def log_probs(self, names: Sequence[str], data: EvaluationSet, text: Mapping[str, str]) -> Columns:
+    def log_probs(self, names: Sequence[str], text: Text) -> Columns:
         """Log-probs in nats of the T evaluation tokens under runs that were scored, [T, runs]."""
         of = self._identities(names, text)
-        wanted = [[of[name][domain] for domain in data.domains] for name in names]
-        return Scores(self.directory / "scores").columns(names, data.domains, wanted)
+        wanted = [[of[name][domain] for domain in text.data.domains] for name in names]
+        return Scores(self.directory / "scores").columns(names, text.data.domains, wanted)
 
-    def _identities(self, names: Sequence[str], text: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    def _identities(self, names: Sequence[str], text: Text) -> dict[str, dict[str, str]]:
         """By run and domain, a name for what there is to score: the run's record and the text."""
         fresh = {"model": runs.on_record(self.recipe.model), "seed": self.seed}
         records = {n: fresh if n == SEED_RUN and not self._seed_recipe else self.record(n) for n in names}
-        return {name: {d: digest([records[name], of]) for d, of in text.items()} for name in names}
+        return {name: {d: digest([records[name], of]) for d, of in text.names.items()} for name in names}
 
 
 def check_mergeable(records: Mapping[str, Mapping[str, Any]], directory: epath.PathLike) -> None:

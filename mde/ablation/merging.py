@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from mde.ablation import subsets
 from mde.ablation.correlations import SEQ
-from mde.ablation.family import SEED_RUN, Family
+from mde.ablation.family import SEED_RUN, Family, Text
 from mde.ablation.subsets import Losses
 from mde.ablation.unions import Copies, merges, partitions, run_name
 from mde.evaluation import MergedLosses, MixtureLosses
-from mde.evaluation.scoring import EvaluationSet
 
 MERGED = "merged"
 
@@ -32,8 +31,7 @@ def losses(
     family: Family,
     unions: Mapping[str, Copies],
     units: Mapping[str, str],
-    data: EvaluationSet,
-    text: Mapping[str, str],
+    text: Text,
     taus: Sequence[float],
 ) -> pd.DataFrame:
     """Losses of the model trained on each union and of its proxies.
@@ -42,8 +40,7 @@ def losses(
       family: the models, trained.
       unions: copies of units, by name.
       units: domain of each unit.
-      data: the evaluation text.
-      text: by domain, what names its text.
+      text: what is evaluated on.
       taus: exponents of the prefix posterior; 0 is MDE.
 
     Returns:
@@ -52,18 +49,18 @@ def losses(
     Raises:
       UserError: models that cannot be merged.
     """
-    rows = family.score([run_name(copies) for copies in unions.values()], data, text)
+    rows = family.score([run_name(copies) for copies in unions.values()], text)
     tables = {SEQ: rows.to_numpy()}
     averages = {name: merges(copies, units) for name, copies in unions.items()}
     used = list(dict.fromkeys(run for row in averages.values() for proxy in row.values() for run in proxy))
-    merged = family.merged(used, data)
+    merged = family.merged(used, text.data)
     for proxy in next(iter(averages.values())):
         tables[proxy] = _shown(merged, _weights([row[proxy] for row in averages.values()], used), proxy)
     names = list(units)
-    mixture = _mixture(family, names, data, text)
+    mixture = _mixture(family, names, text)
     shares = _weights([averages[name]["micro-merged"] for name in unions], names)
     tables |= {f"mde[{tau:g}]": mixture(shares, tau) for tau in taus}
-    columns = list(data.domains)
+    columns = list(text.data.domains)
     index = pd.Index(list(unions), name="union")
     return pd.concat([pd.DataFrame(table, index, columns).assign(model=name) for name, table in tables.items()])
 
@@ -71,8 +68,7 @@ def losses(
 def evaluators(
     family: Family,
     units: Sequence[str],
-    data: EvaluationSet,
-    text: Mapping[str, str],
+    text: Text,
     taus: Sequence[float],
     merged_windows: int,
 ) -> Iterator[tuple[str, Losses]]:
@@ -81,9 +77,9 @@ def evaluators(
     Members of a subset count alike; the empty one is the seed model. Merged models are run on the first
     `merged_windows` windows of each domain, mixtures are evaluated on all of the text.
     """
-    merged = family.merged(units, data.subset(merged_windows))
+    merged = family.merged(units, text.data.subset(merged_windows))
     yield MERGED, lambda rows: _shown(merged, subsets.averages(rows), "subsets")
-    mixture = _mixture(family, [*units, SEED_RUN], data, text)
+    mixture = _mixture(family, [*units, SEED_RUN], text)
     for tau in taus:
         yield f"mde[{tau:g}]", functools.partial(_mixture_of_subsets, mixture, tau)
 
@@ -92,10 +88,11 @@ def _mixture_of_subsets(mixture: MixtureLosses, tau: float, rows: np.ndarray) ->
     return mixture(np.column_stack([subsets.averages(rows), ~rows.any(axis=1)]), tau)
 
 
-def _mixture(family: Family, names: Sequence[str], data: EvaluationSet, text: Mapping[str, str]) -> MixtureLosses:
+def _mixture(family: Family, names: Sequence[str], text: Text) -> MixtureLosses:
     """Losses of mixtures of these models, which are scored if they are not yet."""
-    family.score(names, data, text)
-    log_probs = family.log_probs(names, data, text)
+    family.score(names, text)
+    log_probs = family.log_probs(names, text)
+    data = text.data
     return MixtureLosses(log_probs, data.segment_ids, data.sequence_ids, domains=data.domains, experts=names)
 
 

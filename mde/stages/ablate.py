@@ -11,10 +11,10 @@ from mde.ablation import HOME, correlations, merging
 from mde.ablation import search as searching
 from mde.ablation import unions as sets
 from mde.ablation import units as base
-from mde.ablation.family import Family, Recipe
+from mde.ablation.family import Family, Recipe, Text
 from mde.ablation.unions import Copies
 from mde.errors import UserError, check_positive, unknown
-from mde.evaluation.scoring import EvaluationSet, evaluation_set
+from mde.evaluation.scoring import evaluation_set
 from mde.models import config as model_configs
 from mde.optimization import objectives
 from mde.reporting import ablation as reporting
@@ -95,11 +95,13 @@ def ablate(
     check_positive(
         checkpoint_every=checkpoint_every, merged_windows=merged_windows, tokens_per_domain=tokens_per_domain
     )
-    if min(candidates, resamples, upsampled, *seed_steps) < 0 or not (taus and seed_steps):
+    if min(candidates, resamples, upsampled, unions, *seed_steps) < 0 or not (taus and seed_steps):
         raise UserError(
             f"seed_steps={seed_steps!r}, taus={taus!r}, candidates={candidates}, resamples={resamples}, "
-            f"upsampled={upsampled}: expected at least one τ and one number of seed steps, and nothing negative"
+            f"unions={unions}, upsampled={upsampled}: expected a τ and a number of seed steps, and nothing negative"
         )
+    if not all(0 <= tau <= 1 for tau in taus):
+        raise UserError(f"taus={taus!r}, expected exponents between 0 and 1")
     schedule = train_settings(steps, batch_size, seq_len, learning_rate, settings)
     corpus = _Corpus(study, sources, units, schedule.tokens + 1, seed_share)
     if unions_file:
@@ -110,42 +112,68 @@ def ablate(
         raise UserError(f"{len(wanted)} unions: expected at least {correlations.LEAST} to correlate, or unions=0")
     goal = objectives.make(objective, study.domains.evaluation, corpus.sources)
     start = corpus.members(given)
+    devices = MeshShape.parse(mesh) if mesh else None
     architecture = model_configs.preset(preset, study.about["vocab_size"], **(model or {}))
-    families = {}
-    for count in dict.fromkeys(seed_steps):
-        rate = seed_learning_rate or learning_rate
-        longer = count and dataclasses.replace(schedule, steps=count, learning_rate=rate)
-        seed_recipe = Recipe(architecture, longer, corpus.aside, None, {}) if longer else None
-        recipe = Recipe(architecture, schedule, corpus.stores, None, {})
-        families[count] = Family(study.root / HOME / f"seed-{count}", recipe, seed_recipe, seed)
+    text = corpus.evaluation(tokens_per_domain, seq_len)
+    recipe = Recipe(architecture, schedule, corpus.stores, None, {})
+    first = Recipe(
+        architecture,
+        dataclasses.replace(schedule, learning_rate=seed_learning_rate or learning_rate),
+        corpus.aside,
+        None,
+        {},
+    )
+    families = {count: _family(study, recipe, first, count, seed) for count in dict.fromkeys(seed_steps)}
 
     runs = merging.runs_needed(wanted, corpus.domains)
     new = {count: len(family.missing(runs)) for count, family in families.items()}  # refuses before anything is paid
     corpus.write()
-    study.write_table(f"{HOME}/unions.csv", _table(wanted, corpus.domains))
     for count, family in families.items():
-        family.train(runs, checkpoint_every, MeshShape.parse(mesh) if mesh else None)
+        family.train(runs, checkpoint_every, devices)
         print(f"seed model of {count} steps: {new[count]} runs trained, {len(family.registry())} there", flush=True)
-    data, text = corpus.evaluation(tokens_per_domain, seq_len)
     if wanted:
-        losses = {n: merging.losses(each, wanted, corpus.domains, data, text, taus) for n, each in families.items()}
-        groups = {correlations.INSIDE: corpus.sources, correlations.OUTSIDE: corpus.outside}
-        study.write_table(f"{HOME}/losses.csv", _by_seed(losses))
-        sizes = {name: sum(copies.values()) for name, copies in wanted.items()}
-        tables = {n: correlations.table(each, groups, sizes, resamples, seed) for n, each in losses.items()}
-        study.write_table(f"{HOME}/correlations.csv", _by_seed(tables))
+        _compare(study, corpus, families, wanted, text, taus, resamples, seed)
     if candidates:
-        family = families[seed_steps[-1]]
-        found = {}
-        for name, losses_of in merging.evaluators(family, list(corpus.stores), data, text, taus, merged_windows):
-            names = list(corpus.stores), data.domains
-            found[name] = searching.search(losses_of, *names, goal, candidates, start, seed)
+        evaluators = merging.evaluators(families[seed_steps[-1]], list(corpus.stores), text, taus, merged_windows)
+        found = {
+            name: searching.search(losses, list(corpus.stores), text.data.domains, goal, candidates, start, seed)
+            for name, losses in evaluators
+        }
         for table in searching.Search._fields:
             study.write_table(f"{HOME}/{table}.csv", searching.together(found, table))
     study.write_table(f"{HOME}/registry.csv", _by_seed({n: family.registry() for n, family in families.items()}))
     cost = {n: sets.costs(wanted, corpus.domains, schedule.tokens, n * schedule.tokens // steps) for n in families}
     study.write_table(f"{HOME}/cost.csv", _by_seed(cost))
     print(reporting.text(study))
+
+
+def _family(study: Study, recipe: Recipe, first: Recipe, seed_steps: int, seed: int) -> Family:
+    """The models that continue from a seed model of so many steps."""
+    directory = study.root / HOME / f"seed-{seed_steps}"
+    if not seed_steps:
+        return Family(directory, recipe, None, seed)
+    settings = dataclasses.replace(first.settings, steps=seed_steps)
+    return Family(directory, recipe, dataclasses.replace(first, settings=settings), seed)
+
+
+def _compare(
+    study: Study,
+    corpus: "_Corpus",
+    families: Mapping[int, Family],
+    unions: Mapping[str, Copies],
+    text: Text,
+    taus: Sequence[float],
+    resamples: int,
+    seed: int,
+) -> None:
+    """Writes the losses of the unions and of what stands for them, and how they correlate."""
+    study.write_table(f"{HOME}/unions.csv", _table(unions, corpus.domains))
+    losses = {n: merging.losses(each, unions, corpus.domains, text, taus) for n, each in families.items()}
+    study.write_table(f"{HOME}/losses.csv", _by_seed(losses))
+    groups = {correlations.INSIDE: corpus.sources, correlations.OUTSIDE: corpus.outside}
+    sizes = {name: sum(copies.values()) for name, copies in unions.items()}
+    tables = {n: correlations.table(each, groups, sizes, resamples, seed) for n, each in losses.items()}
+    study.write_table(f"{HOME}/correlations.csv", _by_seed(tables))
 
 
 class _Corpus:
@@ -206,11 +234,11 @@ class _Corpus:
                 raise unknown("unit or source in given", name, [*self.domains, *self.sources])
         return [unit for unit, domain in self.domains.items() if unit in names or domain in names]
 
-    def evaluation(self, tokens_per_domain: int, seq_len: int) -> tuple[EvaluationSet, dict[str, str]]:
-        """The evaluation text, and by domain a name for it and how it is cut."""
+    def evaluation(self, tokens_per_domain: int, seq_len: int) -> Text:
+        """The evaluation text."""
         stores = {name: self._study.store(name, "validation") for name in self._study.domains.evaluation}
-        text = {name: digest([store.digest, tokens_per_domain, seq_len]) for name, store in stores.items()}
-        return evaluation_set(stores, tokens_per_domain, seq_len), text
+        names = {name: digest([store.digest, tokens_per_domain, seq_len]) for name, store in stores.items()}
+        return Text(evaluation_set(stores, tokens_per_domain, seq_len), names)
 
     def write(self) -> None:
         """Leaves `seed.json`, which later calls keep to, and `units.csv`."""

@@ -12,7 +12,7 @@ from helpers import random_documents, write_store
 from numpy.testing import assert_allclose
 
 from mde.ablation import merging, units
-from mde.ablation.family import SEED_RUN, Family, Recipe, check_mergeable
+from mde.ablation.family import SEED_RUN, Family, Recipe, Text, check_mergeable
 from mde.ablation.unions import run_name
 from mde.errors import UserError
 from mde.evaluation.scoring import evaluation_set
@@ -22,7 +22,6 @@ from mde.training.step import TrainSettings
 CONFIG = DecoderConfig(64, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=16)
 SETTINGS = TrainSettings(steps=2, batch_size=2, seq_len=8, learning_rate=1e-2)
 TOKENS = SETTINGS.tokens + 1
-TEXT = {"a": "text of a", "b": "text of b"}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +45,11 @@ def family(directory, corpus, sources="ab", settings=SETTINGS, seed_steps=3, see
 @pytest.fixture(scope="module")
 def data(corpus):
     return evaluation_set({name: corpus[0][name] for name in "ab"}, 60, 8)
+
+
+@pytest.fixture(scope="module")
+def text(data):
+    return Text(data, {"a": "text of a", "b": "text of b"})
 
 
 UNITS = [{f"{source}-{i}": 1.0} for source in "ab" for i in (0, 1)]
@@ -100,19 +104,19 @@ def test_a_union_of_one_unit_once_is_the_unit(trained):
     assert [run.steps for run in trained.missing([{"a-0": 2.0}])] == [4]
 
 
-def test_merges_are_those_of_the_parameters(trained, data):
+def test_merges_are_those_of_the_parameters(trained, data, text):
     merged = trained.merged(["a-0", "b-1"], data)
     losses = merged(np.array([[0.25, 0.75], [0.0, 0.0], [1.0, 0.0]]))
     mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, trained.params("a-0"), trained.params("b-1"))
     assert_allclose(losses[0], _loss(mean, data), atol=1e-5)  # float32
-    scored = trained.score(["a-0", SEED_RUN], data, TEXT)
+    scored = trained.score(["a-0", SEED_RUN], text)
     assert_allclose(losses[2], scored.loc["a-0"], atol=1e-5)
     assert_allclose(losses[1], scored.loc[SEED_RUN], atol=1e-5)  # no weight at all leaves the seed model
 
 
-def test_losses_of_a_union_of_one_unit_are_the_same_for_all(trained, data):
+def test_losses_of_a_union_of_one_unit_are_the_same_for_all(trained, data, text):
     unions = {"one": {"a-0": 1.0}, "two": UNION}
-    found = merging.losses(trained, unions, {"a-0": "a", "b-0": "b"}, data, TEXT, [0.0, 1.0])
+    found = merging.losses(trained, unions, {"a-0": "a", "b-0": "b"}, text, [0.0, 1.0])
     assert list(found["model"].unique()) == ["seq", "merged", "merged-weighted", "micro-merged", "mde[0]", "mde[1]"]
     one = found.loc["one", ["a", "b"]].to_numpy()
     assert_allclose(one, np.broadcast_to(one[0], one.shape), atol=1e-5)
@@ -126,14 +130,14 @@ def test_losses_of_a_union_of_one_unit_are_the_same_for_all(trained, data):
     assert_allclose(table.loc["seq"].astype(float), _loss(trained.params(run_name(UNION)), data), atol=1e-5)
 
 
-def test_subsets_are_scored_by_merging_and_by_mixing(trained, data):
+def test_subsets_are_scored_by_merging_and_by_mixing(trained, data, text):
     rows = np.array([[False, False], [True, False], [True, True]])
-    scored = trained.score(["a-0", "b-0", SEED_RUN], data, TEXT)
-    for name, losses in merging.evaluators(trained, ["a-0", "b-0"], data, TEXT, [0.0], 99):
+    scored = trained.score(["a-0", "b-0", SEED_RUN], text)
+    for name, losses in merging.evaluators(trained, ["a-0", "b-0"], text, [0.0], 99):
         found = losses(rows)
         assert_allclose(found[0], scored.loc[SEED_RUN], atol=1e-5)
         assert_allclose(found[1], scored.loc["a-0"], atol=1e-5)
-        log_probs = np.asarray(trained.log_probs(["a-0", "b-0"], data, TEXT))
+        log_probs = np.asarray(trained.log_probs(["a-0", "b-0"], text))
         expected = {
             "merged": lambda: _loss(_mean(trained, "a-0", "b-0"), data),
             "mde[0]": lambda p=log_probs: data.losses(np.log(np.exp(p.astype(np.float64)).mean(axis=1))),
@@ -141,12 +145,12 @@ def test_subsets_are_scored_by_merging_and_by_mixing(trained, data):
         assert_allclose(found[2], expected[name](), atol=1e-5)
 
 
-def test_without_a_seed_model_all_begin_with_the_same_parameters(corpus, data, tmp_path):
+def test_without_a_seed_model_all_begin_with_the_same_parameters(corpus, data, text, tmp_path):
     found = family(tmp_path, corpus, seed_steps=0)
     found.train(UNITS[:2], 100)
     assert set(found.registry().index) == {"a-0", "a-1"}
     losses = found.merged(["a-0", "a-1"], data)(np.zeros((1, 2)))
-    assert_allclose(losses[0], found.score([SEED_RUN], data, TEXT).loc[SEED_RUN], atol=1e-5)
+    assert_allclose(losses[0], found.score([SEED_RUN], text).loc[SEED_RUN], atol=1e-5)
 
 
 def test_another_seed_model_or_schedule_is_refused_before_anything_is_trained(copied, corpus):

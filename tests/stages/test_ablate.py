@@ -126,6 +126,8 @@ def refused(monkeypatch, capsys):
         ("--given=docs-7", ["unit or source in given", "'docs-7'", "did you mean 'docs-"]),
         ("--seed_share=1", ["seed_share=1", "between 0 and 1"]),
         ("--seed_steps=-1", ["seed_steps=[-1]", "nothing negative"]),
+        ("--taus=0,2", ["taus=(0, 2)", "between 0 and 1"]),
+        ("--mesh=pol=2", ["mesh axis 'pol'"]),
         ("--objective=avg", ["unknown objective 'avg'"]),
         ("--learning_rate=-1", ["learning_rate=-1", "positive"]),
     ],
