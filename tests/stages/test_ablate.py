@@ -167,4 +167,5 @@ def test_a_killed_ablation_goes_on(prepared, tmp_path):
     for name in ("losses", "values", "registry"):
         tables = [Study(study).read_table(f"ablation/{name}.csv", "ablate") for study in (prepared, other)]
         numbers = [table.select_dtypes(np.number) for table in tables]
-        pd.testing.assert_frame_equal(*numbers, atol=1e-6)  # a resumed state goes through the disk
+        # What is left may be a pool of another size, which cuts batches over devices: last bits of float32, over steps.
+        pd.testing.assert_frame_equal(*numbers, atol=1e-4)
