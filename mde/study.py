@@ -22,6 +22,8 @@
     rounds.csv             what was known before each round
     scale.json             the best mixture at small budgets and at the target
     scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
+    ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
+                           values, additions; seed-STEPS/ has the runs that continue from a seed model
     stages/STAGE.json      arguments and time of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
