@@ -116,7 +116,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
 
 
 def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
-    """The recommended shares with their intervals as bars, other mixtures as symbols.
+    """The recommended shares as bars, with their intervals where they are known, and other mixtures as symbols.
 
     Args:
       shares: the table of `findings.recommendation`.
@@ -133,7 +133,8 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
         marker={"color": BLUE, "opacity": 0.45},
         hovertemplate="%{y}: %{x:.1%}",
     )
-    _add_interval(figure, shares)
+    if "low" in shares:
+        _add_interval(figure, shares)
     for i, rival in enumerate(rivals, start=1):
         figure.add_scatter(
             x=shares[rival], y=names, mode="markers", name=_text(rival), marker=_mark(i), hovertemplate="%{y}: %{x:.1%}"

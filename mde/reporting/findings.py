@@ -56,6 +56,14 @@ def regressors(study: Study) -> pd.DataFrame:
     return table.sort_values(["group", "mse"], kind="stable").reset_index(drop=True)
 
 
+def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
+    """The chosen method and the best of each group: pairs (regressor, features) out of the table of `regressors`."""
+    best = methods.loc[methods.groupby("group", observed=True)["mse"].idxmin()].set_index("group")
+    groups = [group for group in (WEIGHTS, ALONE, EXPERTS, MERGED) if group in best.index]
+    rows = pd.concat([methods[methods["chosen"]], best.loc[groups].reset_index()])
+    return list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
+
+
 def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")

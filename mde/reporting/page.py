@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from mde.reporting import explorer, figures, findings, tables
-from mde.reporting.tables import Table
+from mde.reporting.table import Table
 from mde.study import Study
 
 PACKAGES = (
@@ -101,7 +101,7 @@ def _trust(study: Study) -> list[str]:
             "The table below has the same numbers.",
         ),
         _figure(
-            figures.predicted_vs_true(study.read_table("fit/predictions.csv", "fit"), _main_methods(methods)),
+            figures.predicted_vs_true(study.read_table("fit/predictions.csv", "fit"), findings.main_methods(methods)),
             "Predicted against observed objective of each observation, out of fold",
             "Each point is an observation; its prediction is the mean over the splits that held it out. "
             "Choose methods in the legend.",
@@ -210,16 +210,6 @@ def _section(study: Study, section: Section) -> str:
     return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{section.title}</h2>\n{body}\n</section>'
 
 
-def _main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
-    """The chosen method, then the best of each group."""
-    best = methods.loc[methods.groupby("group", observed=True)["mse"].idxmin()].set_index("group")
-    groups = [
-        group for group in (findings.WEIGHTS, findings.ALONE, findings.EXPERTS, findings.MERGED) if group in best.index
-    ]
-    rows = pd.concat([methods[methods["chosen"]], best.loc[groups].reset_index()])
-    return list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
-
-
 def _join(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -256,33 +246,12 @@ def _figure(figure: go.Figure, label: str, caption: str) -> str:
 
 def _table(table: Table) -> str:
     """A table under its title."""
-    return f"<h3>{markup.escape(table.title)}</h3>{_cells(table)}"
+    return f"<h3>{markup.escape(table.title)}</h3>{table.html()}"
 
 
 def _details(table: Table) -> str:
     """A table behind its title."""
-    return f"<details><summary>{markup.escape(table.title)}</summary>{_cells(table)}</details>"
-
-
-def _cells(table: Table) -> str:
-    """The table itself, and its notes."""
-    kind = ' class="text"' if table.prose else ""
-    head = "".join(f'<th scope="col"{kind}>{markup.escape(str(name))}</th>' for name in table.frame.columns)
-    rows = []
-    for i, (label, cells) in enumerate(zip(table.frame.index, table.frame.to_numpy(), strict=True)):
-        if table.groups and (i == 0 or table.groups[i] != table.groups[i - 1]):
-            heading = markup.escape(table.groups[i])
-            rows.append(f'<tr><th scope="rowgroup" colspan="{len(cells) + 1}">{heading}</th></tr>')
-        body = "".join(f"<td{kind}>{markup.escape(str(cell))}</td>" for cell in cells)
-        name = markup.escape(str(label)).replace("+", "+<wbr>")
-        marked = ' class="marked"' if label in table.marked else ""
-        rows.append(f'<tr{marked}><th scope="row">{name}</th>{body}</tr>')
-    notes = "".join(f'<p class="note">{markup.escape(note)}</p>' for note in table.notes)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{markup.escape(table.title)}"><table>'
-        f'<thead><tr><th scope="col">{markup.escape(str(table.frame.index.name))}</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{notes}"
-    )
+    return f"<details><summary>{markup.escape(table.title)}</summary>{table.html()}</details>"
 
 
 def _anchor(title: str) -> str:
