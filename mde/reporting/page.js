@@ -26,17 +26,24 @@ function template() {
       modebar: { color: colour("--faint"), activecolor: colour("--accent"), bgcolor: "rgba(0,0,0,0)" },
       xaxis: axis,
       yaxis: axis,
+      ternary: { bgcolor: "rgba(0,0,0,0)", aaxis: axis, baxis: axis, caxis: axis },
     },
   };
 }
 
-function draw() {
-  const look = template();
-  for (const chart of document.querySelectorAll(".chart")) {
-    const { data, layout } = JSON.parse(chart.nextElementSibling.textContent);
-    Plotly.react(chart, data, { ...layout, template: look }, config);
-  }
+function draw(chart) {
+  const content = JSON.parse(chart.nextElementSibling.textContent);
+  const choice = chart.parentElement.querySelector("select");
+  const { data, layout } = choice ? content[choice.value] : content;
+  Plotly.react(chart, data, { ...layout, template: template() }, config);
 }
 
-draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+function drawAll() {
+  document.querySelectorAll(".chart").forEach(draw);
+}
+
+for (const choice of document.querySelectorAll(".choice select")) {
+  choice.addEventListener("change", () => draw(choice.closest("figure").querySelector(".chart")));
+}
+drawAll();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -56,7 +56,8 @@ def regressors(study: Study) -> Table:
 def recommendation(study: Study) -> Table:
     """The recommended mixture beside the proportional one, or the best observed where sizes are not known."""
     shares = findings.recommendation(study)
-    level = study.read_json("optimum.json", "optimize")["interval_level"]
+    optimum = study.read_json("optimum.json", "optimize")
+    level, epochs = optimum["interval_level"], optimum["epochs"]
     beside = "proportional" if "proportional" in shares else "best observed"
     tokens = {"tokens": shares["tokens"].map("{:,}".format)} if "tokens" in shares else {}
     frame = pd.DataFrame(
@@ -67,9 +68,11 @@ def recommendation(study: Study) -> Table:
             f"{level:.0%} interval": [
                 f"{_percent(low)} to {_percent(high)}" for low, high in zip(shares["low"], shares["high"], strict=True)
             ],
+            **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
         }
     )
-    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study),))
+    binding = [f"Binds: {constraint}." for constraint in optimum["binding"]]
+    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study), *binding))
 
 
 def proof(study: Study) -> Table:
