@@ -12,7 +12,7 @@ from mde.reporting.table import Table
 
 def figure(chart: go.Figure, label: str, caption: str) -> str:
     """A chart, the data it is drawn from, and what it shows in words."""
-    return _figure(str(chart.to_json()), "", label, caption)
+    return _figure(str(chart.to_json()), "", chart.layout.height, label, caption)
 
 
 def choice(charts: Mapping[str, go.Figure], question: str, label: str, caption: str) -> str:
@@ -20,13 +20,15 @@ def choice(charts: Mapping[str, go.Figure], question: str, label: str, caption: 
     options = "".join(f"<option>{html.escape(name)}</option>" for name in charts)
     control = f'<label class="choice">{html.escape(question)} <select>{options}</select></label>'
     data = ", ".join(f"{json.dumps(name)}: {chart.to_json()}" for name, chart in charts.items())
-    return _figure(f"{{{data}}}", control, label, caption)
+    height = max(chart.layout.height for chart in charts.values())
+    return _figure(f"{{{data}}}", control, height, label, caption)
 
 
-def _figure(data: str, control: str, label: str, caption: str) -> str:
+def _figure(data: str, control: str, height: int, label: str, caption: str) -> str:
     safe = data.replace("<", "\\u003c")
     return (
-        f'<figure>{control}<div class="chart" role="img" aria-label="{html.escape(label)}"></div>'
+        f'<figure>{control}<div class="chart" role="img" style="min-height:{height}px"'
+        f' aria-label="{html.escape(label)}"></div>'
         f'<script type="application/json">{safe}</script>'
         f"<figcaption><strong>{html.escape(label)}.</strong> {html.escape(caption)}</figcaption></figure>"
     )

@@ -1,5 +1,5 @@
 "use strict";
-// Draws every chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
+// Draws each chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
 const config = {
   responsive: true,
   displaylogo: false,
@@ -38,12 +38,24 @@ function draw(chart) {
   Plotly.react(chart, data, { ...layout, template: template() }, config);
 }
 
-function drawAll() {
-  document.querySelectorAll(".chart").forEach(draw);
+// A chart is drawn when it comes near the window, or is printed: the page opens without waiting for all of them.
+const drawn = new Set();
+
+function show(chart) {
+  if (!drawn.has(chart)) {
+    drawn.add(chart);
+    draw(chart);
+  }
 }
 
-for (const choice of document.querySelectorAll(".choice select")) {
-  choice.addEventListener("change", () => draw(choice.closest("figure").querySelector(".chart")));
+const near = new IntersectionObserver(
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => show(entry.target)),
+  { rootMargin: "800px" },
+);
+for (const chart of document.querySelectorAll(".chart")) {
+  near.observe(chart);
+  const choice = chart.parentElement.querySelector("select");
+  if (choice) choice.addEventListener("change", () => draw(chart));
 }
-drawAll();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+addEventListener("beforeprint", () => document.querySelectorAll(".chart").forEach(show));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
