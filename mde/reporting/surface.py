@@ -14,6 +14,7 @@ from mde.study import Study
 DATA = "surface.npz"  # what `mde optimize` leaves
 PAIRS = 15  # of evaluation domains, on offer
 HEXAGON = 27  # pixels
+SATURATED = 0.6  # quantile from which on all is darkest: shares of zero are often far worse than anything inside
 
 
 class Slice(NamedTuple):
@@ -44,8 +45,8 @@ def body(study: Study) -> list[str]:
                 {", ".join(one.domains): ternary(one) for one in found},
                 "Domains",
                 "Predicted objective where three domains divide what they have together",
-                "Darker is worse. The star is the recommended mixture; all other domains keep their recommended "
-                "shares. Where the ground is flat the exact shares hardly matter.",
+                "Darker is worse, the darkest that or worse. The star is the recommended mixture; all other domains "
+                "keep their recommended shares. Where the ground is flat the exact shares hardly matter.",
             )
         )
     if len(draws.columns) < 2:
@@ -125,6 +126,8 @@ def ternary(found: Slice) -> go.Figure:
             "symbol": "hexagon",
             "size": HEXAGON,
             "color": found.objective,
+            "cmin": float(found.objective.min()),
+            "cmax": float(np.quantile(found.objective, SATURATED)),
             "colorscale": SHADES,
             "colorbar": {
                 "title": {"text": LOSS, "side": "top"},
