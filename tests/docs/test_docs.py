@@ -23,10 +23,6 @@ from mde.study import STAGES
 ROOT = Path(__file__).parents[2]
 STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "tools")]
 BLOCK = re.compile(r"^(?:<!-- (run|slow|needs: [^>]+) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [f"stages/{name}.md" for name in (*STAGES, "tools")]
-BLOCK = re.compile(
-    r"^(?:<!-- (run|slow|needs: [^>]+) -->\n)?```(?:bash|sh|console)?\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "build" not in path.parts)]
 
 
