@@ -104,10 +104,6 @@ class Study(study.Study):
         loss = problem.loss(predictor, goal, bounds, traced=not self.is_swarm)
         return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed)
 
-    def stages_done(self) -> Table:
-        """The stages on record and their time."""
-        return tables.times(self)
-
     def regressors(self) -> Table:
         """How well each regressor predicts mixtures it has not seen."""
         return tables.regressors(self)
@@ -148,14 +144,10 @@ class Study(study.Study):
         return _on_white(figures.training_curves(findings.training_curves(self)))
 
     def _repr_html_(self) -> str:
-        return self._overview()._repr_html_()
-
-    def _overview(self) -> Table:
-        """The stages that this study goes through, done or not."""
         seconds = findings.stages(self)["seconds"]
         done = [f"{seconds[name]:,.0f} s" if name in seconds else "not yet" for name in self.stages]
         frame = pd.DataFrame({"done": done}, pd.Index(self.stages, name="stage"))
-        return Table(f"Study {self.root}", frame)
+        return Table(f"Study {self.root}", frame)._repr_html_()
 
 
 @dataclass(frozen=True)

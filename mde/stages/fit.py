@@ -212,14 +212,20 @@ def _learning(
     best = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
     rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
     methods = list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
-    parts = [pd.DataFrame(columns=["regressor", "features", "mse", "mse_se", "train"])]
-    for size in tqdm(sizes, "learning curves", unit="size"):
-        rounds = validation.splits(len(inputs.losses), size, min(repeats, CURVE_REPEATS), seed)
-        found = validation.judge(
-            inputs.losses.to_numpy(), inputs.domains, designs, methods, inputs.objective, rounds
-        ).objective
-        parts.append(found.assign(train=size)[list(parts[0])])
-    return pd.concat(parts[1:] or parts, ignore_index=True).rename_axis("point")
+    columns = ["regressor", "features", "train", "mse", "mse_se"]
+    if not sizes:
+        return pd.DataFrame(columns=columns)
+    curve = validation.learning_curve(
+        inputs.losses.to_numpy(),
+        inputs.domains,
+        designs,
+        methods,
+        inputs.objective,
+        tqdm(sizes, "learning curves", unit="size"),
+        min(repeats, CURVE_REPEATS),
+        seed,
+    )
+    return curve[columns].rename_axis("point")
 
 
 def _for_auto(features: str) -> str:
