@@ -21,6 +21,8 @@
     proof/                 what was trained to check it
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
+    scale.json             the best mixture at small budgets and at the target
+    scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
     stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html

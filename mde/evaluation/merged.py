@@ -185,7 +185,9 @@ def _program(config: DecoderConfig, abreast: int, per_token: bool) -> Callable[.
     def run(params: decoder.Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         tokens, segments = batch
         log_probs = token_log_probs(config, params, tokens, segments)
-        return log_probs if per_token else jnp.where(decoder.target_mask(segments), log_probs, 0).sum(axis=1)
+        if per_token:
+            return log_probs
+        return jnp.where(decoder.scored(tokens, segments, config.masked), log_probs, 0).sum(axis=1)
 
     def local(stacked: list[jax.Array], batches: tuple[jax.Array, ...], weights_CxK: jax.Array) -> jax.Array:
         params = stacks.average(config, stacked, weights_CxK)

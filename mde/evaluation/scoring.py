@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from mde.data.tokens import TokenStore
 from mde.errors import UserError
-from mde.models import decoder
+from mde.models import decoder, masking
 from mde.models.config import DecoderConfig
 
 MEMORY = 1 << 30  # bytes of activations on a device
@@ -31,7 +31,8 @@ class EvaluationSet:
       tokens: [N, L + 1] int32.
       segments: [N, L + 1] int32 document numbers, 0 for padding.
       window_domains: [N] index of the domain that each window belongs to.
-      bytes: [J] UTF-8 bytes of the text.
+      bytes: [J] UTF-8 bytes of the text that is scored.
+      masked: whether it is for encoders: hidden tokens, and they only, are scored (see `models.masking`).
     """
 
     domains: tuple[str, ...]
@@ -39,6 +40,7 @@ class EvaluationSet:
     segments: np.ndarray
     window_domains: np.ndarray
     bytes: np.ndarray
+    masked: bool = False
 
     @property
     def seq_len(self) -> int:
@@ -48,7 +50,7 @@ class EvaluationSet:
     @property
     def mask(self) -> np.ndarray:
         """[N, L] which targets are scored; log-probs of T scored tokens are `x[mask]`, window by window."""
-        return decoder.target_mask(self.segments)
+        return decoder.scored(self.tokens, self.segments, self.masked)
 
     @property
     def segment_ids(self) -> np.ndarray:
@@ -83,8 +85,10 @@ class EvaluationSet:
         return dataclasses.replace(part, bytes=self.bytes * part.token_counts / self.token_counts)
 
 
-def evaluation_set(stores: Mapping[str, TokenStore], tokens_per_domain: int, seq_len: int) -> EvaluationSet:
-    """Takes whole documents of each store up to `tokens_per_domain`.
+def evaluation_set(
+    stores: Mapping[str, TokenStore], tokens_per_domain: int, seq_len: int, masked: bool = False
+) -> EvaluationSet:
+    """Takes whole documents of each store up to `tokens_per_domain`; for encoders 15% of the tokens are hidden.
 
     Raises:
       UserError: a domain has no document.
@@ -101,19 +105,40 @@ def evaluation_set(stores: Mapping[str, TokenStore], tokens_per_domain: int, seq
             segments.append(np.where(beyond, 0, window.segments))
             domains.append(j)
         sizes.append(n_bytes)
-    return EvaluationSet(
+    found = EvaluationSet(
         tuple(stores), np.stack(tokens), np.stack(segments), np.asarray(domains), np.asarray(sizes, np.float64)
     )
+    return hide(found) if masked else found
+
+
+def hide(data: EvaluationSet) -> EvaluationSet:
+    """The text as encoders are scored on it, `bytes` scaled by the share of tokens that are hidden.
+
+    Raises:
+      UserError: a domain with so little text that nothing of it is hidden.
+    """
+    tokens = data.tokens.copy()
+    for j, name in enumerate(data.domains):
+        mine = data.window_domains == j
+        tokens[mine] = masking.fixed(tokens[mine], data.mask[mine])
+        if not (tokens[mine] < 0).any():
+            raise UserError(f"evaluation domain {name!r}: too little text to hide {masking.SHARE:.0%} of its tokens")
+    hidden = dataclasses.replace(data, tokens=tokens, masked=True)
+    return dataclasses.replace(hidden, bytes=data.bytes * hidden.token_counts / data.token_counts)
 
 
 def check_vocabulary(config: DecoderConfig, data: EvaluationSet) -> None:
     """Raises UserError where the text has a token that the model's vocabulary has not, with its domain and place."""
-    beyond = (data.tokens < 0) | (data.tokens >= config.vocab_size)
+    if data.masked != config.masked:
+        kinds = {True: "an encoder", False: "a decoder"}
+        raise UserError(f"evaluation text for {kinds[data.masked]}, and the model is {kinds[config.masked]}")
+    tokens = np.where(data.tokens < 0, ~data.tokens, data.tokens) if data.masked else data.tokens
+    beyond = (tokens < 0) | (tokens >= config.vocab_size)
     if beyond.any():
         window, position = np.argwhere(beyond)[0]
         raise UserError(
             f"evaluation domain {data.domains[data.window_domains[window]]!r}: token "
-            f"{data.tokens[window, position]} at position {position} of window {window}, but the model has a "
+            f"{tokens[window, position]} at position {position} of window {window}, but the model has a "
             f"vocabulary of {config.vocab_size}: text and model are of different tokenizers"
         )
 

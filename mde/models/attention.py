@@ -1,4 +1,4 @@
-"""Causal attention within documents, by the kernel that suits the machine.
+"""Attention within documents, causal or to both sides, by the kernel that suits the machine.
 
 Shapes: B sequences, L positions, N query heads, H head width; keys and values may have fewer heads, of which each
 serves as many neighbouring query heads.
@@ -25,16 +25,18 @@ def kernel(asked: str, dtype: str) -> str:
     return {"tpu": "splash", "cpu": "heads"}.get(platform, "xla")
 
 
-def visible(kernel: str, segments_BxL: jax.Array) -> jax.Array:
+def visible(kernel: str, segments_BxL: jax.Array, causal: bool = True) -> jax.Array:
     """What a kernel needs to know of the documents: their numbers, or the mask [B, 1, L, L] of who sees whom."""
     if kernel == "splash":
         return segments_BxL
     index = jnp.arange(segments_BxL.shape[1])
-    causal = index[:, None] >= index
-    return causal & (segments_BxL[:, None, :, None] == segments_BxL[:, None, None])
+    same = segments_BxL[:, None, :, None] == segments_BxL[:, None, None]
+    return same & (index[:, None] >= index) if causal else same
 
 
-def attend(kernel: str, q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def attend(
+    kernel: str, q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, causal: bool = True
+) -> jax.Array:
     """Softmax attention, [B, L, N, H]; the softmax is in float32 whatever the dtype.
 
     Args:
@@ -43,12 +45,13 @@ def attend(kernel: str, q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, visibl
       k: keys.
       v: values.
       visible: see the function of this name.
+      causal: as that function was told.
 
     Raises:
       UserError: splash attention asked for sequences that its blocks do not divide.
     """
     if kernel == "splash":
-        return _splash(q_BxLxNxH, k, v, visible)
+        return _splash(q_BxLxNxH, k, v, visible, causal)
     if kernel == "heads":
         return _heads(q_BxLxNxH, k, v, visible)
     implementation: Any = kernel
@@ -73,14 +76,14 @@ def _heads(q_BxLxNxH: jax.Array, k_BxLxMxH: jax.Array, v_BxLxMxH: jax.Array, vis
     return out.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def _splash(q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, segments_BxL: jax.Array) -> jax.Array:
+def _splash(q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, segments_BxL: jax.Array, causal: bool) -> jax.Array:
     """Splash attention: blocks of the upper triangle are never visited, and the mask never lies in memory."""
     length, width = q_BxLxNxH.shape[1], q_BxLxNxH.shape[3]
     if length % SPLASH_BLOCK:
         raise UserError(f"seq_len={length}: splash attention needs a multiple of {SPLASH_BLOCK}")
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        run = _splash_kernel(q.shape[2], length)
+        run = _splash_kernel(q.shape[2], length, causal)
         q, k, v = (a.swapaxes(1, 2) for a in (q * width**-0.5, k, v))
         return jax.vmap(lambda q, k, v, s: run(q, k, v, segment_ids=s))(q, k, v, _segment_ids(segments))
 
@@ -97,7 +100,7 @@ def _segment_ids(segments: jax.Array) -> Any:
     return splash.SegmentIds(q=segments, kv=segments)
 
 
-def _splash_kernel(heads: int, length: int, interpret: bool = False) -> Any:
+def _splash_kernel(heads: int, length: int, causal: bool = True, interpret: bool = False) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -105,5 +108,6 @@ def _splash_kernel(heads: int, length: int, interpret: bool = False) -> Any:
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     blocks: dict[str, Any] = dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block)
     sizes = splash.BlockSizes(**blocks)
-    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+    one = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+    mask = masks.MultiHeadMask([one] * heads)
     return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)

@@ -16,6 +16,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "heads", "xla", "cudnn", "splash"),
+    "objective": ("causal", "masked"),
 }
 
 
@@ -35,7 +36,7 @@ def on_record(settings: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Architecture of a LLaMA-shaped decoder.
+    """Architecture of a LLaMA-shaped decoder, or of the encoder that is the same but sees both sides.
 
     Attributes:
       vocab_size: tokens in the vocabulary.
@@ -50,6 +51,7 @@ class DecoderConfig:
       dtype: dtype of the computation; parameters, softmax, logits and loss are float32 always.
       remat: what the backward pass computes again instead of keeping it: nothing (`none`), all but the products of
         activations with weights (`dots`), or whole blocks (`full`).
+      objective: `causal`, each token from those before it, or `masked`, hidden tokens from both sides (an encoder).
       attention: `heads` (CPU), `xla`, `cudnn` (GPU, 16 bits), `splash` (TPU), or `auto` for that of the machine.
     """
 
@@ -65,6 +67,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: str = option("none")
     attention: str = option("auto")
+    objective: str = option("causal")
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -81,30 +84,41 @@ class DecoderConfig:
         return self.d_model // self.n_heads
 
     @property
+    def masked(self) -> bool:
+        """Whether it is an encoder."""
+        return self.objective == "masked"
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the embedding and of the output projection: the vocabulary, and an encoder's mask token."""
+        return self.vocab_size + self.masked
+
+    @property
     def matmul_parameters(self) -> int:
         """Parameters that a token is multiplied with: 6 FLOPs each in training; embedding look-ups are free."""
         attention = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
-        return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.d_model * self.vocab_size
+        return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.d_model * self.table_rows
 
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters of the blocks and the norms: all but the embedding and the output projection."""
         norms = (2 * self.n_layers + 1) * self.d_model
-        return self.matmul_parameters - self.d_model * self.vocab_size + norms
+        return self.matmul_parameters - self.d_model * self.table_rows + norms
 
     @property
     def parameters(self) -> int:
         """All parameters."""
         tables = 1 if self.tie_embeddings else 2
-        return self.non_embedding_parameters + tables * self.d_model * self.vocab_size
+        return self.non_embedding_parameters + tables * self.d_model * self.table_rows
 
     def train_flops(self, seq_len: int) -> int:
         """FLOPs of training on one token of a sequence of this length, recomputation not counted.
 
-        Six for each parameter that it is multiplied with, and in every layer 12 · width · (the seq_len / 2 positions
-        that it sees on average) for attention (PaLM, appendix B, halved because attention is causal).
+        Six for each parameter that it is multiplied with, and in every layer 12 · width · positions that it sees for
+        attention (PaLM, appendix B): half of seq_len on average, all of it in an encoder.
         """
-        return 6 * self.matmul_parameters + 6 * self.n_layers * self.n_heads * self.head_dim * seq_len
+        twice_seen = seq_len * (1 + self.masked)
+        return 6 * self.matmul_parameters + 6 * self.n_layers * self.n_heads * self.head_dim * twice_seen
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "DecoderConfig":

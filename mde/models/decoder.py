@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mde.models import attention
+from mde.models import attention, masking
 from mde.models.config import DecoderConfig
 from mde.models.sharding import constrain
 
@@ -65,7 +65,7 @@ class Embed(nn.Module):
     def setup(self) -> None:
         c = self.config
         init = nn.initializers.normal(c.d_model**-0.5)
-        self.embedding = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
+        self.embedding = self.param("embedding", init, (c.table_rows, c.d_model), jnp.float32)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         # Gathered along `data` first: XLA's look-up in a table that is split both ways copies all of it.
@@ -76,7 +76,7 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention within documents."""
+    """Grouped-query attention within documents, causal but in an encoder."""
 
     config: DecoderConfig
 
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
         q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
         q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
-        out = attention.attend(attention.kernel(c.attention, c.dtype), q, k, v, visible)
+        out = attention.attend(attention.kernel(c.attention, c.dtype), q, k, v, visible, not c.masked)
         return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
 
 
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A language model: tokens and document numbers in, float32 logits of the next token out.
+    """A language model: tokens and document numbers in, float32 logits of the next token out (an encoder: of the same).
 
     With `hidden_only` it ends before the output projection (see `output_matrix`), with a row [D] for each token.
     """
@@ -132,14 +132,14 @@ class Decoder(nn.Module):
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, hidden_only: bool = False) -> jax.Array:
         c = self.config
         embed = Embed(c, name="embed")
-        visible = attention.visible(attention.kernel(c.attention, c.dtype), segments_BxL)
+        visible = attention.visible(attention.kernel(c.attention, c.dtype), segments_BxL, not c.masked)
         x = constrain(embed(tokens_BxL.reshape(-1)), "data", None)
         x, _ = _layers(c)(c, name="layers")(x, document_positions(segments_BxL), visible)
         x = RMSNorm(c, name="final_norm")(x)
         if hidden_only:
             return x
-        logits = embed.attend(x) if c.tie_embeddings else _dense(c, c.vocab_size, "unembed")(x)
-        return logits.astype(jnp.float32).reshape(*tokens_BxL.shape, c.vocab_size)
+        logits = embed.attend(x) if c.tie_embeddings else _dense(c, c.table_rows, "unembed")(x)
+        return logits.astype(jnp.float32).reshape(*tokens_BxL.shape, c.table_rows)
 
 
 def _layers(config: DecoderConfig) -> Any:
@@ -186,22 +186,32 @@ def output_matrix(config: DecoderConfig, params: Params) -> jax.Array:
 
 
 def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    """Log-probability in nats of every next token, [B, L] float32.
+    """Log-probability in nats of every next token, or by an encoder of every hidden one, [B, L] float32.
 
     Args:
       config: architecture of `params`.
       params: parameters of one model.
-      tokens: [B, L + 1]; position t predicts token t + 1.
+      tokens: [B, L + 1]; position t predicts token t + 1. For an encoder some are hidden (`masking.fixed`).
       segments: [B, L + 1] document numbers.
 
     Returns:
-      [B, L]; entries whose target starts another document (see `target_mask`) have no meaning.
+      [B, L]; entries that are not scored (see `scored`) have no meaning.
     """
-    logits_BxLxV: Any = Decoder(config).apply({"params": params}, tokens[:, :-1], segments[:, :-1])
-    target_logits = jnp.take_along_axis(logits_BxLxV, tokens[:, 1:, None], axis=-1)[..., 0]
+    if config.masked:
+        (shown, targets, _), documents = masking.marked(config, tokens[:, 1:]), segments[:, 1:]
+    else:
+        shown, targets, documents = tokens[:, :-1], tokens[:, 1:], segments[:, :-1]
+    logits_BxLxV: Any = Decoder(config).apply({"params": params}, shown, documents)
+    target_logits = jnp.take_along_axis(logits_BxLxV, targets[..., None], axis=-1)[..., 0]
     return target_logits - jax.nn.logsumexp(logits_BxLxV, axis=-1)
 
 
 def target_mask(segments: ArrayT) -> ArrayT:
     """Which of the L targets of [B, L + 1] segments follow a token of their own document, [B, L] bool; 0 is padding."""
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+
+
+def scored(tokens: ArrayT, segments: ArrayT, masked: bool) -> ArrayT:
+    """Which of the L targets of [B, L + 1] tokens are scored, [B, L] bool: `target_mask`, for an encoder the hidden."""
+    mask = target_mask(segments)
+    return mask & (tokens[:, 1:] < 0) if masked else mask

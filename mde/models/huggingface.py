@@ -54,6 +54,9 @@ def save(directory: epath.Path, config: DecoderConfig, params: decoder.Params, m
     """
     from safetensors.numpy import save as serialised
 
+    if config.masked:
+        raise UserError("an encoder is no LlamaForCausalLM: only causal models are exported")
+
     about = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -72,7 +72,7 @@ def _inner_axes() -> bool:
 def check(config: DecoderConfig, data: int, model: int) -> None:
     """Raises UserError where the axes do not divide the model, with what would."""
     dimensions = {
-        "model": {n: getattr(config, n) for n in ("n_heads", "n_kv_heads", "d_ff", "vocab_size")},
+        "model": {n: getattr(config, n) for n in ("n_heads", "n_kv_heads", "d_ff")} | {"vocab_size": config.table_rows},
         "data": {"d_model": config.d_model},
     }
     for axis, size in (("data", data), ("model", model)):

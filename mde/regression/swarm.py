@@ -98,12 +98,27 @@ def read_losses(path: epath.PathLike) -> Table:
     Raises:
       UserError: what is wrong with the file, or which loss is not finite.
     """
+    return read_numbers(path, "loss")
+
+
+def read_numbers(path: epath.PathLike, what: str = "value") -> Table:
+    """A table of finite numbers.
+
+    Args:
+      path: the file.
+      what: what a number is, for messages.
+
+    Raises:
+      UserError: what is wrong with the file, or which number is not finite.
+    """
     table = _read(path, "")
     bad = ~np.isfinite(table.values.to_numpy())
     if bad.any():
         row, column = np.argwhere(bad)[0]
         run, domain = table.values.index[row], table.values.columns[column]
-        raise UserError(f"{path}: run {run!r}, domain {domain!r}: loss {table.values.iloc[row, column]}, not a number")
+        raise UserError(
+            f"{path}: run {run!r}, domain {domain!r}: {what} {table.values.iloc[row, column]}, not a number"
+        )
     return table
 
 

@@ -37,17 +37,26 @@ class BudgetPath:
     budgets: np.ndarray
     misfit: float
 
-    def at(self, budget: float) -> np.ndarray:
+    def at(self, budget: float, upper: npt.ArrayLike = np.inf) -> np.ndarray:
         """The best quantities [K] for a budget in tokens.
+
+        Args:
+          budget: tokens.
+          upper: tokens of each domain at most, [K] or one number; a domain that has no more stays there, and the others
+            go on to where they make up the budget.
 
         Raises:
           UserError: a budget below the largest one that was fitted, or one that the path never comes to.
         """
         if not budget >= self.budgets[-1] * (1 - 1e-9):
             raise UserError(f"budget of {budget:g} tokens: the path starts from optima at up to {self.budgets[-1]:g}")
+        log_upper = np.log(np.broadcast_to(np.asarray(upper, np.float64), self.start.shape))
+
+        def logs(s: float) -> np.ndarray:
+            return np.minimum(self.start + self.direction * s, log_upper)
 
         def excess(s: float) -> float:
-            return np.logaddexp.reduce(self.start + self.direction * s) - np.log(budget)
+            return np.logaddexp.reduce(logs(s)) - np.log(budget)
 
         last = 1.0
         while excess(last) < 0:
@@ -56,7 +65,7 @@ class BudgetPath:
                 raise UserError(f"budget of {budget:g} tokens: no domain's best quantity grows that far")
         first = 0.0 if excess(0.0) <= 0 else -1.0
         s = optimize.brentq(excess, first, last, xtol=1e-15, rtol=1e-15)
-        tokens = np.exp(self.start + self.direction * s)
+        tokens = np.exp(logs(s))
         return tokens * (budget / tokens.sum())
 
     def after(self, steps: int) -> np.ndarray:
@@ -124,11 +133,11 @@ def fit_path(names: Sequence[str], optima: npt.ArrayLike) -> BudgetPath:
 
 
 def interval(
-    names: Sequence[str], optima: npt.ArrayLike, budget: float, level: float = 0.9
+    names: Sequence[str], optima: npt.ArrayLike, budget: float, level: float = 0.9, upper: npt.ArrayLike = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
     """Low and high share of each domain at a budget, [K] each, over resampled fits of the optima [n, M, K]."""
     if not 0 < level < 1:
         raise UserError(f"interval level {level}, expected a share between 0 and 1")
-    shares = np.stack([fit_path(names, sample).at(budget) / budget for sample in np.asarray(optima)])
+    shares = np.stack([fit_path(names, sample).at(budget, upper) / budget for sample in np.asarray(optima)])
     low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high

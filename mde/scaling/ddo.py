@@ -109,7 +109,7 @@ def fit_power_laws(
     names: Sequence[str],
     base: npt.ArrayLike,
     base_loss: float,
-    factors: tuple[float, float],
+    factors: npt.ArrayLike,
     less: npt.ArrayLike,
     more: npt.ArrayLike,
 ) -> PowerLaws:
@@ -123,7 +123,8 @@ def fit_power_laws(
       names: the K domains.
       base: tokens of each domain in the base run, [K].
       base_loss: its loss.
-      factors: what the runs with less and with more of a domain multiply its base quantity by, such as (1/3, 3).
+      factors: what the runs with less and with more of a domain multiply its base quantity by, such as (1/3, 3), or
+        a pair for each domain, [K, 2].
       less: loss of the run with less of each domain, [K].
       more: loss of the run with more of each domain, [K].
 
@@ -132,17 +133,19 @@ def fit_power_laws(
     """
     down, up = (np.asarray(losses, np.float64) / base_loss for losses in (less, more))
     amounts = np.asarray(base, np.float64)
-    x = np.array([factors[0], 1.0, factors[1]])
-    if not (0 <= x[0] < 1 < x[2] and down.shape == up.shape == amounts.shape == (len(names),) and (amounts > 0).all()):
+    K = len(names)
+    pairs_Kx2 = np.broadcast_to(np.asarray(factors, np.float64), (K, 2))
+    fine = (pairs_Kx2[:, 0] >= 0) & (pairs_Kx2[:, 0] < 1) & (pairs_Kx2[:, 1] > 1)
+    if not (fine.all() and down.shape == up.shape == amounts.shape == (K,) and (amounts > 0).all()):
         raise UserError(
-            f"factors {factors}, and {amounts.shape}, {down.shape} and {up.shape} numbers for {len(names)} domains: "
-            "expected a factor below and one above 1, and a positive quantity and two losses a domain"
+            f"factors {np.asarray(factors).tolist()}, and {amounts.shape}, {down.shape} and {up.shape} numbers for {K} "
+            "domains: expected a factor below and one above 1, and a positive quantity and two losses a domain"
         )
+    x_Kx3 = np.insert(pairs_Kx2, 1, 1.0, axis=1)
     for k, name in enumerate(names):
-        _check_triple(name, x, np.array([down[k], 1.0, up[k]]) * base_loss)
+        _check_triple(name, x_Kx3[k], np.array([down[k], 1.0, up[k]]) * base_loss)
     drops_Kx2 = np.stack([down - 1, 1 - up], axis=1)
-    offset, exponent, floor, misfit = np.array([_through(x, drops) for drops in drops_Kx2]).T
-    return PowerLaws(tuple(names), amounts, float(base_loss), offset, exponent, floor, misfit)
+    return PowerLaws(tuple(names), amounts, float(base_loss), *_through(x_Kx3, drops_Kx2))
 
 
 def fit_jointly(start: PowerLaws, tokens: npt.ArrayLike, losses: npt.ArrayLike) -> PowerLaws:
@@ -204,39 +207,41 @@ def _check_triple(name: str, x: np.ndarray, y: np.ndarray) -> None:
         )
 
 
-def _through(x: np.ndarray, drops: np.ndarray) -> tuple[float, float, float, float]:
-    """Offset, exponent, floor and misfit of the law with these two drops between x[0], x[1] and x[2] (in base losses).
+def _through(x_Kx3: np.ndarray, drops_Kx2: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Offset, exponent, floor and misfit, [K] each, of the laws with these drops from point to point (in base losses).
 
-    Levenberg–Marquardt on the logarithms of offset and exponent, from all starts at once.
+    Levenberg–Marquardt on the logarithms of offset and exponent, for all domains and from all S starts at once.
     """
-    parameters, damping = _STARTS.copy(), np.full(len(_STARTS), 1e-2)
-    error, jacobian = _errors(parameters, x, drops)
+    parameters = np.broadcast_to(_STARTS, (len(x_Kx3), *_STARTS.shape))  # [K, S, 2]
+    damping = np.full(parameters.shape[:2], 1e-2)
+    error, jacobian = _errors(parameters, x_Kx3, drops_Kx2)
     for _ in range(_ITERATIONS):
-        normal = np.einsum("sij,sik->sjk", jacobian, jacobian)
-        normal += damping[:, None, None] * np.einsum("sjj->sj", normal)[:, :, None] * np.eye(2) + 1e-300 * np.eye(2)
-        step = -np.linalg.solve(normal, np.einsum("sij,si->sj", jacobian, error)[..., None])[..., 0]
+        normal = np.einsum("ksij,ksil->ksjl", jacobian, jacobian)
+        normal += damping[..., None, None] * np.einsum("ksjj->ksj", normal)[..., None] * np.eye(2) + 1e-300 * np.eye(2)
+        step = -np.linalg.solve(normal, np.einsum("ksij,ksi->ksj", jacobian, error)[..., None])[..., 0]
         proposed = np.clip(parameters + step, -12, _HIGHEST)
-        new_error, new_jacobian = _errors(proposed, x, drops)
-        better = np.sum(new_error**2, axis=1) < np.sum(error**2, axis=1)
-        parameters, error = (np.where(better[:, None], a, b) for a, b in ((proposed, parameters), (new_error, error)))
-        jacobian = np.where(better[:, None, None], new_jacobian, jacobian)
+        new_error, new_jacobian = _errors(proposed, x_Kx3, drops_Kx2)
+        better = np.sum(new_error**2, axis=2) < np.sum(error**2, axis=2)
+        parameters, error = (np.where(better[..., None], a, b) for a, b in ((proposed, parameters), (new_error, error)))
+        jacobian = np.where(better[..., None, None], new_jacobian, jacobian)
         damping = np.clip(np.where(better, damping / 5, damping * 3), 1e-15, 1e12)
-    size = np.abs(error).max(axis=1)
-    offset, exponent = np.exp(parameters).T
+    size = np.abs(error).max(axis=2)
+    offset, exponent = np.moveaxis(np.exp(parameters), 2, 0)
     floor = 1 - (offset + 1) ** -exponent
-    exact = size <= max(_EXACT, size.min() * (1 + 1e-6))
-    chosen = np.flatnonzero(exact)[np.argmax(floor[exact])]
-    return offset[chosen], exponent[chosen], floor[chosen], size[chosen]
+    exact = size <= np.maximum(_EXACT, size.min(axis=1, keepdims=True) * (1 + 1e-6))
+    chosen = np.where(exact, floor, -np.inf).argmax(axis=1)[:, None]
+    return tuple(np.take_along_axis(each, chosen, axis=1)[:, 0] for each in (offset, exponent, floor, size))
 
 
-def _errors(parameters: np.ndarray, x: np.ndarray, drops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[S, 2] errors of the two drops, and [S, 2, 2] their derivatives by the logarithms of offset and exponent."""
-    offset, exponent = (np.exp(column)[:, None] for column in parameters.T)
-    power = (offset + x) ** -exponent
-    by_offset = -exponent * power / (offset + x) * offset
-    by_exponent = -np.log(offset + x) * power * exponent
-    drop = lambda values: values[:, :-1] - values[:, 1:]  # noqa: E731
-    return drop(power) - drops, np.stack([drop(by_offset), drop(by_exponent)], axis=2)
+def _errors(parameters: np.ndarray, x_Kx3: np.ndarray, drops_Kx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the two drops [K, S, 2], and their derivatives [K, S, 2, 2] by log offset and log exponent."""
+    offset, exponent = np.moveaxis(np.exp(parameters), 2, 0)[..., None]
+    sums = offset + x_Kx3[:, None]
+    power = sums**-exponent
+    by_offset = -exponent * power / sums * offset
+    by_exponent = -np.log(sums) * power * exponent
+    drop = lambda values: values[..., :-1] - values[..., 1:]  # noqa: E731
+    return drop(power) - drops_Kx2[:, None], np.stack([drop(by_offset), drop(by_exponent)], axis=3)
 
 
 def _bisect(falling: Callable[[float], float], low: float, high: float) -> float:

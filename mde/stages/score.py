@@ -72,7 +72,7 @@ def _score(
 def evaluation_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
     """The text that the study's runs are scored on; `about` is the content of `scoring.json`."""
     stores = {name: study.store(name, "validation") for name in study.domains.evaluation}
-    return evaluation_set(stores, about["tokens_per_domain"], _seq_len(study))
+    return evaluation_set(stores, about["tokens_per_domain"], _seq_len(study), model_config(study).masked)
 
 
 def log_probs_of(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> Columns:

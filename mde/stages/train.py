@@ -26,7 +26,7 @@ from mde.training.runs import imported, pending
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
-RESERVED = (SEED_RUN, "expert-", "proof-", "iterate-")  # how the runs that mde makes are called
+RESERVED = (SEED_RUN, "expert-", "proof-", "iterate-", "scale-")  # how the runs that mde makes are called
 
 
 def train(

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mde.models import decoder
+from mde.models import decoder, masking
 from mde.models.config import DecoderConfig
 from mde.models.sharding import constrain
 
@@ -37,7 +37,7 @@ def loss(
       params: parameters of one model.
       tokens: [B, L + 1].
       segments: [B, L + 1] document numbers.
-      count: what sums over tokens are divided by; the number of this batch's targets if None.
+      count: what sums over tokens are divided by; the number of this batch's `predictions` if None.
       z_loss: weight of the mean squared logarithm of the softmax's denominator (PaLM, section 5), which keeps logits
         from drifting.
       chunks: parts that the L positions are cut into, which bounds the memory of the logits.
@@ -46,10 +46,19 @@ def loss(
       Two scalars, the same where `z_loss` is 0. Only the first has a gradient.
     """
     mask_BxL = decoder.target_mask(segments)
+    shown_BxL, documents_BxL = tokens[:, :-1], segments[:, :-1]
+    if config.masked:
+        (shown_BxL, _, mask_BxL), documents_BxL = masking.drawn(config, tokens[:, 1:], mask_BxL), segments[:, 1:]
     weights_BxL = mask_BxL / (jnp.maximum(jnp.sum(mask_BxL), 1) if count is None else count)
-    hidden_BxLxD = decoder.hidden(config, params, tokens[:, :-1], segments[:, :-1])
+    hidden_BxLxD = decoder.hidden(config, params, shown_BxL, documents_BxL)
     matrix_VxD = decoder.output_matrix(config, params).astype(config.dtype)
     return weighted_loss(z_loss, chunks, hidden_BxLxD, matrix_VxD, tokens[:, 1:], weights_BxL)
+
+
+def predictions(config: DecoderConfig, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """How many tokens of a batch [B, L + 1] the loss is over: all targets, or those that are hidden from an encoder."""
+    mask_BxL = decoder.target_mask(segments)
+    return jnp.sum(masking.drawn(config, tokens[:, 1:], mask_BxL).hidden if config.masked else mask_BxL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

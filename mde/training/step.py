@@ -4,6 +4,7 @@ Shapes: B sequences a step, L predicted tokens a sequence, A parts of a batch wh
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from mde.errors import UserError, check_positive, unknown
 from mde.models import decoder
 from mde.models.config import DecoderConfig, option
 from mde.models.sharding import constrain
-from mde.training.loss import loss
+from mde.training.loss import loss, predictions
 
 SCHEDULES = ("cosine", "wsd")
 
@@ -166,7 +167,10 @@ def _gradient(
     config: DecoderConfig, settings: TrainSettings, params: decoder.Params, tokens: jax.Array, segments: jax.Array
 ) -> tuple[decoder.Params, jax.Array]:
     """Gradient and loss of a batch, in as many parts as are accumulated; every token counts the same in all of them."""
-    count = jnp.maximum(jnp.sum(decoder.target_mask(segments)), 1)
+    # Neighbouring sequences go to different parts, so that each part is spread over the data axis like the whole.
+    cut = lambda x: x.reshape(-1, settings.accumulate, x.shape[1]).swapaxes(0, 1)  # noqa: E731
+    parts = (cut(tokens), cut(segments))
+    count = jnp.maximum(jnp.sum(jax.vmap(functools.partial(predictions, config))(*parts)), 1)
 
     def part(tokens: jax.Array, segments: jax.Array) -> tuple[decoder.Params, jax.Array]:
         tokens, segments = constrain(tokens, "data", None), constrain(segments, "data", None)
@@ -177,8 +181,6 @@ def _gradient(
 
     if settings.accumulate == 1:
         return part(tokens, segments)
-    # Neighbouring sequences go to different parts, so that each part is spread over the data axis like the whole.
-    cut = lambda x: x.reshape(-1, settings.accumulate, x.shape[1]).swapaxes(0, 1)  # noqa: E731
     none = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
     add = lambda total, batch: (jax.tree.map(jnp.add, total, part(*batch)), None)  # noqa: E731
-    return jax.lax.scan(add, none, (cut(tokens), cut(segments)))[0]
+    return jax.lax.scan(add, none, parts)[0]

@@ -34,11 +34,12 @@ def test_attention_equals_float64(inputs, kernel):
             assert_allclose(found[b, :, n], expected, rtol=0, atol=1e-5)  # float32 sums of 256 terms of about 1
 
 
-def test_splash_attention_equals_xla_in_the_interpreter(inputs, monkeypatch):
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_attention_equals_xla_in_the_interpreter(inputs, monkeypatch, causal):
     q, k, v, segments = inputs
-    expected = attention.attend("xla", q, k, v, attention.visible("xla", jnp.asarray(segments)))
+    expected = attention.attend("xla", q, k, v, attention.visible("xla", jnp.asarray(segments), causal), causal)
     monkeypatch.setattr(attention, "_splash_kernel", functools.partial(attention._splash_kernel, interpret=True))
-    found = attention.attend("splash", q, k, v, attention.visible("splash", jnp.asarray(segments)))
+    found = attention.attend("splash", q, k, v, attention.visible("splash", jnp.asarray(segments)), causal)
     assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 

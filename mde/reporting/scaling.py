@@ -1,0 +1,199 @@
+"""What `mde scale` found: tables for the terminal and the page, and figures for the page."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mde.reporting.figures import SHADES, _figure, _mark, _text
+from mde.reporting.tables import NOTHING, Table
+from mde.study import Study
+
+AGAINST = "predicted"  # the mixture that the proof compares the others with
+
+
+def text(study: Study) -> str:
+    """All tables, for a terminal of 100 columns."""
+    found = study.read_json("scale.json", "scale")
+    shown = [mixtures(study)]
+    if "points" in found:
+        shown += [laws(study), cross_effects(study)]
+    if found.get("proof"):
+        shown.append(proof(study))
+    return "\n\n".join(map(str, shown))
+
+
+def mixtures(study: Study) -> Table:
+    """The best shares at each budget and at the target, a row a domain."""
+    found = study.read_json("scale.json", "scale")
+    names, columns = found["domains"], {}
+    if "points" in found:
+        columns["base"] = _shares({name: found["points"][-1]["domains"][name]["base"] for name in names})
+    held = {point["budget"]: point["domains"] for point in found.get("points", ())}
+    for budget, optimum in zip(found["ddo"]["budgets"], found["ddo"]["optima"], strict=True):
+        bounded = [bool(held.get(budget, {}).get(name, {}).get("held")) for name in names]
+        columns[tokens(budget)] = [
+            f"{share}{' *' if b else ''}" for share, b in zip(_shares(optimum), bounded, strict=True)
+        ]
+    for method, label in (("ddo", ""), ("mde", " by MDE")):
+        if "target" in found.get(method, {}):
+            columns[f"{tokens(found[method]['target'])}{label}"] = _shares(found[method]["tokens"])
+    if "shares" in found["ddo"]:
+        bounds = [found["ddo"]["shares"][name] for name in names]
+        columns[f"{found['ddo']['level']:.0%} interval"] = [f"{low:.1%} to {high:.1%}" for low, high in bounds]
+    frame = pd.DataFrame(columns, pd.Index(names, name="domain"))
+    return Table("Best mixture along the budget in tokens: share of the training tokens", frame, _notes(found))
+
+
+def laws(study: Study) -> Table:
+    """What each domain is worth at the largest budget: its power law."""
+    found = study.read_json("scale.json", "scale")
+    point = found["points"][-1]
+    rows = pd.DataFrame.from_dict(point["domains"], orient="index")
+    frame = pd.DataFrame(
+        {
+            "N0 ÷ base": rows["offset"].map("{:.3g}".format),
+            "γ": rows["exponent"].map("{:.3g}".format),
+            "floor ÷ loss": rows["floor"].map("{:.3f}".format),
+            "misfit": rows["misfit"].map("{:.1e}".format),
+            "optimum ÷ base": (rows["optimum"] / rows["base"]).map("{:.2f}".format),
+        }
+    ).rename_axis("domain")
+    note = (
+        f"Objective of the base run {point['base_loss']:.4f}, of the best mixture of as many tokens "
+        f"{point['predicted_loss']:.4f} as the laws have it."
+    )
+    return Table(f"Power laws (N0 + N)^-γ + floor at {tokens(point['budget'])} tokens", frame, (note,))
+
+
+def cross_effects(study: Study) -> Table:
+    """What each domain does to each evaluation domain at the largest budget."""
+    effects, budget = _largest(study)
+    return Table(
+        f"Fall of each domain's loss from less to more of a training domain, {tokens(budget)} tokens",
+        effects.map("{:.3f}".format),
+    )
+
+
+def proof(study: Study) -> Table:
+    """The predicted mixture against its rivals at the target."""
+    found = study.read_table("scale/proof.csv", "scale")
+    runs = study.read_table("scale/proof_runs.csv", "scale")
+    seeds, target = runs["seed"].nunique(), runs["budget"].max()
+    frame = pd.DataFrame(
+        {
+            "objective": found["objective"].map("{:.4f}".format),
+            "difference": [
+                f"{difference:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+                for difference, error in zip(found["difference"], found["error"], strict=True)
+            ],
+            "last doubling": (-found["slope"]).map("{:+.4f}".format),
+            "tokens to equal": found["tokens_to_equal"].map(
+                lambda ratio: NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"
+            ),
+        }
+    )
+    frame.loc[AGAINST, "difference"] = NOTHING
+    note = (
+        f"Means of {seeds} seeds, which the mixtures share; ± is the standard error of a difference. Tokens to equal: "
+        "what a mixture needs to be as good as the predicted one, over the target, if its loss goes on falling as it "
+        "did over the last doubling (measured from half of the target, first seed)."
+    )
+    title = f"Proof at {tokens(target)} tokens: {_verdict(found)}"
+    return Table(title, frame, (note,), marked=(AGAINST,))
+
+
+def path_figure(study: Study) -> go.Figure:
+    """The best share of each domain along the budget; the last point is predicted."""
+    found = study.read_json("scale.json", "scale")
+    figure = _figure(420)
+    ddo = found["ddo"]
+    shares = [[each[name] / sum(each.values()) for each in ddo["optima"]] for name in found["domains"]]
+    budgets = list(ddo["budgets"])
+    for k, name in enumerate(found["domains"]):
+        x, y, error = budgets, shares[k], None
+        if "target" in ddo:
+            x, y = [*x, ddo["target"]], [*y, ddo["tokens"][name] / ddo["target"]]
+        if "shares" in ddo:
+            low, high = ddo["shares"][name]
+            none = [0.0] * len(budgets)
+            error = {"array": [*none, max(high - y[-1], 0)], "arrayminus": [*none, max(y[-1] - low, 0)], "width": 4}
+        figure.add_scatter(
+            x=x,
+            y=y,
+            error_y=error,
+            mode="lines+markers",
+            name=_text(name),
+            marker={**_mark(k), "symbol": ["circle"] * len(budgets) + ["diamond-open"] * (len(x) - len(budgets))},
+            hovertemplate="%{x:.3s} tokens: %{y:.1%}",
+        )
+    figure.update_xaxes(title_text="tokens", type="log")
+    figure.update_yaxes(title_text="best share", tickformat=".0%", rangemode="tozero")
+    return figure
+
+
+def cross_effects_figure(study: Study) -> go.Figure:
+    """The matrix of `cross_effects` as a heat map."""
+    effects, _ = _largest(study)
+    figure = _figure(150 + 34 * len(effects))
+    figure.add_heatmap(
+        z=effects.to_numpy(),
+        x=[_text(name) for name in effects.columns],
+        y=[_text(name) for name in effects.index],
+        colorscale=SHADES,
+        texttemplate="%{z:.2f}",
+        hovertemplate="more of %{y} takes %{z:.4f} from the loss on %{x}",
+        name="",
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    return figure
+
+
+def tokens(count: float) -> str:
+    """A number of tokens in three digits."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def _largest(study: Study) -> tuple[pd.DataFrame, float]:
+    """Cross-effects [K, J] at the largest budget, and the budget."""
+    table = study.read_table("scale/effects.csv", "scale")
+    budget = float(table["budget"].max())
+    return table[table["budget"] == budget].drop(columns="budget"), budget
+
+
+def _shares(quantities: dict[str, float]) -> list[str]:
+    total = sum(quantities.values())
+    return [f"{quantity / total:.1%}" for quantity in quantities.values()]
+
+
+def _notes(found: dict) -> tuple[str, ...]:
+    """How sure the mixtures are, and what speaks against them."""
+    ddo, notes = found["ddo"], []
+    if "points" in found and any(d["held"] for point in found["points"] for d in point["domains"].values()):
+        notes.append("* at the least or the greatest quantity that is allowed.")
+    if "fitted" in ddo:
+        notes.append(
+            f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds); power laws exist in "
+            f"{ddo['fitted']} of {ddo['resamples']} resamples under it"
+            + ("." if "shares" in ddo else ", too few for an interval.")
+        )
+    elif "points" in found:
+        notes.append("One seed each: no interval, for the noise of a run is not known (give seeds or noise).")
+    if ddo.get("misfit", 0) > 1e-9:
+        notes.append(f"The optima lie off one line by up to {np.expm1(ddo['misfit']):.0%} of a quantity.")
+    return (*notes, *(f"Caution: {each}." for each in (*found.get("cautions", ()), *ddo.get("cautions", ()))))
+
+
+def _verdict(found: pd.DataFrame) -> str:
+    """Which mixture is best, and whether seeds explain the difference."""
+    rivals = found.drop(index=AGAINST)
+    best = rivals.sort_values("difference").iloc[0]
+    gap, error = best["difference"], best["error"]
+    outcome = f"{abs(gap):.4f} {'below' if gap > 0 else 'above'} {best.name}, the best rival"
+    return outcome if np.isnan(error) else f"{outcome} ({abs(gap) / error:.1f} standard errors)"

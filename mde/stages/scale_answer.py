@@ -1,0 +1,154 @@
+"""What the runs of `mde scale` say: fits at each budget, optima, and where these lead."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde.errors import UserError, unknown
+from mde.optimization import objectives
+from mde.scaling import Effects, Point, cross_effects, fit_path, measured_effects, resampled_optima, solve
+from mde.scaling.autoscale import interval
+from mde.scaling.prediction import cautions
+from mde.study import Study
+
+LEVEL = 0.9  # of the intervals
+FEWEST = 0.5  # share of the resamples that must have laws for their spread to be shown
+ROUNDED = 0.01  # by how much a base run may miss its budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What is asked of the runs, whoever trained them; as the arguments of `scale`."""
+
+    objective: str | Mapping[str, float]
+    fit: str
+    floor: float | None
+    tokens: Mapping[str, float] | None
+    max_epochs: float
+    target: float | None
+    noise: float | None
+    resamples: int
+    seed: int
+
+    def upper(self, names: Sequence[str]) -> np.ndarray:
+        """Tokens that each domain may take at most, epochs included, [K]."""
+        tokens = self.tokens or {}
+        for name in tokens:
+            if name not in names:
+                raise unknown("domain in tokens", name, names)
+        return self.max_epochs * np.array([tokens.get(name, np.inf) for name in names])
+
+    def goal(self, evaluated: Sequence[str], names: Sequence[str]) -> np.ndarray:
+        """Weight of each evaluation domain, [J]."""
+        found = objectives.make(self.objective, evaluated, names)
+        if found.worst:
+            raise UserError(f"objective {self.objective!r}: power laws add up for averages only, not for a worst case")
+        return found.weights
+
+    def carried(self, names: Sequence[str], optima: np.ndarray, samples: np.ndarray | None = None) -> dict[str, Any]:
+        """The optima [M, K] and where their line leads; samples of them [n, M, K] give the error bar."""
+        by_name = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
+        found: dict[str, Any] = {"budgets": optima.sum(axis=1), "optima": list(map(by_name, optima))}
+        if len(optima) == 1 and self.target is None:
+            return found
+        path, upper = fit_path(names, optima), self.upper(names)
+        target = self.target or path.budgets[-1] ** 2 / path.budgets[-2]
+        found |= {"target": target, "tokens": by_name(path.at(target, upper)), "misfit": path.misfit}
+        found["cautions"] = path.cautions(target, upper)
+        if samples is not None:
+            found |= {"resamples": self.resamples, "fitted": len(samples)}
+            if len(samples) >= FEWEST * self.resamples:
+                bounds = interval(names, samples, target, LEVEL, upper)
+                found |= {"level": LEVEL, "shares": by_name(np.transpose(bounds))}
+        return found
+
+
+def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, observed: pd.DataFrame) -> dict[str, Any]:
+    """What the runs of all budgets say, as it stands in `scale.json`; writes the cross-effects.
+
+    Raises:
+      UserError: runs that do not make a design, losses that no law fits, bounds that no quantities obey.
+    """
+    evaluated = [str(name) for name in observed]
+    goal = terms.goal(evaluated, names)
+    measured = list(_measured(names, terms.fit, runs, observed))
+    upper = terms.upper(names)
+    points = [solve(each, goal, terms.fit, terms.floor, upper) for each in measured]
+    study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
+    deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
+    if deviation is not None:
+        samples = resampled_optima(
+            measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper
+        )
+    carried = terms.carried(names, np.array([point.optimum for point in points]), samples)
+    return {
+        "domains": names,
+        "objective": terms.objective,
+        "fit": terms.fit,
+        "noise": deviation,
+        "seeds": measured[0].repeats,
+        "tokens": terms.tokens,
+        "points": [_described(point) for point in points],
+        "ddo": carried,
+        "cautions": cautions(points),
+    }
+
+
+def _measured(names: list[str], fit: str, runs: pd.DataFrame, observed: pd.DataFrame) -> Iterator[Effects]:
+    """The effects at each budget, the smallest first."""
+    roles = ("base", "less", "more", "mixture") if fit == "joint" else ("base", "less", "more")
+    used = runs[runs["role"].isin(roles)] if "role" in runs else runs
+    for budget in sorted(map(float, used["budget"].unique())):
+        rows = used[used["budget"] == budget].sort_values("seed", kind="stable")
+        found = measured_effects(
+            names, list(map(str, rows.index)), rows[names].to_numpy(), observed.loc[rows.index].to_numpy()
+        )
+        if abs(found.budget / budget - 1) > ROUNDED:
+            raise UserError(f"budget of {budget:,.0f} tokens: its base run has {found.budget:,.0f}")
+        if fit == "domain" and len(found.others):
+            raise UserError(
+                f"budget of {budget:,.0f} tokens: {len(found.others)} runs change several domains, of which only a "
+                "joint fit learns: give --fit=joint, or leave them out"
+            )
+        yield found
+
+
+def _deviation(measured: Sequence[Effects], goal: np.ndarray) -> float | None:
+    """Standard deviation of a run's objective over seeds, pooled over the budgets; None for one seed each."""
+    found = [each.deviation(goal) for each in measured]
+    known = [each for each in found if each is not None]
+    return float(np.sqrt(np.mean(np.square(known)))) if known else None
+
+
+def _cross_effects(measured: Sequence[Effects], evaluated: list[str]) -> pd.DataFrame:
+    """A row a budget and training domain: the fall of each evaluation domain's loss from less to more of it."""
+    tables = [
+        pd.DataFrame(cross_effects(each.less, each.more), pd.Index(each.names, name="domain"), evaluated)
+        for each in measured
+    ]
+    return (
+        pd.concat(tables, keys=[each.budget for each in measured], names=["budget"]).reset_index().set_index("domain")
+    )
+
+
+def _described(point: Point) -> dict[str, Any]:
+    """A point as it stands in `scale.json`; tokens by domain, losses as they were measured."""
+    laws = point.laws
+    columns = {
+        "base": point.effects.base,
+        "optimum": point.optimum,
+        "held": point.held,
+        "offset": laws.offset,
+        "exponent": laws.exponent,
+        "floor": laws.floor,
+        "misfit": laws.misfit,
+    }
+    return {
+        "budget": point.effects.budget,
+        "base_loss": laws.level,
+        "predicted_loss": float(laws.loss(point.optimum)),
+        "domains": {name: {key: column[k] for key, column in columns.items()} for k, name in enumerate(laws.names)},
+    }
