@@ -24,6 +24,7 @@ HELP = {
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "scale": "the best mixture at small budgets, carried to a large one",
+    "ablate": "models of parts of a corpus, what their merges say of unions, which parts to take",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
     "models": "the presets and their sizes",
     "plan": "memory and time of a training, without the machines",

@@ -21,6 +21,8 @@
     proof/                 what was trained to check it
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
+    ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
+                           values, additions; seed-STEPS/ has the runs that continue from a seed model
     scale.json             the best mixture at small budgets and at the target
     scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
     stages/STAGE.json      arguments, time and versions of each stage that is done

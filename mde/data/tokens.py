@@ -5,6 +5,7 @@ Every document is kept as START, its tokens, and the end-of-text token of its vo
 the first one included, is predicted once from inside the document.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,17 @@ class TokenStore:
         """The first documents with `at_least` tokens in all: (tokens, bytes), the whole store if it has fewer."""
         documents = min(int(np.searchsorted(self.bounds, at_least)), self.n_documents)
         return int(self.bounds[documents]), int(self.bytes[:documents].sum())
+
+    def documents(self, first: int, stop: int) -> "TokenStore":
+        """Documents [first, stop) as a store of their own; no token is copied."""
+        view = copy.copy(self)
+        begin, end = map(int, self.bounds[[first, stop]])
+        tokens = self._tokens[begin:end]
+        view._tokens = tokens if isinstance(tokens, np.ndarray) else tokens[ts.d[0].translate_to[0]]
+        view.bounds, view.bytes = self.bounds[first : stop + 1] - begin, self.bytes[first:stop]
+        view.n_tokens, view.n_documents, view.n_bytes = end - begin, stop - first, int(view.bytes.sum())
+        view.digest = f"{self.digest}[{first}:{stop}]"
+        return view
 
 
 # Documents one after the other: their tokens (START and end-of-text included), and of each its tokens and its bytes.

@@ -43,6 +43,21 @@ def test_past_the_end_comes_padding_of_document_zero(store):
     assert_array_equal(store.read(10, 15).segments, [1, 1, 0, 0, 0])
 
 
+def test_a_range_of_documents_reads_as_the_store_that_only_has_these(store, tmp_path):
+    view, alone = store.documents(1, 3), write_store(tmp_path / "alone", DOCUMENTS[1:])
+    for begin in range(alone.n_tokens):
+        for end in range(begin + 1, alone.n_tokens + 4):
+            assert_array_equal(view.read(begin, end).tokens, alone.read(begin, end).tokens)
+            assert_array_equal(view.read(begin, end).segments, alone.read(begin, end).segments)
+    for name in ("n_tokens", "n_documents", "n_bytes", "bounds", "bytes"):
+        assert_array_equal(getattr(view, name), getattr(alone, name))
+    assert view.whole_documents(3) == alone.whole_documents(3)
+    assert view.windows(3) == alone.windows(3)
+    assert view.digest == "digest[1:3]"
+    assert_array_equal(view.documents(1, 2).read(0, 6).tokens, [0, 9, 10, 11, 12, 2])
+    assert store.n_tokens == 12  # the store is as it was
+
+
 def test_windows_overlap_by_one_token_and_cover_the_store(store):
     windows = [store.window(i, 4).tokens for i in range(store.windows(4))]
     assert_array_equal(windows, [[0, 5, 6, 7, 0], [0, 8, 0, 9, 10]])
