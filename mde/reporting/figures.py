@@ -9,7 +9,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mde.reporting import findings
-from mde.reporting.style import BLUE, COLOURS, GRAY, LOSS, MAX_WRITTEN, SHADES, VERMILLION, blank, log_ticks, mark, text
+from mde.reporting.style import (
+    BLUE,
+    COLOURS,
+    GRAY,
+    LOSS,
+    MAX_WRITTEN,
+    SHADES,
+    VERMILLION,
+    blank,
+    log_ticks,
+    mark,
+    plain,
+)
 
 
 def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, str]]) -> go.Figure:
@@ -30,9 +42,9 @@ def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, st
             x=rows["observed"],
             y=rows["predicted"],
             mode="markers",
-            name=f"{text(regressor)}: {short(features)}",
+            name=f"{plain(regressor)}: {short(features)}",
             marker={**mark(i), "opacity": 0.85},
-            text=[text(run) for run in rows.index],
+            text=[plain(run) for run in rows.index],
             hovertemplate="%{text}<br>observed %{x:.4f}<br>predicted %{y:.4f}",
             visible=True if i < 2 else "legendonly",
         )
@@ -55,7 +67,7 @@ def errors(methods: pd.DataFrame) -> go.Figure:
             y=[short(name) for name in rows["features"]],
             error_x={"array": rows["mse_se"] * 1e3, "thickness": 1.2, "width": 0},
             mode="markers",
-            name=text(regressor if regressor != findings.ALONE else "evaluator alone"),
+            name=plain(regressor if regressor != findings.ALONE else "evaluator alone"),
             marker=mark(i),
             hovertemplate="%{y}<br>MSE %{x:.3g} ×10⁻³",
         )
@@ -86,8 +98,8 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
     figure = blank(150 + 34 * len(losses))
     figure.add_heatmap(
         z=behind.to_numpy(),
-        x=[text(name) for name in losses.columns],
-        y=[text(name) for name in losses.index],
+        x=[plain(name) for name in losses.columns],
+        y=[plain(name) for name in losses.index],
         customdata=losses.to_numpy(),
         colorscale=SHADES,
         texttemplate="%{z:.2f}" if losses.size <= MAX_WRITTEN else None,
@@ -119,9 +131,9 @@ def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
             x=rows["evaluated"],
             y=rows["observed"],
             mode="markers",
-            name=text(domain),
+            name=plain(domain),
             marker={**mark(i), "size": 8, "opacity": 0.8},
-            text=[text(run) for run in rows["run"]],
+            text=[plain(run) for run in rows["run"]],
             hovertemplate="%{text}<br>evaluated %{x:+.4f}<br>observed %{y:+.4f}",
         )
     figure.update_xaxes(title_text=f"evaluated, less the domain's mean, {LOSS}", nticks=6)
@@ -136,7 +148,7 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
       shares: the table of `findings.recommendation`.
       rivals: columns of it to compare with.
     """
-    names = [text(name) for name in shares.index]
+    names = [plain(name) for name in shares.index]
     best = shares[findings.RECOMMENDED]
     figure = blank(130 + 46 * len(shares))
     figure.add_bar(
@@ -151,7 +163,7 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
         _add_interval(figure, shares)
     for i, rival in enumerate(rivals, start=1):
         figure.add_scatter(
-            x=shares[rival], y=names, mode="markers", name=text(rival), marker=mark(i), hovertemplate="%{y}: %{x:.1%}"
+            x=shares[rival], y=names, mode="markers", name=plain(rival), marker=mark(i), hovertemplate="%{y}: %{x:.1%}"
         )
     figure.update_xaxes(title_text="share of the training tokens", tickformat=".0%", rangemode="tozero", nticks=7)
     figure.update_yaxes(type="category", autorange="reversed")
@@ -165,7 +177,7 @@ def proof(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
       summary: a row a mixture: predicted, low, high, measured.
       runs: a row a run: mixture, seed, objective.
     """
-    names = [text(name) for name in summary.index]
+    names = [plain(name) for name in summary.index]
     figure = blank(150 + 56 * len(summary))
     _add_interval(figure, summary)
     figure.add_scatter(
@@ -186,7 +198,7 @@ def proof(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
     )
     figure.add_scatter(
         x=runs["objective"],
-        y=[text(name) for name in runs["mixture"]],
+        y=[plain(name) for name in runs["mixture"]],
         mode="markers",
         name="measured, each seed",
         marker={"color": BLUE, "size": 8},
@@ -210,14 +222,14 @@ def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
     for name, row in others.iterrows():
         figure.add_scatter(
             x=row.to_numpy(),
-            y=[text(domain) for domain in others.columns],
+            y=[plain(domain) for domain in others.columns],
             mode="markers",
-            name=text(name),
+            name=plain(name),
             marker=mark(list(losses.index).index(name)),
             hovertemplate="%{y}: %{x:+.4f}",
         )
     figure.add_vline(0, line={"color": GRAY, "width": 1})
-    figure.update_xaxes(title_text=f"loss minus that of {text(reference)}, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"loss minus that of {plain(reference)}, {LOSS}", nticks=6)
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
@@ -236,7 +248,7 @@ def training_curves(curves: pd.DataFrame) -> go.Figure:
             x=rows["step"],
             y=rows["loss"],
             mode="lines",
-            name=text(name),
+            name=plain(name),
             line={"color": colour, "dash": dash, "width": 2},
             hovertemplate="step %{x:.0f}: %{y:.3f}",
         )
@@ -259,7 +271,7 @@ def learning_curves(curves: pd.DataFrame, noise: float | None) -> go.Figure:
             y=rows["mse"] * 1e3,
             error_y={"array": rows["mse_se"] * 1e3, "thickness": 1.2, "width": 0},
             mode="lines+markers",
-            name=f"{text(regressor)}: {short(str(features))}",
+            name=f"{plain(regressor)}: {short(str(features))}",
             marker=mark(i),
             line={"width": 2},
             hovertemplate="%{x} training mixtures<br>MSE %{y:.3g} ×10⁻³",
@@ -284,9 +296,9 @@ def short(features: str) -> str:
     """A feature set in few letters: the exponents of several mixtures of experts in one pair of brackets."""
     taus = re.findall(r"(?<![\w:])mde\[([^\]]+)\]", features)
     if len(taus) < 2:
-        return text(features)
+        return plain(features)
     rest = [part for part in features.split("+") if not re.fullmatch(r"mde\[[^\]]+\]", part.strip())]
-    return text("+".join([f"mde[{', '.join(taus)}]", *rest]))
+    return plain("+".join([f"mde[{', '.join(taus)}]", *rest]))
 
 
 def _add_interval(figure: go.Figure, table: pd.DataFrame) -> None:
@@ -294,7 +306,7 @@ def _add_interval(figure: go.Figure, table: pd.DataFrame) -> None:
     half = (table["high"] - table["low"]) / 2
     figure.add_scatter(
         x=table["low"] + half,
-        y=[text(name) for name in table.index],
+        y=[plain(name) for name in table.index],
         error_x={"array": half, "color": GRAY, "thickness": 2, "width": 5},
         mode="markers",
         marker={"color": GRAY, "size": 1, "symbol": "line-ew-open", "line": {"width": 2}},

@@ -50,6 +50,6 @@ def log_ticks(least: float, greatest: float) -> list[float]:
     return [float(f"{step}e{decade}") for decade in decades for step in steps]
 
 
-def text(name: object) -> str:
+def plain(name: object) -> str:
     """A name out of the study as Plotly shows it: markup in it is not obeyed."""
     return html.escape(str(name), quote=False)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mde.optimization import objectives
 from mde.reporting import findings, markup
-from mde.reporting.style import DIVERGING, LOSS, MAX_WRITTEN, SHADES, SKY, VERMILLION, blank, mark, text
+from mde.reporting.style import DIVERGING, LOSS, MAX_WRITTEN, SHADES, SKY, VERMILLION, blank, mark, plain
 from mde.study import Study
 
 DATA = "surface.npz"  # what `mde optimize` leaves
@@ -113,7 +113,7 @@ def opposed(ranks: pd.DataFrame, most: int = PAIRS) -> list[tuple[str, str]]:
 def ternary(found: Slice) -> go.Figure:
     """A slice as a triangle of hexagons."""
     figure = blank(480)
-    names = [text(name) for name in found.domains]
+    names = [plain(name) for name in found.domains]
     a, b, c = (found.points * found.share).T
     figure.add_scatterternary(
         a=a,
@@ -180,18 +180,18 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) ->
             x=[row[one]],
             y=[row[other]],
             mode="markers",
-            name=text(name),
+            name=plain(name),
             marker={**mark(i), "size": 13},
-            hovertemplate=f"{text(name)}: %{{x:.4f}}, %{{y:.4f}}",
+            hovertemplate=f"{plain(name)}: %{{x:.4f}}, %{{y:.4f}}",
         )
-    figure.update_xaxes(title_text=f"{text(one)}, {LOSS}", nticks=6)
-    figure.update_yaxes(title_text=f"{text(other)}, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"{plain(one)}, {LOSS}", nticks=6)
+    figure.update_yaxes(title_text=f"{plain(other)}, {LOSS}", nticks=6)
     return figure
 
 
 def correlation_map(ranks: pd.DataFrame) -> go.Figure:
     """A heat map of correlations, from −1 to 1."""
-    names = [text(name) for name in ranks.columns]
+    names = [plain(name) for name in ranks.columns]
     figure = blank(150 + 34 * len(ranks))
     figure.add_heatmap(
         z=ranks.to_numpy(),
