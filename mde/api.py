@@ -10,11 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mde import cli, study
+from mde.ablation import HOME
 from mde.errors import unknown
 from mde.optimization import objectives, search
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.losses import Loss
-from mde.reporting import figures, findings, tables
+from mde.reporting import ablation, figures, findings, scaling, tables
 from mde.reporting.table import Table
 from mde.stages import pipeline, problem
 from mde.stages.predict import Predictor
@@ -138,6 +139,14 @@ class Study(study.Study):
     def plot_proof(self) -> go.Figure:
         """What was predicted of each mixture, and what its runs measured."""
         return _on_white(figures.proof(findings.proof(self), findings.proof_runs(self)))
+
+    def plot_budget(self) -> go.Figure:
+        """The best share of each domain along the budget, of `scale`."""
+        return _on_white(scaling.path_figure(self))
+
+    def plot_worth(self) -> go.Figure:
+        """What each part of the corpus takes off the objective, of `ablate`."""
+        return _on_white(ablation.worth(self.read_table(f"{HOME}/values.csv", "ablate")))
 
     def plot_training(self) -> go.Figure:
         """Training losses of the seed model and the experts."""

@@ -52,6 +52,8 @@ SECTIONS = (
     Section("Explorer", explorer.TOKENS, "evaluate", "Nothing is evaluated yet", explorer.body),
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
     Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", sections.proof),
+    Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
+    Section("Parts of the corpus", "ablation/cost.csv", "ablate", "", sections.ablations),
     Section("Training curves", "mixtures.csv", "train", "Nothing is trained yet", sections.curves),
     Section("Provenance", "study.json", "prepare", "The study holds no text yet", sections.provenance),
 )

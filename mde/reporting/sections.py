@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mde.reporting import figures, findings, markup, tables
+from mde.ablation import HOME
+from mde.reporting import ablation, figures, findings, markup, scaling, tables
 from mde.study import Study
 from mde.versions import versions
 
@@ -158,6 +159,59 @@ def curves(study: Study) -> list[str]:
         "seed model, where there is one.",
     )
     return [chart]
+
+
+def along_the_budget(study: Study) -> list[str]:
+    """The best mixture at small budgets, and where it goes."""
+    found = study.read_json("scale.json", "scale")
+    parts = [
+        markup.figure(
+            scaling.path_figure(study),
+            "Best share of each domain along the budget",
+            "Filled: the optimum of runs at that budget; open: predicted from them. Whiskers: what the noise of the "
+            "runs makes of the prediction. The table below has the same numbers.",
+        ),
+        markup.table(scaling.mixtures(study)),
+    ]
+    if "points" in found:
+        chart = markup.figure(
+            scaling.cross_effects_figure(study),
+            "What more of each training domain takes off the loss of each evaluation domain",
+            "Nats per token between the run with less and the run with more of it. Rows: training domains.",
+        )
+        parts += [chart, markup.table(scaling.laws(study))]
+    return [*parts, *([markup.table(scaling.proof(study))] if found.get("proof") else [])]
+
+
+def ablations(study: Study) -> list[str]:
+    """How well merges stand for trained unions, and what each part of the corpus is worth."""
+    parts = []
+    if findings.has(study, f"{HOME}/correlations.csv"):
+        table, correlations = ablation.perplexities(study), ablation.correlations(study)
+        domains = [str(name) for name in correlations["domain"].unique()]
+        parts += [
+            markup.choice(
+                {name: ablation.merges(table, name) for name in domains},
+                "Evaluation domain",
+                "Perplexity of each trained union against that of the merged models and mixtures that stand for it",
+                "Each point is a union of base units. On the dotted line the proxy is exact; it is of use where the "
+                "points rise in order. Choose proxies in the legend.",
+            ),
+            markup.table(ablation.domain_table(study)),
+        ]
+        if correlations["seed_steps"].nunique() > 1:
+            curves = {name: ablation.seed_curve(correlations, name) for name in domains}
+            caption = "Whiskers: 90% intervals over resampled unions."
+            label = "Correlation of the proxies with the trained unions by the training of the seed model"
+            parts.append(markup.choice(curves, "Evaluation domain", label, caption))
+    if findings.has(study, f"{HOME}/values.csv"):
+        chart = markup.figure(
+            ablation.worth(study.read_table(f"{HOME}/values.csv", "ablate")),
+            "What each base unit takes off the objective, by evaluator",
+            "Shapley values, nats per token: the mean over orders in which units are added.",
+        )
+        parts += [chart, markup.table(ablation.worth_table(study))]
+    return [*parts, markup.table(ablation.cost_table(study))]
 
 
 def provenance(study: Study) -> list[str]:

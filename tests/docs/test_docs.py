@@ -21,7 +21,7 @@ from mde.stages import pipeline
 from mde.study import STAGES
 
 ROOT = Path(__file__).parents[2]
-STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "tools")]
+STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "scale", "ablate", "tools")]
 BLOCK = re.compile(r"^(?:<!-- (run|slow|needs: [^>]+) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "build" not in path.parts)]
 
@@ -53,6 +53,8 @@ def folder(tmp_path):
     mixtures = rng.dirichlet(np.ones(3), 24)
     pd.DataFrame(mixtures, runs, domains).to_csv(tmp_path / "ratios.csv")
     pd.DataFrame(3 - np.sqrt(mixtures), runs, domains).to_csv(tmp_path / "metrics.csv")
+    optima = pd.DataFrame([[2e5, 5e5, 3e5], [5e5, 9e5, 6e5]], pd.Index(["small", "larger"], name="run"), domains)
+    optima.to_csv(tmp_path / "optima.csv")
     (tmp_path / "src").mkdir()
     (tmp_path / "web").mkdir()
     library = Path(sysconfig.get_paths()["stdlib"])

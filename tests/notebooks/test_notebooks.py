@@ -58,6 +58,12 @@ def test_a_swarm_of_ones_own_runs(tmp_path):
     assert "group prose is at its" in tables
 
 
+def test_the_budget_of_somebody_elses_runs(tmp_path):
+    done = execute(ROOT / "notebooks" / "04_autoscale.ipynb", tmp_path)
+    assert len(shown(done, "application/vnd.plotly.v1+json")) == 1
+    assert "Best mixture along the budget" in " ".join(shown(done, "text/html"))
+
+
 @pytest.mark.slow
 def test_the_quickstart_and_what_explores_it_run(tmp_path):
     done = execute(ROOT / "notebooks" / "01_quickstart.ipynb", tmp_path)
@@ -65,3 +71,5 @@ def test_the_quickstart_and_what_explores_it_run(tmp_path):
     assert len(shown(done, "application/vnd.plotly.v1+json")) == 3
     done = execute(ROOT / "notebooks" / "02_explore.ipynb", tmp_path)
     assert "Recommended mixture" in " ".join(shown(done, "text/html"))
+    done = execute(ROOT / "notebooks" / "05_ablation.ipynb", tmp_path)
+    assert "Shapley values" in " ".join(shown(done, "text/html"))
