@@ -10,9 +10,9 @@ project = "mde"
 author = "the authors of mde"
 extensions = [
     "flags",
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["build", "_ext"]
 html_theme = "furo"
 html_title = "mde"
+html_math_renderer = "mathml"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True

@@ -23,20 +23,26 @@ class Flags(Directive):
         for name, parameter in pipeline.parameters(command).items():
             required = parameter.default is inspect.Parameter.empty
             default = nodes.emphasis(text="required") if required else nodes.literal(text=repr(parameter.default))
-            rows.append([nodes.literal(text=f"--{name}"), default, nodes.Text(described[name])])
+            rows.append([[nodes.literal(text=f"--{name}")], [default], _text(described[name])])
         return [_table(["flag", "default", "what it is"], rows, [22, 18, 60])]
 
 
-def _table(head: list[str], rows: list[list[nodes.Node]], widths: list[int]) -> nodes.table:
+def _text(described: str) -> list[nodes.Node]:
+    """Prose with code in backticks."""
+    parts = enumerate(described.split("`"))
+    return [nodes.literal(text=part) if i % 2 else nodes.Text(part) for i, part in parts]
+
+
+def _table(head: list[str], rows: list[list[list[nodes.Node]]], widths: list[int]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=width) for width in widths]
-    group += nodes.thead("", _row([nodes.Text(text) for text in head]))
+    group += nodes.thead("", _row([[nodes.Text(text)] for text in head]))
     group += nodes.tbody("", *(_row(row) for row in rows))
     return nodes.table("", group)
 
 
-def _row(cells: list[nodes.Node]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
+def _row(cells: list[list[nodes.Node]]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
