@@ -29,12 +29,10 @@ def mixtures(study: Study) -> Table:
     names, columns = found["domains"], {}
     if "points" in found:
         columns["base"] = _shares({name: found["points"][-1]["domains"][name]["base"] for name in names})
-    held = {point["budget"]: point["domains"] for point in found.get("points", ())}
-    for budget, optimum in zip(found["ddo"]["budgets"], found["ddo"]["optima"], strict=True):
-        bounded = [bool(held.get(budget, {}).get(name, {}).get("held")) for name in names]
-        columns[tokens(budget)] = [
-            f"{share}{' *' if b else ''}" for share, b in zip(_shares(optimum), bounded, strict=True)
-        ]
+    for m, (budget, optimum) in enumerate(zip(found["ddo"]["budgets"], found["ddo"]["optima"], strict=True)):
+        point = found["points"][m]["domains"] if "points" in found else {}
+        stars = [" *" if name in point and point[name]["held"] else "" for name in names]
+        columns[tokens(budget)] = [f"{share}{star}" for share, star in zip(_shares(optimum), stars, strict=True)]
     for method, label in (("ddo", ""), ("mde", " by MDE")):
         if "target" in found.get(method, {}):
             columns[f"{tokens(found[method]['target'])}{label}"] = _shares(found[method]["tokens"])

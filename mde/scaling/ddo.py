@@ -112,6 +112,7 @@ def fit_power_laws(
     factors: npt.ArrayLike,
     less: npt.ArrayLike,
     more: npt.ArrayLike,
+    nearest: bool = False,
 ) -> PowerLaws:
     """The law of each domain through its three points.
 
@@ -127,6 +128,7 @@ def fit_power_laws(
         a pair for each domain, [K, 2].
       less: loss of the run with less of each domain, [K].
       more: loss of the run with more of each domain, [K].
+      nearest: whether a domain without such a law gets the one of least squares, a flat one where its loss rises.
 
     Raises:
       UserError: a domain whose loss does not fall with more of it, or falls faster and faster: no such law exists.
@@ -142,7 +144,7 @@ def fit_power_laws(
             "domains: expected a factor below and one above 1, and a positive quantity and two losses a domain"
         )
     x_Kx3 = np.insert(pairs_Kx2, 1, 1.0, axis=1)
-    for k, name in enumerate(names):
+    for k, name in enumerate(() if nearest else names):
         _check_triple(name, x_Kx3[k], np.array([down[k], 1.0, up[k]]) * base_loss)
     drops_Kx2 = np.stack([down - 1, 1 - up], axis=1)
     return PowerLaws(tuple(names), amounts, float(base_loss), *_through(x_Kx3, drops_Kx2))
@@ -198,12 +200,14 @@ def _check_triple(name: str, x: np.ndarray, y: np.ndarray) -> None:
     if not (np.isfinite(y).all() and y[0] > y[1] > y[2]):
         raise UserError(
             f"domain {name!r}: losses {y[0]:.6g}, {y[1]:.6g}, {y[2]:.6g} with {x[0]:.3g}, 1 and {x[2]:.3g} times its "
-            "base quantity do not fall, so no power law fits; average more seeds, or take factors further from 1"
+            "base quantity do not fall, so no power law fits; average more seeds, take factors further from 1, or the "
+            "nearest law"
         )
     if (y[0] - y[1]) / (x[1] - x[0]) <= (y[1] - y[2]) / (x[2] - x[1]):
         raise UserError(
             f"domain {name!r}: losses {y[0]:.6g}, {y[1]:.6g}, {y[2]:.6g} fall faster the more of it there is, so no "
-            "power law fits; average more seeds, or take factors further from 1"
+            "power law fits; average more seeds, take factors further from 1, or larger budgets: runs that end early "
+            "in training do so whatever they read"
         )
 
 

@@ -55,13 +55,14 @@ class Effects:
         weights = np.asarray(goal, np.float64)
         return None if self.noise is None else float(np.sqrt(weights @ self.noise @ weights))
 
-    def power_laws(self, goal: npt.ArrayLike, fit: str = "domain") -> PowerLaws:
+    def power_laws(self, goal: npt.ArrayLike, fit: str = "domain", nearest: bool = False) -> PowerLaws:
         """The laws of an objective that weighs the evaluation domains, [J].
 
         Args:
           goal: weight of each evaluation domain.
           fit: `domain`, each law through its own three points, or `joint`, from there on all laws at once by least
             squares over all runs; without other runs that is the same.
+          nearest: whether a domain that no law fits gets the nearest one.
 
         Raises:
           UserError: losses that no law fits, with what would help; a joint fit that does not converge.
@@ -69,7 +70,7 @@ class Effects:
         weights = np.asarray(goal, np.float64)
         level, less, more = (losses @ weights for losses in (self.losses, self.less, self.more))
         try:
-            laws = fit_power_laws(self.names, self.base, float(level), self.factors, less, more)
+            laws = fit_power_laws(self.names, self.base, float(level), self.factors, less, more, nearest)
             if fit == "domain":
                 return laws
             tokens = np.concatenate([self.quantities(), self.others])

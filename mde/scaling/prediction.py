@@ -3,7 +3,7 @@
 Shapes: M budgets, K domains, J evaluation domains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from tqdm import tqdm
 from mde.errors import UserError
 from mde.scaling.ddo import PowerLaws
 from mde.scaling.effects import Effects
+
+EXACT = 1e-6  # misfit of a law that runs through its losses, in units of the base loss
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def solve(
     fit: str = "domain",
     floor: float | None = None,
     upper: npt.ArrayLike = np.inf,
+    nearest: bool = False,
 ) -> Point:
     """Laws and optimum at one budget.
 
@@ -47,11 +50,12 @@ def solve(
       fit: `domain` or `joint`.
       floor: least quantity of a domain, in base quantities; by default as little as was measured.
       upper: tokens of each domain at most, [K] or one number.
+      nearest: whether a domain that no law fits gets the nearest one.
 
     Raises:
       UserError: no law fits, or no quantities obey the bounds.
     """
-    laws = effects.power_laws(goal, fit)
+    laws = effects.power_laws(goal, fit, nearest)
     least = effects.factors[:, 0] if floor is None else np.full(len(effects.names), floor)
     return Point(effects, laws, *laws.optimum(effects.budget, least * effects.base, upper))
 
@@ -65,6 +69,7 @@ def resampled_optima(
     fit: str = "domain",
     floor: float | None = None,
     upper: npt.ArrayLike = np.inf,
+    nearest: bool = False,
 ) -> np.ndarray:
     """Optima that other seeds might have led to: a parametric bootstrap of the fits at all budgets.
 
@@ -77,6 +82,7 @@ def resampled_optima(
       fit: as in `solve`.
       floor: as in `solve`.
       upper: as in `solve`.
+      nearest: as in `solve`.
 
     Returns:
       [n, M, K] tokens; n is less than `resamples` where noise left losses that no law fits.
@@ -86,25 +92,37 @@ def resampled_optima(
     for _ in tqdm(range(resamples), "resample", unit="fit", leave=False):
         drawn = [each.resampled(goal, deviation, rng) for each in measured]
         try:
-            found.append([solve(each, [1.0], fit, floor, upper).optimum for each in drawn])
+            found.append([solve(each, [1.0], fit, floor, upper, nearest).optimum for each in drawn])
         except UserError:
             continue
     return np.array(found).reshape(len(found), len(measured), len(measured[0].names))
 
 
 def cautions(points: Sequence[Point]) -> list[str]:
-    """Where the optima leave what was measured, a sentence each."""
+    """Where the optima leave what was measured, and where budgets are too small to say much, a sentence each."""
     found = []
-    for point in points:
-        effects = point.effects
-        for k, name in enumerate(effects.names):
-            factor = point.optimum[k] / effects.base[k]
-            where = f"domain {name!r} at {effects.budget:,.0f} tokens: its best quantity"
-            if point.held[k]:
-                bound = "least" if point.held[k] < 0 else "greatest"
-                found.append(f"{where} is the {bound} that is allowed, {factor:.3g} times its base quantity")
-            elif factor > effects.factors[k, 1]:
-                found.append(
-                    f"{where} is {factor:.3g} times its base quantity, {effects.factors[k, 1]:.3g} was measured"
-                )
-    return found
+    budgets = np.array([point.effects.budget for point in points])
+    falls = -np.diff([point.laws.level for point in points]) / np.diff(np.log(budgets))
+    for m in np.flatnonzero(np.diff(falls) > 0):
+        found.append(
+            f"the base run's objective falls faster beyond {budgets[m + 1]:,.0f} tokens than before "
+            f"({falls[m + 1]:.3g} against {falls[m]:.3g} for a factor e of tokens): smaller budgets end early in "
+            "training, and power laws describe what comes later"
+        )
+    return found + [caution for point in points for caution in _cautions_of(point)]
+
+
+def _cautions_of(point: Point) -> Iterator[str]:
+    effects, laws = point.effects, point.laws
+    factors = point.optimum / effects.base
+    missed = (laws.misfit > EXACT) & (not len(effects.others))
+    beyond = (factors > effects.factors[:, 1]) & (point.held == 0)
+    for which, numbers, what in (
+        (missed, laws.misfit * laws.level, "no power law falls as evenly as the losses, the nearest misses them by"),
+        (point.held < 0, factors, "the best quantity is the least that is allowed, in base quantities"),
+        (point.held > 0, factors, "the best quantity is the greatest that is allowed, in base quantities"),
+        (beyond, factors, "the best quantity is beyond what was measured, in base quantities"),
+    ):
+        domains = [f"{effects.names[k]} {numbers[k]:.2g}" for k in np.flatnonzero(which)]
+        if domains:
+            yield f"at {effects.budget:,.0f} tokens {what}: {', '.join(domains)}"

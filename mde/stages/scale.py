@@ -15,6 +15,7 @@ from mde.stages.scale_answer import Terms, answer
 from mde.study import Study
 
 UNITS = ("tokens", "steps")
+PROOF_SEEDS = 1000  # the proof's seeds begin this far from those of the fits, which must not keep their luck
 
 
 def scale(
@@ -27,6 +28,7 @@ def scale(
     seeds: int = 1,
     objective: str | Mapping[str, float] = "avg-all",
     fit: str = "domain",
+    nearest: bool = False,
     floor: float | None = None,
     tokens: Mapping[str, float] | None = None,
     max_epochs: float = 1.0,
@@ -59,6 +61,8 @@ def scale(
       seeds: runs of each kind; two or more say how large the noise of a run is.
       objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       fit: domain, each law through its own three losses, or joint, all laws at once.
+      nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
+        law, which may be flat; it is refused otherwise.
       floor: least quantity of a domain at a budget, in base quantities; by default as little as was measured.
       tokens: tokens that there are, by domain; those of the study by default.
       max_epochs: how often a domain may be read by a run and by the optima.
@@ -86,7 +90,7 @@ def scale(
         raise UserError(
             f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
         )
-    terms = Terms(objective, fit, floor, tokens, max_epochs, target, noise, resamples, seed)
+    terms = Terms(objective, fit, nearest, floor, tokens, max_epochs, target, noise, resamples, seed)
     if optima:
         table = swarm.read_numbers(optima).values
         names = [str(name) for name in table]
@@ -125,11 +129,11 @@ def _train(
     """Plans all runs and checks them, trains and scores them, and writes what they say."""
     names = list(study.domains.training)
     orders = range(terms.seed, terms.seed + seeds)
-    proof_orders = range(orders.stop, orders.stop + proof_seeds)
+    proof_orders = range(terms.seed + PROOF_SEEDS, terms.seed + PROOF_SEEDS + proof_seeds)
     steps, target = own.steps(budgets, terms.target, unit)
     if proof_seeds and not target:
         raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
-    tokens = terms.tokens or problem.tokens_of(study) or {}
+    tokens = {**(problem.tokens_of(study) or {}), **(terms.tokens or {})}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
@@ -141,6 +145,11 @@ def _train(
     proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
+    if terms.target and terms.target > upper.sum():
+        raise UserError(
+            f"target of {terms.target:,} tokens: all domains together have {upper.sum():,.0f} in "
+            f"{terms.max_epochs:g} epochs; take a smaller one, or allow more with max_epochs"
+        )
     observed = own.losses(runs)
     _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)

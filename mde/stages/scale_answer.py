@@ -25,6 +25,7 @@ class Terms:
 
     objective: str | Mapping[str, float]
     fit: str
+    nearest: bool
     floor: float | None
     tokens: Mapping[str, float] | None
     max_epochs: float
@@ -76,12 +77,12 @@ def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, obs
     goal = terms.goal(evaluated, names)
     measured = list(_measured(names, terms.fit, runs, observed))
     upper = terms.upper(names)
-    points = [solve(each, goal, terms.fit, terms.floor, upper) for each in measured]
+    points = [solve(each, goal, terms.fit, terms.floor, upper, terms.nearest) for each in measured]
     study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
     deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
     if deviation is not None:
         samples = resampled_optima(
-            measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper
+            measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper, terms.nearest
         )
     carried = terms.carried(names, np.array([point.optimum for point in points]), samples)
     return {

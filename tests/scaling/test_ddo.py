@@ -143,6 +143,14 @@ def test_runs_that_no_law_fits(less, more, expected):
         assert text in str(error.value)
 
 
+def test_the_nearest_law_is_flat_where_more_does_not_help():
+    laws = fit_power_laws(("a", "b"), np.ones(2), 3.0, (1 / 3, 3), (2.98, 3.2), (3.01, 2.8), nearest=True)
+    assert np.ptp(laws([[1 / 3, 1], [1, 1], [3, 1]])[:, 0]) < 1e-3
+    assert laws.misfit[0] == pytest.approx(0.02 / 3, rel=0.01)  # the larger of the two rises, in base losses
+    assert laws.misfit[1] < 1e-9
+    np.testing.assert_allclose(laws.optimum(2, lower=0.3)[0], [0.3, 1.7])
+
+
 def test_what_cannot_be_met_or_fitted():
     laws = made_up([1.0, 1.0], [1.0, 1.0])
     with pytest.raises(UserError, match="bounds allow 3 to 4"):

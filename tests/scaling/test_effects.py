@@ -100,9 +100,31 @@ def test_the_optimum_stays_within_what_was_measured_unless_it_is_told():
     capped = solve(found, HALF, floor=0.1, upper=[np.inf, np.inf, 1.5e6])
     assert capped.optimum[2] == 1.5e6
     assert capped.held[2] == 1
-    said = cautions([bounded, capped])
-    assert any("least that is allowed, 0.9 times" in text for text in said)
-    assert any("'books'" in text and "greatest that is allowed, 0.75 times" in text for text in said)
+    said = [*cautions([bounded]), *cautions([capped])]
+    assert not any("early in training" in text for text in said)
+    assert any("least that is allowed" in text and text.endswith("books 0.9") for text in said)
+    assert any("greatest that is allowed" in text and text.endswith("books 0.75") for text in said)
+
+
+def test_base_runs_that_fall_ever_faster_are_too_short():
+    points = []
+    for budget, level in ((1.0, 3.0), (2.0, 2.9), (4.0, 2.5), (8.0, 2.2)):
+        tokens = design(base=BASE * budget)
+        losses = observed(design()) + level - 3.0
+        points.append(solve(measured_effects(NAMES, runs(7), tokens, losses), HALF))
+    early = [text for text in cautions(points) if "early in training" in text]
+    assert len(early) == 1
+    assert "beyond 12,000,000 tokens" in early[0]
+    assert not any("early in training" in text for text in cautions(points[1:]))
+
+
+def test_losses_that_fall_too_evenly_for_a_law_are_told():
+    # With less of web the loss rises by .3 for a base quantity of it, with more it falls by .299.
+    losses = np.repeat([[3.0], [3.2], [3.2], [3.1], [2.402], [2.7], [2.8]], 2, axis=1)
+    said = cautions([solve(measured_effects(NAMES, runs(7), design(), losses), HALF, floor=0.01)])
+    (even,) = [text for text in said if "falls as evenly" in text]
+    assert "at 6,000,000 tokens" in even
+    assert ": web " in even
 
 
 def test_the_bootstrap_is_as_wide_as_the_noise():
