@@ -181,12 +181,17 @@ def cost_table(study: Study) -> Table:
 
 
 def worth_table(study: Study) -> Table:
-    """What each unit takes off the objective, and in which order units are best added."""
+    """What each unit takes off the objective, in which order units are best added, and the best subset.
+
+    By merged models and by the mixture with the first τ; values.csv has the others.
+    """
     values = study.read_table(f"{HOME}/values.csv", MAKER)
     added = study.read_table(f"{HOME}/additions.csv", MAKER)
     rows = values[values["domain"] == "objective"]
+    evaluators = list(rows["evaluator"].unique())[:2]
     columns = {}
-    for name, one in rows.groupby("evaluator", sort=False):
+    for name in evaluators:
+        one = rows[rows["evaluator"] == name]
         sure = not (one["error"] > 0).any()
         shown = [
             f"{v:+.4f}" if sure else f"{v:+.4f} ± {e:.4f}" for v, e in zip(one["value"], one["error"], strict=True)
@@ -194,19 +199,18 @@ def worth_table(study: Study) -> Table:
         columns[str(name)] = pd.Series(shown, one.index)
         columns[f"{name} adds as"] = added.loc[added["evaluator"] == name, "step"].map("{:d}.".format)
     frame = pd.DataFrame(columns, rows.index.unique()).fillna("given")
+    notes = [_best_subset(study, name, list(frame.index)) for name in evaluators]
+    notes.append("Merged models are run on fewer windows of text than mixtures: compare losses of one evaluator only.")
     title = "What units take off the objective (Shapley values, nats per token), and which to add next"
-    return Table(title, frame, _best_subsets(study, list(frame.index)))
+    return Table(title, frame, tuple(notes))
 
 
-def _best_subsets(study: Study, units: list[str]) -> tuple[str, ...]:
-    """A sentence an evaluator: its best subset."""
+def _best_subset(study: Study, evaluator: str, units: list[str]) -> str:
     table = study.read_table(f"{HOME}/candidates.csv", MAKER)
-    found = []
-    for name, rows in table.groupby("evaluator", sort=False):
-        best = rows.loc[rows["objective"] == rows["objective"].min()].iloc[0]
-        members = ", ".join(unit for unit in units if best[unit]) or "none, the seed model"
-        found.append(f"Best of {len(rows):,} subsets by {name}: {members} ({best['objective']:.4f} nats per token).")
-    return tuple(found)
+    rows = table[table["evaluator"] == evaluator]
+    best = rows.sort_values("objective").iloc[0]
+    members = ", ".join(unit for unit in units if best[unit]) or "none, the seed model"
+    return f"Best of {len(rows):,} subsets by {evaluator}: {members} ({best['objective']:.4f} nats per token)."
 
 
 def text(study: Study) -> str:

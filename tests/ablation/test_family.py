@@ -145,6 +145,7 @@ def test_subsets_are_scored_by_merging_and_by_mixing(trained, data, text):
         assert_allclose(found[2], expected[name](), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_seed_model_all_begin_with_the_same_parameters(corpus, data, text, tmp_path):
     found = family(tmp_path, corpus, seed_steps=0)
     found.train(UNITS[:2], 100)

@@ -16,7 +16,7 @@ from mde import cli
 from mde.study import Study
 
 TINY = "--gin_file=configs/ablate_tiny.gin"
-SMALL = (TINY, "--seed_steps=2", "--steps=2", "--batch_size=4", "--seq_len=16", "--tokens_per_domain=64")
+SMALL = (TINY, "--seed_steps=2", "--steps=2", "--batch_size=4", "--seq_len=16", "--tokens_per_domain=64", "--taus=0,1")
 UNITS = "--units={'bible': 2, 'cpp': 1, 'docs': 1}"
 
 
@@ -44,7 +44,7 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
         assert text in printed
     study = Study(prepared)
     losses = study.read_table("ablation/losses.csv", "ablate")
-    proxies = {"merged", "merged-weighted", "micro-merged", "mde[0]", "mde[0.01]", "mde[0.1]", "mde[1]"}
+    proxies = {"merged", "merged-weighted", "micro-merged", "mde[0]", "mde[1]"}
     assert set(losses["model"]) == {"seq", *proxies}
     assert set(losses["seed_steps"]) == {2}
     assert set(losses.index) == {"union-00", "union-01", "union-02", *(n for n in losses.index if n[:2] == "up")}
@@ -53,7 +53,7 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     assert set(table["domain"]) == {*study.domains.evaluation, "mean inside", "mean outside"}
     values = study.read_table("ablation/values.csv", "ablate")
     candidates = study.read_table("ablation/candidates.csv", "ablate")
-    assert len(candidates) == 16 * 5  # all subsets of 4 units, by five evaluators
+    assert len(candidates) == 16 * 3  # all subsets of 4 units, by three evaluators
     for name, rows in values[values["domain"] == "objective"].groupby("evaluator"):
         mine = candidates[candidates["evaluator"] == name].set_index(["bible-0", "bible-1", "cpp-0", "docs-0"])
         gain = mine.loc[(0, 0, 0, 0), "objective"] - mine.loc[(1, 1, 1, 1), "objective"]
@@ -62,10 +62,8 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     assert list(cost["runs"]) == [1, 4, 1, 4, 7, 15]
 
     before = trained(prepared)
-    assert "seed model of 2 steps: 0 runs trained, 10 there" in ablate(prepared, *sources)
-    assert trained(prepared) == before
     more = "--units={'bible': 2, 'cpp': 1, 'docs': 1, 'wiki': 2}"
-    printed = ablate(prepared, *SMALL, more, "--unions=3", "--upsampled=1", "--given=wiki", "--candidates=40")
+    ablate(prepared, *SMALL, more, "--unions=3", "--upsampled=1", "--given=wiki", "--candidates=40")
     after = trained(prepared)
     new = {f"ablation/seed-2/runs/wiki-{i}/run.json" for i in (0, 1)}
     assert set(after) - set(before) == new  # its own units and nothing else
@@ -77,6 +75,7 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     assert (values["error"] > 0).any()
 
 
+@pytest.mark.slow
 def test_unions_of_a_file(ablate, prepared, tmp_path):
     rows = {"bible": [1, 0, 1], "cpp-0": [1, 2, 0.5], "docs": [0, 1, 0]}
     table = pd.DataFrame(rows, pd.Index(["first", "second", "third"], name="union"))
