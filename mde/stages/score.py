@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde import hosts
 from mde.errors import check_positive
 from mde.evaluation.scores import Columns, Scores
 from mde.evaluation.scoring import EvaluationSet, Scorer, evaluation_set
@@ -36,14 +37,22 @@ def score(study: Study, tokens_per_domain: int = 8192, batch_size: int | None = 
 
 
 def score_runs(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> pd.DataFrame:
-    """Losses [runs, J] in nats per token, scored as `about` says; scores that are there already are kept."""
+    """Losses [runs, J] in nats per token, scored as `about` says; scores that are there already are kept.
+
+    Where several processes do this together, each takes its share of the runs.
+    """
     scores, of = _scores(study), _identities(study, about, runs)
-    found = {run: {domain: scores.find(run, domain, name) for domain, name in of[run].items()} for run in runs}
-    missing = {run: [domain for domain, score in row.items() if score is None] for run, row in found.items()}
+    missing = {}
+    for run in runs:
+        if names := [domain for domain, name in of[run].items() if scores.find(run, domain, name) is None]:
+            missing[run] = names
     data = evaluation_data(study, about)
-    for run, domain, log_probs in _score(study, about, data, {run: names for run, names in missing.items() if names}):
-        found[run][domain] = scores.write(run, domain, of[run][domain], log_probs)
-    losses = {run: [score.loss for score in row.values() if score] for run, row in found.items()}
+    hosts.wait("all have seen what is scored")
+    mine = {run: missing[run] for run in list(missing)[hosts.index() :: hosts.count()]}
+    for run, domain, log_probs in _score(study, about, data, mine):
+        scores.write(run, domain, of[run][domain], log_probs)
+    hosts.wait("all have scored their share")
+    losses = {run: [scores.read(run, domain, name).loss for domain, name in of[run].items()] for run in runs}
     table = pd.DataFrame.from_dict(losses, orient="index", columns=list(data.domains))
     table.index.name = "run"
     return table
@@ -59,7 +68,10 @@ def _score(
     scorer = Scorer(config, data, about["batch_size"])
     counts = dict(zip(data.domains, map(int, data.token_counts), strict=True))
     total = sum(counts[domain] for names in missing.values() for domain in names)
-    with tqdm(total=total, desc="score", unit="tok", unit_scale=True) as bar, ThreadPoolExecutor(1) as ahead:
+    with (
+        tqdm(total=total, desc="score", unit="tok", unit_scale=True, disable=not hosts.is_first()) as bar,
+        ThreadPoolExecutor(1) as ahead,
+    ):
         loading = (ahead.submit(load_run, study, run, config) for run in missing)
         loaded = next(loading)
         for run, names in missing.items():
