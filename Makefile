@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STUDY ?= studies/demo
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-all lint format docs notebooks bench clean
 
 install: $(STAMP)
 
@@ -31,6 +31,14 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/build/index.html
+docs: $(STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/build
+
+# The notebooks out of their scripts.
+notebooks: $(STAMP)
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.evaluators

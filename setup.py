@@ -58,15 +58,22 @@ PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
 LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
 RAY = ["ray>=2.50"]
 
+# The documentation, built by `make docs`.
+DOCS = ["furo>=2025", "myst-parser>=5", "sphinx>=9"]
+
 TEST = [
     *DEMO,
+    *DOCS,
     *EXPORT,
     *HUGGINGFACE,
     *LAUNCH,
     *RAY,
     *VIZIER,
     "hypothesis>=6",
+    "ipykernel>=7",
+    "jupytext>=1.19",
     "mypy>=1.15",
+    "nbclient>=0.10",
     "pandas-stubs",
     "pre-commit",
     "psutil>=6",
@@ -89,6 +96,7 @@ setup(
     extras_require={
         "text": TEXT,
         "demo": DEMO,
+        "docs": DOCS,
         "huggingface": HUGGINGFACE,
         "export": EXPORT,
         "peers": PEERS,

@@ -1,1 +1,44 @@
-"""Finds the mixture of text domains that a language model should be pre-trained on."""
+"""Finds the mixture of text domains that a language model should be pre-trained on.
+
+The public names are imported when they are first used, so `import mde` costs nothing and needs neither JAX nor
+TensorFlow.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Study": "mde.api",
+    "Recommendation": "mde.api",
+    "optimize": "mde.api",
+    "UserError": "mde.errors",
+    # the two evaluators, prepared or in one call, and the best mixture of experts
+    "mixture_nll": "mde.evaluation",
+    "MixtureLosses": "mde.evaluation",
+    "merged_nll": "mde.evaluation",
+    "MergedLosses": "mde.evaluation",
+    "compress": "mde.evaluation",
+    "optimum": "mde.evaluation",
+    # scikit-learn estimators and what they are fitted on
+    "Auto": "mde.regression.auto",
+    "Ridge": "mde.regression.ridge",
+    "GradientBoosting": "mde.regression.estimators",
+    "GaussianProcess": "mde.regression.gaussian_process",
+    "MixingLaw": "mde.regression.laws",
+    "BiMix": "mde.regression.laws",
+    "PowerLaw": "mde.regression.laws",
+    "assemble": "mde.regression.features",
+    "read_swarm": "mde.regression.swarm",
+}
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mde' has no attribute {name!r}; public are {', '.join(_PUBLIC)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

@@ -24,7 +24,7 @@ COMMANDS = (*STAGES, *pipeline.TOOLS)
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     """A flag for each argument of a command, described by its docstring."""
-    texts = _described_arguments(command)
+    texts = described_arguments(command)
     for name, parameter in pipeline.parameters(command).items():
         default = parameter.default
         missing = "required" if default is inspect.Parameter.empty else f"default {default!r}"
@@ -99,7 +99,7 @@ def from_gin(
         raise _gin_error(" ".join(str(error).split()), used) from error
 
 
-def _described_arguments(command: str) -> dict[str, str]:
+def described_arguments(command: str) -> dict[str, str]:
     """By argument, its lines under `Args:` in the docstring."""
     text = inspect.getdoc(pipeline.command(command)) or ""
     section = re.search(r"^Args:\n((?:  .*\n?|\n)*)", text, re.MULTILINE)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit status 0, or 2 after one line that says what was wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = _commands().parse_args(argv[:1]).command
-    _set_environment()
+    set_environment()
     try:
         _run(name, argv[1:])
     except UserError as error:
@@ -109,7 +109,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """One virtual device a core where JAX runs on the CPU, and quiet libraries; must come before JAX is imported."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "host_platform_device_count" not in flags:

@@ -17,14 +17,15 @@
     portable.npz           scored text for the page's explorer
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
+    surface.npz            predicted losses around it: ternary slices, and draws all over the simplex
     proof/                 what was trained to check it
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
-    scale.json             the best mixture at small budgets and at the target
-    scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
     ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
                            values, additions; seed-STEPS/ has the runs that continue from a seed model
-    stages/STAGE.json      arguments and time of each stage that is done
+    scale.json             the best mixture at small budgets and at the target
+    scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
+    stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
 

@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 
 from mde.ablation import HOME
 from mde.ablation.correlations import INSIDE, OUTSIDE, SEQ, STATISTICS
-from mde.reporting.figures import COLOURS, GRAY, LOSS, _figure, _mark, _text
-from mde.reporting.tables import Table, _plain
+from mde.reporting.style import COLOURS, GRAY, LOSS, blank, mark, plain
+from mde.reporting.table import Table
 from mde.study import Study
 
 MAKER = "ablate"
@@ -49,7 +49,7 @@ def merges(table: pd.DataFrame, domain: str) -> go.Figure:
       table: that of `perplexities`.
       domain: an evaluation domain, or a mean.
     """
-    figure = _figure(440)
+    figure = blank(440)
     observed = table.loc[table["model"] == SEQ, domain]
     ends = [observed.min(), observed.max()]
     figure.add_scatter(
@@ -60,13 +60,13 @@ def merges(table: pd.DataFrame, domain: str) -> go.Figure:
             x=observed.loc[rows.index],
             y=rows[domain],
             mode="markers",
-            name=_text(name),
-            marker={**_mark(i), "opacity": 0.85},
-            text=[_text(union) for union in rows.index],
+            name=plain(name),
+            marker={**mark(i), "opacity": 0.85},
+            text=[plain(union) for union in rows.index],
             hovertemplate="%{text}<br>trained %{x:.3f}<br>proxy %{y:.3f}",
             visible=True if name in ("merged", "micro-merged", "mde[0]") else "legendonly",
         )
-    figure.update_xaxes(title_text=f"perplexity of the trained union, {_text(domain)}", nticks=6)
+    figure.update_xaxes(title_text=f"perplexity of the trained union, {plain(domain)}", nticks=6)
     figure.update_yaxes(title_text="perplexity of the proxy", nticks=6)
     return figure
 
@@ -79,7 +79,7 @@ def seed_curve(table: pd.DataFrame, domain: str = OUTSIDE, statistic: str = "pea
       domain: an evaluation domain, or a mean.
       statistic: pearson, spearman or partial.
     """
-    figure = _figure(420)
+    figure = blank(420)
     rows = table[table["domain"] == domain]
     steps = sorted(rows["seed_steps"].unique())
     places = {count: place for place, count in enumerate(steps)}  # evenly: a logarithm has no place for 0
@@ -96,15 +96,15 @@ def seed_curve(table: pd.DataFrame, domain: str = OUTSIDE, statistic: str = "pea
                 "width": 0,
             },
             mode="lines+markers",
-            name=_text(name),
-            marker=_mark(i),
+            name=plain(name),
+            marker=mark(i),
             line={"color": COLOURS[i % len(COLOURS)]},
             hovertemplate="%{y:.2f}",
         )
     figure.update_xaxes(
         title_text="steps of the seed model", tickvals=list(places.values()), ticktext=[f"{n:,}" for n in steps]
     )
-    figure.update_yaxes(title_text=f"{statistic.title()}, {_text(domain)}", range=[-1.05, 1.05])
+    figure.update_yaxes(title_text=f"{statistic.title()}, {plain(domain)}", range=[-1.05, 1.05])
     return figure
 
 
@@ -116,14 +116,14 @@ def worth(table: pd.DataFrame, domain: str = "objective") -> go.Figure:
       domain: an evaluation domain, or the objective.
     """
     rows = table[table["domain"] == domain]
-    figure = _figure(140 + 34 * rows.index.nunique())
+    figure = blank(140 + 34 * rows.index.nunique())
     for i, (name, one) in enumerate(rows.groupby("evaluator", sort=False)):
         figure.add_bar(
             x=one["value"],
-            y=[_text(unit) for unit in one.index],
+            y=[plain(unit) for unit in one.index],
             error_x={"array": one["error"], "thickness": 1, "width": 0, "visible": bool((one["error"] > 0).any())},
             orientation="h",
-            name=_text(name),
+            name=plain(name),
             marker={"color": COLOURS[i % len(COLOURS)]},
             hovertemplate="%{y}: %{x:.4f}",
             visible=True if i < 2 else "legendonly",
@@ -224,7 +224,7 @@ def text(study: Study) -> str:
             found += [curve_table(study, name, statistic) for name in means for statistic in ("pearson", "partial")]
     found += [worth_table(study)] if there("values") else []
     found.append(cost_table(study))
-    return "\n\n".join(_plain(table) for table in found)
+    return "\n\n".join(map(str, found))
 
 
 def _interval(row: pd.Series, statistic: str) -> str:

@@ -56,6 +56,16 @@ def regressors(study: Study) -> pd.DataFrame:
     return table.sort_values(["group", "mse"], kind="stable").reset_index(drop=True)
 
 
+def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
+    """The chosen method and the best of each group and regressor: pairs (regressor, features) out of `regressors`."""
+    best = methods.loc[methods.groupby("group", observed=True)["mse"].idxmin()].set_index("group")
+    groups = [group for group in (WEIGHTS, ALONE, EXPERTS, MERGED) if group in best.index]
+    learnt = methods[~methods["group"].isin([MEAN, ALONE])]
+    each = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
+    rows = pd.concat([methods[methods["chosen"]], best.loc[groups].reset_index(), each])
+    return list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
+
+
 def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
@@ -221,6 +231,41 @@ def expert_losses(study: Study) -> pd.DataFrame:
     experts = runs.loc[runs["role"] == "expert", list(study.domains.training)]
     names = [experts.columns[i] for i in experts.to_numpy().argmax(axis=1)] if len(experts) else []
     return study.losses().loc[experts.index].set_axis(names).rename_axis("expert")
+
+
+def evaluator_shifts(study: Study) -> pd.DataFrame:
+    """What the evaluators say of the observations and what training gave, each less its domain's mean.
+
+    Columns evaluator, domain, run, evaluated and observed; nats per token.
+    """
+    runs = study.mixtures()
+    observations = runs.index[runs["role"] == "observation"]
+    observed = _shifts(study.losses().loc[observations])
+    parts = [
+        pd.concat({"evaluated": _shifts(table.loc[observations]), "observed": observed}, axis=1).assign(evaluator=name)
+        for name, table in study.features().items()
+    ]
+    return pd.concat(parts).reset_index()
+
+
+def _shifts(losses: pd.DataFrame) -> pd.Series:
+    """Losses less the mean of their column, in one column indexed by run and domain."""
+    shifts = (losses - losses.mean()).rename_axis("run").reset_index().melt("run", var_name="domain")
+    return shifts.set_index(["run", "domain"])["value"]
+
+
+def noise(study: Study) -> float | None:
+    """Variance of the objective between runs of one mixture, from the seeds of the proof, where there are any."""
+    if not has(study, "proof/summary.csv"):
+        return None
+    deviations = study.read_table("proof/summary.csv", "prove")["noise"]
+    return None if deviations.isna().any() else float((deviations**2).mean())
+
+
+def versions(study: Study) -> dict[str, dict[str, str]]:
+    """The versions that each stage on record ran with."""
+    records = {name: study.read_json(f"stages/{name}.json", name) for name in stages(study).index}
+    return {name: record["versions"] for name, record in records.items() if "versions" in record}
 
 
 def training_curves(study: Study, points: int = 150) -> pd.DataFrame:

@@ -1,5 +1,5 @@
 "use strict";
-// Draws every chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
+// Draws each chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
 const config = {
   responsive: true,
   displaylogo: false,
@@ -26,17 +26,36 @@ function template() {
       modebar: { color: colour("--faint"), activecolor: colour("--accent"), bgcolor: "rgba(0,0,0,0)" },
       xaxis: axis,
       yaxis: axis,
+      ternary: { bgcolor: "rgba(0,0,0,0)", aaxis: axis, baxis: axis, caxis: axis },
     },
   };
 }
 
-function draw() {
-  const look = template();
-  for (const chart of document.querySelectorAll(".chart")) {
-    const { data, layout } = JSON.parse(chart.nextElementSibling.textContent);
-    Plotly.react(chart, data, { ...layout, template: look }, config);
+function draw(chart) {
+  const content = JSON.parse(chart.nextElementSibling.textContent);
+  const choice = chart.parentElement.querySelector("select");
+  const { data, layout } = choice ? content[choice.value] : content;
+  Plotly.react(chart, data, { ...layout, template: template() }, config);
+}
+
+// A chart is drawn when it comes near the window, or is printed: the page opens without waiting for all of them.
+const drawn = new Set();
+
+function show(chart) {
+  if (!drawn.has(chart)) {
+    drawn.add(chart);
+    draw(chart);
   }
 }
 
-draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+const near = new IntersectionObserver(
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => show(entry.target)),
+  { rootMargin: "800px" },
+);
+for (const chart of document.querySelectorAll(".chart")) {
+  near.observe(chart);
+  const choice = chart.parentElement.querySelector("select");
+  if (choice) choice.addEventListener("change", () => draw(chart));
+}
+addEventListener("beforeprint", () => document.querySelectorAll(".chart").forEach(show));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mde.reporting.figures import SHADES, _figure, _mark, _text
-from mde.reporting.tables import NOTHING, Table
+from mde.reporting.style import SHADES, blank, mark, plain
+from mde.reporting.table import Table
+from mde.reporting.tables import NOTHING
 from mde.study import Study
 
 AGAINST = "predicted"  # the mixture that the proof compares the others with
@@ -107,7 +108,7 @@ def proof(study: Study) -> Table:
 def path_figure(study: Study) -> go.Figure:
     """The best share of each domain along the budget; the last point is predicted."""
     found = study.read_json("scale.json", "scale")
-    figure = _figure(420)
+    figure = blank(420)
     ddo = found["ddo"]
     shares = [[each[name] / sum(each.values()) for each in ddo["optima"]] for name in found["domains"]]
     budgets = list(ddo["budgets"])
@@ -124,8 +125,8 @@ def path_figure(study: Study) -> go.Figure:
             y=y,
             error_y=error,
             mode="lines+markers",
-            name=_text(name),
-            marker={**_mark(k), "symbol": ["circle"] * len(budgets) + ["diamond-open"] * (len(x) - len(budgets))},
+            name=plain(name),
+            marker={**mark(k), "symbol": ["circle"] * len(budgets) + ["diamond-open"] * (len(x) - len(budgets))},
             hovertemplate="%{x:.3s} tokens: %{y:.1%}",
         )
     figure.update_xaxes(title_text="tokens", type="log")
@@ -136,11 +137,11 @@ def path_figure(study: Study) -> go.Figure:
 def cross_effects_figure(study: Study) -> go.Figure:
     """The matrix of `cross_effects` as a heat map."""
     effects, _ = _largest(study)
-    figure = _figure(150 + 34 * len(effects))
+    figure = blank(150 + 34 * len(effects))
     figure.add_heatmap(
         z=effects.to_numpy(),
-        x=[_text(name) for name in effects.columns],
-        y=[_text(name) for name in effects.index],
+        x=[plain(name) for name in effects.columns],
+        y=[plain(name) for name in effects.index],
         colorscale=SHADES,
         texttemplate="%{z:.2f}",
         hovertemplate="more of %{y} takes %{z:.4f} from the loss on %{x}",

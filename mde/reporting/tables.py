@@ -1,12 +1,10 @@
 """The tables of a study, as people read them: on the terminal and in the page."""
 
-import textwrap
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
 from mde.reporting import findings
+from mde.reporting.table import Table
 from mde.study import Study
 
 GROUP_TITLES = {
@@ -17,30 +15,6 @@ GROUP_TITLES = {
     findings.MERGED: "with merged experts",
 }
 NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as it is shown.
-
-    Attributes:
-      title: what it holds, and its units.
-      frame: cells as text; the index labels the rows.
-      notes: sentences that belong to it.
-      groups: a heading for each row; it is shown where it changes.
-      marked: labels of rows that stand out.
-      prose: whether cells hold words rather than numbers.
-    """
-
-    title: str
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    marked: tuple[str, ...] = ()
-    prose: bool = False
-
-    def __str__(self) -> str:
-        return _plain(self)
 
 
 def text(study: Study) -> str:
@@ -82,7 +56,8 @@ def regressors(study: Study) -> Table:
 def recommendation(study: Study) -> Table:
     """The recommended mixture beside the proportional one, or the best observed where sizes are not known."""
     shares = findings.recommendation(study)
-    level = study.read_json("optimum.json", "optimize")["interval_level"]
+    optimum = study.read_json("optimum.json", "optimize")
+    level, epochs = optimum["interval_level"], optimum["epochs"]
     beside = "proportional" if "proportional" in shares else "best observed"
     tokens = {"tokens": shares["tokens"].map("{:,}".format)} if "tokens" in shares else {}
     frame = pd.DataFrame(
@@ -93,9 +68,11 @@ def recommendation(study: Study) -> Table:
             f"{level:.0%} interval": [
                 f"{_percent(low)} to {_percent(high)}" for low, high in zip(shares["low"], shares["high"], strict=True)
             ],
+            **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
         }
     )
-    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study),))
+    binding = [f"Binds: {constraint}." for constraint in optimum["binding"]]
+    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study), *binding))
 
 
 def proof(study: Study) -> Table:
@@ -209,19 +186,3 @@ def _with_error(value: float, error: float) -> str:
     digits += [-np.floor(np.log10(error))] if error > 0 else []
     decimals = int(min(max(digits), 6))
     return f"{value:.{decimals}f}" + ("" if np.isnan(error) else f" ± {error:.{decimals}f}")
-
-
-def _plain(table: Table, columns: int = 100) -> str:
-    """The table in plain text."""
-    frame = table.frame
-    labels = [str(frame.index.name), *(f"{'  ' if table.groups else ''}{label}" for label in frame.index)]
-    columns_of_text = [labels, *([str(name), *frame[name]] for name in frame)]
-    widths = [max(map(len, cells)) for cells in columns_of_text]
-    lines: list[str] = []
-    for i, (label, *cells) in enumerate(zip(*columns_of_text, strict=True)):
-        if i and table.groups and (i == 1 or table.groups[i - 1] != table.groups[i - 2]):
-            lines.append(table.groups[i - 1])
-        numbers = (cell.rjust(width + 2) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append(label.ljust(widths[0]) + "".join(numbers))
-    notes = [line for note in table.notes for line in textwrap.wrap(note, columns)]
-    return "\n".join([*textwrap.wrap(table.title, columns), "", *lines, *([""] if notes else []), *notes])

@@ -18,6 +18,7 @@ from mde.regression.validation import Method
 from mde.study import FORMAT, Study
 
 BASELINES = ("lambda", "sqrt", "log")
+CURVE_REPEATS = 10  # splits of each point of a learning curve
 CLEARLY = 2  # standard errors by which another must beat `auto`: the least of two dozen is partly luck
 
 
@@ -30,6 +31,7 @@ def fit(
     repeats: int = 50,
     regressors: Sequence[str] = ("ridge", "gbm", "auto"),
     features: Sequence[str] = (),
+    curve_sizes: Sequence[int] | None = None,
     seed: int = 0,
 ) -> None:
     """Judges regressors × feature sets on the observations and chooses one.
@@ -49,6 +51,8 @@ def fit(
       regressors: names of regressors.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
         evaluated features of each, and transforms the mixture itself.
+      curve_sizes: numbers of training mixtures of the learning curves, which the best feature set of each regressor
+        has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
     found = _read(study, mixtures, losses) if mixtures or losses else None
@@ -78,6 +82,8 @@ def fit(
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
     best = _choose(learnt, designs)
+    sizes = _curve_sizes(len(inputs.losses), train_mixtures) if curve_sizes is None else curve_sizes
+    study.write_table("fit/learning.csv", _learning(inputs, designs, learnt, sizes, repeats, seed))
     fitted = estimators.make(best["regressor"], best["features"]).fit(
         designs[best["features"]], inputs.losses.to_numpy()
     )
@@ -184,6 +190,42 @@ def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Serie
         return blends.iloc[int(blends["mse"].argmin())]
     near = learnt[gap <= error]
     return near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
+
+
+def _curve_sizes(observations: int, train_mixtures: int) -> list[int]:
+    """Four numbers of training mixtures, from half of the usual number to a quarter more where enough are held out."""
+    most = min(train_mixtures * 5 // 4, observations - max(3, observations // 5))
+    least = min(max(4, train_mixtures // 2), most)
+    return sorted(set(np.linspace(least, most, 4).astype(int).tolist()))
+
+
+def _learning(
+    inputs: Observations,
+    designs: Mapping[str, np.ndarray],
+    learnt: pd.DataFrame,
+    sizes: Sequence[int],
+    repeats: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone."""
+    on_weights = learnt[[not feature_sets.evaluated_parts(name) for name in learnt["features"]]]
+    best = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
+    rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
+    methods = list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
+    columns = ["regressor", "features", "train", "mse", "mse_se"]
+    if not sizes:
+        return pd.DataFrame(columns=columns)
+    curve = validation.learning_curve(
+        inputs.losses.to_numpy(),
+        inputs.domains,
+        designs,
+        methods,
+        inputs.objective,
+        tqdm(sizes, "learning curves", unit="size"),
+        min(repeats, CURVE_REPEATS),
+        seed,
+    )
+    return curve[columns].rename_axis("point")
 
 
 def _for_auto(features: str) -> str:

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from mde.errors import check_positive, unknown
-from mde.optimization import objectives, search
+from mde.optimization import objectives, search, surface
 from mde.optimization.constraints import Constraints
 from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
@@ -19,6 +19,7 @@ from mde.stages.predict import Predictor
 from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
+DRAWS = 400  # mixtures that show which domains trade against each other
 
 
 def optimize(
@@ -104,6 +105,7 @@ def optimize(
             "predictions": predictions,
         },
     )
+    study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     _say(binding, epochs, predictions)
 
@@ -161,6 +163,21 @@ def _predictions(
         }
         for i, name in enumerate(table.index)
     }
+
+
+def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Predicted losses on ternary slices through the mixture, and of draws all over the region.
+
+    Returns:
+      triples [S, 3], the domains of each slice; points [P, 3], how they divide what they have together; losses
+      [S, P, J]; draws [D, K] and draw_losses [D, J].
+    """
+    triples, points = surface.triples(mixture), surface.ternary_grid()
+    slices = [surface.sliced(mixture, triple, points) for triple in triples]
+    draws = bounds.region.sample(DRAWS, seed + 2)
+    losses = predictor(np.concatenate([*slices, draws]))
+    on_slices = losses[:-DRAWS].reshape(len(triples), len(points), losses.shape[1])
+    return {"triples": triples, "points": points, "losses": on_slices, "draws": draws, "draw_losses": losses[-DRAWS:]}
 
 
 def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any]) -> None:

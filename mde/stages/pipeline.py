@@ -17,6 +17,7 @@ from etils import epath
 from mde import gin_text
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
+from mde.versions import versions
 
 # Commands that belong to no place in the order and leave no record.
 TOOLS = ("predict", "swarm", "iterate", "scale", "ablate", "export", "import", "models", "plan")
@@ -91,7 +92,8 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     command(name)(study, **resolved)
     seconds = round(time.time() - started, 1)
     study.write_text(f"stages/{name}.gin", gin_text.record(name, resolved, given))
-    study.write_json(record, {"digest": made_of, "arguments": resolved, "seconds": seconds, "finished": time.time()})
+    done = {"digest": made_of, "arguments": resolved, "seconds": seconds, "finished": time.time()}
+    study.write_json(record, done | {"versions": versions()})
     return True
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 
 from mde.study import Study
@@ -73,6 +74,9 @@ def train(study, code="code"):
     study.write_table("mixtures.csv", table)
     losses = pd.DataFrame({code: 2 - table[code], "web": 2 - table["web"], "news": 3.0}, table.index)
     study.write_table("losses.csv", losses)
+    evaluated = losses[losses.index.str.startswith("observation")]
+    features = [evaluated.add_prefix("mde[0]/"), (evaluated * 2 + 1).add_prefix("merged/")]
+    study.write_table("features.csv", pd.concat(features, axis=1).rename_axis("mixture"))
     text = pd.DataFrame({"tokens": [100, 200, 300], "bytes": [200, 800, 900]}, ["news", "web", code])
     study.write_table("evaluation.csv", text.rename_axis("domain"))
     for run, steps in [("seed", 400), ("expert-code", 10), ("expert-web", 10)]:
@@ -99,6 +103,9 @@ def fit(study, methods=METHODS):
         for r, f in zip(table["regressor"], table["features"], strict=True)
     ]
     study.write_table("fit/predictions.csv", pd.concat(predicted))
+    learning = [("ridge", name, mse / n, mse / 10, n) for n in (8, 16) for _, name, mse, *_ in methods[2:4]]
+    columns = ["regressor", "features", "mse", "mse_se", "train"]
+    study.write_table("fit/learning.csv", pd.DataFrame(learning, columns=columns).rename_axis("point"))
     learnt = table[table["regressor"] == "ridge"]
     best = learnt.loc[learnt["mse"].idxmin()]
     choice = {key: best[key] for key in ("regressor", "features", "mse", "spearman")}
@@ -126,7 +133,20 @@ def optimize(study, code="code"):
             "shares": {"web": 0.4, code: 0.6},
             "share_intervals": {"web": [0.3, 0.45], code: [0.55, 0.7]},
             "interval_level": 0.9,
+            "binding": ["web is at its least share 0.4"],
+            "epochs": {"web": 4.0, code: 2.0},
             "predictions": predictions,
+        },
+    )
+    losses = np.linspace(1, 2, 12).reshape(1, 4, 3)
+    study.write_arrays(
+        "surface.npz",
+        {
+            "triples": np.zeros((0, 3), int),  # three domains would have a slice
+            "points": np.eye(3),
+            "losses": losses[:0],
+            "draws": np.full((4, 2), 0.5),
+            "draw_losses": losses[0] * [1, -1, 2],
         },
     )
     record(study, "optimize", 2.0, refits=200)

@@ -31,8 +31,8 @@ def scored(study):
     return study, log_probs, owners
 
 
-def shown(html: str, folder) -> tuple[list[float], list[str], str]:
-    """Losses and shares that the page shows once its scripts have run, and what it said on the console."""
+def opened(html: str, folder) -> tuple[str, str]:
+    """The page as it stands once its scripts have run, and what it said on the console."""
     (folder / "page.html").write_text(html)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
     done = subprocess.run(
@@ -41,10 +41,21 @@ def shown(html: str, folder) -> tuple[list[float], list[str], str]:
         text=True,
         timeout=120,
     )
-    dom = done.stdout[done.stdout.index('id="explorer"') :]
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+def shown(html: str, folder) -> tuple[list[float], list[str], str]:
+    """Losses and shares that the page shows, and the console."""
+    page, console = opened(html, folder)
+    dom = page[page.index('id="explorer"') :]
     rows = re.findall(r'<th scope="row">[^<]*</th><td>([^<]*)</td><td>[^<]*</td><td class="bar"', dom)
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return [float(text) for text in rows], re.findall(r"<output>([^<]*)</output>", dom), "\n".join(console)
+    return [float(text) for text in rows], re.findall(r"<output>([^<]*)</output>", dom), console
+
+
+def titled(html: str, folder) -> tuple[str, str]:
+    """The page's title, and the console."""
+    page, console = opened(html, folder)
+    return re.search(r"<title>([^<]*)</title>", page)[1], console
 
 
 @in_browser
@@ -80,3 +91,22 @@ def test_the_page_holds_a_slider_an_expert_and_a_button_a_mixture(scored):
     data = explorer.contents(study)
     assert data["reference"] == "recommended"
     assert data["objective"] == pytest.approx([1 / 3] * 3)
+
+
+CHOOSE = """<script>
+const choice = document.querySelector(".choice select");
+choice.selectedIndex = 1;
+choice.dispatchEvent(new Event("change"));
+document.title = Array.from(choice.closest("figure").querySelector(".chart")._fullData[1].x).join();
+</script>"""
+
+
+@in_browser
+def test_another_choice_draws_another_chart(scored, tmp_path):
+    """Of the evaluators' chart: merged losses are twice those of mde[0], and so are their distances to the mean."""
+    study, *_ = scored
+    html = page.html(study).replace("</body>", f"{CHOOSE}</body>")
+    title, console = titled(html, tmp_path)
+    shares = np.arange(20) / 20
+    np.testing.assert_allclose([float(x) for x in title.split(",")], 2 * (shares.mean() - shares), atol=1e-9)
+    assert console == ""

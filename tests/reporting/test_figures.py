@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mde.reporting import figures, findings
+from mde.reporting import figures, findings, style
 
 
 def named(figure):
@@ -79,3 +79,34 @@ def test_markup_in_names_is_not_obeyed():
     losses = pd.DataFrame({"<b>x</b>": [1.0]}, ["<i>y</i>"])
     [heat] = figures.expert_heatmap(losses).data
     assert (*heat.x, *heat.y) == ("&lt;b&gt;x&lt;/b&gt;", "&lt;i&gt;y&lt;/i&gt;")
+
+
+def test_learning_curves_have_a_line_a_method_and_the_noise_below(study):
+    curves = study.read_table("fit/learning.csv", "fit")
+    traces = named(figures.learning_curves(curves, 2e-5))
+    assert list(traces) == ["ridge: lambda", "ridge: sqrt", "noise of a run"]
+    np.testing.assert_allclose(traces["ridge: lambda"].x, [8, 16])
+    np.testing.assert_allclose(traces["ridge: lambda"].y, [2 / 8, 2 / 16])
+    np.testing.assert_allclose(traces["noise of a run"].y, [0.02, 0.02])
+
+
+def test_an_evaluator_is_shown_less_the_domains_means(study):
+    shifts = findings.evaluator_shifts(study)
+    merged = shifts[(shifts["evaluator"] == "merged") & (shifts["domain"] == "code")]
+    np.testing.assert_allclose(merged["evaluated"], 2 * merged["observed"])
+    assert merged["observed"].mean() == pytest.approx(0)
+    traces = named(figures.evaluator_against_observed(shifts[shifts["evaluator"] == "merged"]))
+    assert list(traces) == ["exact", "code", "web", "news"]
+
+
+def test_the_first_thirty_six_marks_differ():
+    marks = [style.mark(i) for i in range(36)]
+    assert len({(one["color"], one["symbol"]) for one in marks}) == 36
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "expected"),
+    [(0.3, 4, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]), (0.01, 2000, [0.01, 0.1, 1, 10, 100, 1000, 10000])],
+)
+def test_ticks_of_a_logarithmic_axis_are_round(least, greatest, expected):
+    np.testing.assert_allclose(style.log_ticks(least, greatest), expected)

@@ -20,7 +20,7 @@ def test_regressors(study):
 
 def test_recommendation(study):
     table = tables.recommendation(study)
-    assert row(table, "code") == ["3,000", "75.0%", "60.0%", "55.0% to 70.0%"]
+    assert row(table, "code") == ["3,000", "75.0%", "60.0%", "55.0% to 70.0%", "2"]
     assert "2.1000 nats per token (2.0000 to 2.2000), 0.1000 below uniform" in table.notes[0]
 
 

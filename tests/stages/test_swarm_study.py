@@ -10,6 +10,7 @@ from commands import ROOT
 
 from mde import cli
 from mde.optimization import simplex
+from mde.stages.predict import Predictor
 from mde.study import Study
 
 HEAVY = ("jax", "tensorflow", "flax", "orbax", "grain", "tensorstore", "seqio")
@@ -145,3 +146,32 @@ print([name for name in {HEAVY} if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_learning_curves_go_from_half_the_usual_number_to_a_quarter_more(fitted):
+    curve = Study(fitted).read_table("fit/learning.csv", "fit")
+    assert sorted(curve["train"].unique()) == [16, 21, 26, 32]  # 40 runs, 32 the usual number, 8 always held out
+    assert set(zip(curve["regressor"], curve["features"], strict=True)) == {("ridge", "sqrt")}
+    least = curve.set_index("train")["mse"]
+    assert least.loc[32] < least.loc[16]
+
+
+@pytest.mark.parametrize(
+    ("observations", "train", "sizes"), [(28, 16, [8, 12, 16, 20]), (6, 4, [3]), (12, 9, [4, 5, 7, 9])]
+)
+def test_sizes_of_learning_curves_leave_enough_to_be_judged_on(observations, train, sizes):
+    from mde.stages.fit import _curve_sizes
+
+    assert _curve_sizes(observations, train) == sizes
+
+
+def test_the_surface_is_what_the_regressor_predicts_around_the_recommendation(fitted):
+    cli.main(["optimize", f"--study={fitted}", "--refits=5"])
+    study = Study(fitted)
+    found = study.read_arrays("surface.npz", "optimize")
+    assert found["triples"].tolist() == [[0, 1, 2]]
+    assert found["losses"].shape == (1, 91, 2)
+    predictor = Predictor(study)
+    # of three domains the slice is the whole simplex
+    np.testing.assert_allclose(found["losses"][0], predictor(found["points"]))
+    np.testing.assert_allclose(found["draw_losses"], predictor(found["draws"]))

@@ -1,0 +1,272 @@
+"""What a Python user holds: a study whose stages are calls and whose results show themselves in a notebook."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mde import cli, study
+from mde.ablation import HOME
+from mde.errors import unknown
+from mde.optimization import objectives, search
+from mde.optimization.constraints import Constraints, Group
+from mde.optimization.losses import Loss
+from mde.reporting import ablation, figures, findings, scaling, tables
+from mde.reporting.table import Table
+from mde.stages import pipeline, problem
+from mde.stages.predict import Predictor
+
+Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J], nats per token
+
+
+class ScoredText(NamedTuple):
+    """The evaluation text under every expert, as `mixture_nll` and `optimum` take it.
+
+    Attributes:
+      log_probs: [T, K] nats.
+      segment_ids: [T] evaluation domain of each token.
+      sequence_ids: [T] its document, which τ > 0 needs.
+    """
+
+    log_probs: np.ndarray
+    segment_ids: np.ndarray
+    sequence_ids: np.ndarray
+
+
+class Study(study.Study):
+    """A study, made and looked at from Python.
+
+    Everything `mde.study.Study` reads is here too: `mixtures()`, `losses()`, `features()`, `domains`.
+
+    Args:
+      root: its directory, here or in a bucket; it need not exist yet.
+    """
+
+    def run(self, stage: str, /, *, force: bool = False, **arguments: Any) -> Self:
+        """Runs a stage or tool as the command line does; a stage that was done with these arguments is skipped.
+
+        Args:
+          stage: "prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report", or a tool.
+          force: run it even if it is done.
+          arguments: those of the function of its name in `mde.stages`.
+
+        Raises:
+          UserError: an unknown stage or argument, or an earlier stage that has not been run.
+        """
+        cli.set_environment()
+        pipeline.run(self, stage, arguments, force)
+        return self
+
+    def scored_text(self) -> ScoredText:
+        """The evaluation text under every expert."""
+        from mde.stages import score  # which imports JAX
+
+        scored = self.read_json("scoring.json", "score")
+        data = score.evaluation_data(self, scored)
+        log_probs = score.log_probs_of(self, scored, [f"expert-{name}" for name in self.domains.training])
+        return ScoredText(np.asarray(log_probs[:]), data.segment_ids, data.sequence_ids)
+
+    def predictor(self) -> Predictor:
+        """The chosen regressor as a function from mixtures [C, K] to losses [C, J] in nats per token."""
+        return Predictor(self)
+
+    def search(
+        self,
+        objective: str | Mapping[str, float] = "avg-all",
+        *,
+        beta: float = 0.0,
+        method: str = "auto",
+        candidates: int = 2048,
+        seed: int = 0,
+        **constraints: Any,
+    ) -> "Recommendation":
+        """What the chosen regressor recommends for another objective or under other constraints; writes nothing.
+
+        Args:
+          objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+          beta: standard deviations of the prediction that are added to the objective.
+          method: of the search: auto, exact, gradient, simulation, refinement or vizier.
+          candidates: mixtures that the search starts from.
+          seed: of the search.
+          constraints: as those of `mde optimize`: lower, upper, fixed, groups, group_bounds, tokens, budget,
+            max_epochs, prior, max_kl, kl_penalty.
+
+        Raises:
+          UserError: no regressor was chosen; an objective or constraint that makes no sense.
+        """
+        predictor = self.predictor()
+        domains = self.domains
+        bounds = problem.constraints(self, **constraints)
+        goal = objectives.make(objective, domains.evaluation, domains.training, beta=beta)
+        loss = problem.loss(predictor, goal, bounds, traced=not self.is_swarm)
+        return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed)
+
+    def regressors(self) -> Table:
+        """How well each regressor predicts mixtures it has not seen."""
+        return tables.regressors(self)
+
+    def recommendation(self) -> Table:
+        """The recommended mixture, its rivals and intervals."""
+        return tables.recommendation(self)
+
+    def proof(self) -> Table:
+        """What trained models say of the recommendation."""
+        return tables.proof(self)
+
+    def plot_mixture(self) -> go.Figure:
+        """The recommended shares with their intervals, and the mixtures they are compared with."""
+        shares = findings.recommendation(self)
+        rivals = [str(name) for name in shares if name not in (findings.RECOMMENDED, "tokens", "low", "high")]
+        return _on_white(figures.mixture(shares, rivals))
+
+    def plot_errors(self) -> go.Figure:
+        """The out-of-fold error of every regressor on every feature set."""
+        return _on_white(figures.errors(findings.regressors(self)))
+
+    def plot_predictions(self) -> go.Figure:
+        """Out-of-fold predictions against what was observed, by regressor."""
+        methods = findings.main_methods(findings.regressors(self))
+        return _on_white(figures.predicted_vs_true(self.read_table("fit/predictions.csv", "fit"), methods))
+
+    def plot_experts(self) -> go.Figure:
+        """How much worse each expert is than the best one of a domain."""
+        return _on_white(figures.expert_heatmap(findings.expert_losses(self)))
+
+    def plot_proof(self) -> go.Figure:
+        """What was predicted of each mixture, and what its runs measured."""
+        return _on_white(figures.proof(findings.proof(self), findings.proof_runs(self)))
+
+    def plot_budget(self) -> go.Figure:
+        """The best share of each domain along the budget, of `scale`."""
+        return _on_white(scaling.path_figure(self))
+
+    def plot_worth(self) -> go.Figure:
+        """What each part of the corpus takes off the objective, of `ablate`."""
+        return _on_white(ablation.worth(self.read_table(f"{HOME}/values.csv", "ablate")))
+
+    def plot_training(self) -> go.Figure:
+        """Training losses of the seed model and the experts."""
+        return _on_white(figures.training_curves(findings.training_curves(self)))
+
+    def _repr_html_(self) -> str:
+        seconds = findings.stages(self)["seconds"]
+        done = [f"{seconds[name]:,.0f} s" if name in seconds else "not yet" for name in self.stages]
+        frame = pd.DataFrame({"done": done}, pd.Index(self.stages, name="stage"))
+        return Table(f"Study {self.root}", frame)._repr_html_()
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The mixture of least predicted loss.
+
+    Attributes:
+      mixture: share of each training domain.
+      losses: predicted loss of each evaluation domain, nats per token.
+      objective: predicted objective, nats per token.
+      binding: the constraints that stop the mixture from going further, in words.
+      epochs: how often each domain is read at the budget; None without budget or tokens.
+      search: how it was found.
+    """
+
+    mixture: pd.Series
+    losses: pd.Series
+    objective: float
+    binding: tuple[str, ...]
+    epochs: Mapping[str, float] | None
+    search: search.Optimum
+
+    def table(self) -> Table:
+        """Shares, and epochs where they are known."""
+        frame = pd.DataFrame({"share": self.mixture.map("{:.1%}".format)}).rename_axis("domain")
+        if self.epochs:
+            frame["epochs"] = [f"{self.epochs[name]:.3g}" for name in frame.index]
+        by_domain = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())
+        notes = [f"Predicted: {self.objective:.4f} nats per token; {by_domain}."]
+        notes += [f"Binds: {constraint}." for constraint in self.binding]
+        return Table("Recommended mixture", frame, tuple(notes))
+
+    def plot(self) -> go.Figure:
+        """The shares as bars."""
+        shares = pd.DataFrame({findings.RECOMMENDED: self.mixture})
+        return _on_white(figures.mixture(shares, []))
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def optimize(
+    predict: Predict,
+    training_domains: Sequence[str],
+    evaluation_domains: Sequence[str],
+    objective: str | Mapping[str, float] = "avg-all",
+    *,
+    groups: Mapping[str, Group] | None = None,
+    method: str = "auto",
+    candidates: int = 2048,
+    seed: int = 0,
+    **constraints: Any,
+) -> Recommendation:
+    """The mixture of least predicted loss, from any function that predicts losses: a study is not needed.
+
+    Args:
+      predict: mixtures [C, K] -> losses [C, J] in nats per token, such as `Auto().fit(mixtures, losses).predict`.
+      training_domains: the K domains of the mixtures, in the order of their columns.
+      evaluation_domains: the J domains of the losses.
+      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      groups: training domains that are bounded together, by a name of your own.
+      method: of the search: auto, refinement, simulation or vizier.
+      candidates: mixtures that the search starts from.
+      seed: of the search.
+      constraints: other fields of `mde.optimization.constraints.Constraints`: lower, upper, fixed, tokens, budget,
+        max_epochs, prior, max_kl, kl_penalty.
+
+    Raises:
+      UserError: an unknown constraint, objective or domain; bounds that no mixture obeys.
+    """
+    known = inspect.signature(Constraints).parameters.keys() - {"domains", "groups"}
+    for name in constraints:
+        if name not in known:
+            raise unknown("constraint", name, known)
+    bounds = Constraints(tuple(training_domains), groups=groups or {}, **constraints)
+    goal = objectives.make(objective, evaluation_domains, training_domains)
+
+    def loss(mixtures: np.ndarray) -> np.ndarray:
+        return goal(predict(mixtures)) + bounds.penalty(mixtures)
+
+    return _recommended(loss, predict, goal, bounds, evaluation_domains, method, candidates, seed)
+
+
+def _recommended(
+    loss: Loss,
+    predict: Predict,
+    goal: objectives.Objective,
+    bounds: Constraints,
+    evaluation_domains: Sequence[str],
+    method: str,
+    candidates: int,
+    seed: int,
+) -> Recommendation:
+    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates)
+    losses = predict(found.mixture[None])[0]
+    return Recommendation(
+        pd.Series(found.mixture, list(bounds.domains), name="share"),
+        pd.Series(losses, list(evaluation_domains), name="nats per token"),
+        float(goal(losses)),
+        tuple(bounds.binding(found.mixture)),
+        bounds.epochs(found.mixture),
+        found,
+    )
+
+
+def _on_white(figure: go.Figure) -> go.Figure:
+    """On white paper: a notebook may be dark, and a figure has no colours of its page there."""
+    return figure.update_layout(
+        paper_bgcolor="white", plot_bgcolor="white", margin={"l": 16, "r": 16, "t": 24, "b": 16}
+    )

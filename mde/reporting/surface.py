@@ -1,0 +1,213 @@
+"""Which domains trade against each other: the predicted losses around the recommended mixture."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mde.optimization import objectives
+from mde.reporting import findings, markup
+from mde.reporting.style import DIVERGING, LOSS, MAX_WRITTEN, SHADES, SKY, VERMILLION, blank, mark, plain
+from mde.study import Study
+
+DATA = "surface.npz"  # what `mde optimize` leaves
+PAIRS = 15  # of evaluation domains, on offer
+HEXAGON = 27  # pixels
+SATURATED = 0.6  # quantile from which on all is darkest: shares of zero are often far worse than anything inside
+
+
+class Slice(NamedTuple):
+    """A ternary slice: three domains divide what they have together in the recommended mixture.
+
+    Attributes:
+      domains: the three.
+      points: [P, 3] how they divide it.
+      objective: [P] predicted, nats per token.
+      best: [3] how the recommended mixture divides it.
+      share: what they have together.
+    """
+
+    domains: tuple[str, str, str]
+    points: np.ndarray
+    objective: np.ndarray
+    best: np.ndarray
+    share: float
+
+
+def body(study: Study) -> list[str]:
+    """The section of the page."""
+    draws = draw_losses(study)
+    parts = []
+    if found := slices(study):
+        parts.append(
+            markup.choice(
+                {", ".join(one.domains): ternary(one) for one in found},
+                "Domains",
+                "Predicted objective where three domains divide what they have together",
+                "Darker is worse, the darkest that or worse. The star is the recommended mixture; all other domains "
+                "keep their recommended shares. Where the ground is flat the exact shares hardly matter.",
+            )
+        )
+    if len(draws.columns) < 2:
+        return parts
+    ranks = correlations(draws)
+    pairs = {f"{one} and {other}": (one, other) for one, other in opposed(ranks)}
+    known = named_losses(study)
+    return [
+        *parts,
+        markup.choice(
+            {name: trade_off(draws, known, *pair) for name, pair in pairs.items()},
+            "Evaluation domains",
+            "Predicted losses of two domains over mixtures that the constraints allow",
+            "Each dot is a mixture; down and left is better. Pairs that go most against each other come first.",
+        ),
+        markup.figure(
+            correlation_map(ranks),
+            "Rank correlation of the predicted losses of the evaluation domains over these mixtures",
+            "Blue: what helps one helps the other. Orange: what helps one costs the other.",
+        ),
+    ]
+
+
+def slices(study: Study) -> list[Slice]:
+    """The slices, those of the domains with the largest shares first."""
+    arrays, optimum = study.read_arrays(DATA, "optimize"), study.read_json("optimum.json", "optimize")
+    names = study.domains.training
+    goal = objectives.recorded(optimum, study.domains.evaluation, names)
+    shares = np.array([optimum["shares"][name] for name in names])
+    found = []
+    for triple, losses in zip(arrays["triples"], arrays["losses"], strict=True):
+        share = shares[triple].sum()
+        domains = (names[triple[0]], names[triple[1]], names[triple[2]])
+        if share > 0:
+            found.append(Slice(domains, arrays["points"], goal(losses), shares[triple] / share, float(share)))
+    return found
+
+
+def draw_losses(study: Study) -> pd.DataFrame:
+    """Predicted losses of draws all over the region: a column an evaluation domain."""
+    return pd.DataFrame(study.read_arrays(DATA, "optimize")["draw_losses"], columns=list(study.domains.evaluation))
+
+
+def named_losses(study: Study) -> pd.DataFrame:
+    """Predicted losses of the recommended mixture and its rivals, in rows."""
+    predictions = study.read_json("optimum.json", "optimize")["predictions"]
+    rows = {name: predicted["losses"] for name, predicted in predictions.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")[list(study.domains.evaluation)]
+
+
+def correlations(draws: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation of every two columns."""
+    ranks = draws.rank().to_numpy()
+    return pd.DataFrame(np.corrcoef(ranks, rowvar=False), draws.columns, draws.columns)
+
+
+def opposed(ranks: pd.DataFrame, most: int = PAIRS) -> list[tuple[str, str]]:
+    """The pairs of domains that go most against each other, the worst first."""
+    rows, columns = np.triu_indices(len(ranks), 1)
+    order = np.argsort(ranks.to_numpy()[rows, columns], kind="stable")[:most]
+    return [(str(ranks.index[rows[i]]), str(ranks.columns[columns[i]])) for i in order]
+
+
+def ternary(found: Slice) -> go.Figure:
+    """A slice as a triangle of hexagons."""
+    figure = blank(480)
+    names = [plain(name) for name in found.domains]
+    a, b, c = (found.points * found.share).T
+    figure.add_scatterternary(
+        a=a,
+        b=b,
+        c=c,
+        mode="markers",
+        name="predicted",
+        showlegend=False,
+        marker={
+            "symbol": "hexagon",
+            "size": HEXAGON,
+            "color": found.objective,
+            "cmin": float(found.objective.min()),
+            "cmax": float(np.quantile(found.objective, SATURATED)),
+            "colorscale": SHADES,
+            "colorbar": {
+                "title": {"text": LOSS, "side": "top"},
+                "orientation": "h",
+                "y": -0.1,
+                "yanchor": "top",
+                "thickness": 10,
+                "len": 0.8,
+                "nticks": 5,
+            },
+            "line": {"width": 0},
+        },
+        customdata=found.objective,
+        hovertemplate=f"{names[0]} %{{a:.1%}}, {names[1]} %{{b:.1%}}, {names[2]} %{{c:.1%}}"
+        f"<br>%{{customdata:.4f}} {LOSS}<extra></extra>",
+    )
+    star = {"symbol": "star", "size": 16, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}}
+    at = [[share] for share in found.best * found.share]
+    figure.add_scatterternary(
+        a=at[0], b=at[1], c=at[2], mode="markers", name=findings.RECOMMENDED, marker=star, cliponaxis=False
+    )
+    axes = {
+        f"{axis}axis": {"title": {"text": name}, "tickformat": ".0%", "nticks": 5}
+        for axis, name in zip("abc", names, strict=True)
+    }
+    figure.update_layout(ternary={"sum": found.share, **axes}, margin={"l": 40, "r": 40, "t": 40, "b": 20})
+    return figure
+
+
+def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) -> go.Figure:
+    """Two domains' losses over many mixtures, and where the known ones stand.
+
+    Args:
+      draws: predicted losses, a column an evaluation domain.
+      known: the same of named mixtures, in rows.
+      one: the domain along x.
+      other: the domain along y.
+    """
+    figure = blank(420)
+    figure.add_scatter(
+        x=draws[one].round(5),
+        y=draws[other].round(5),
+        mode="markers",
+        name="mixtures",
+        marker={"color": SKY, "size": 5, "opacity": 0.5},
+        hovertemplate="%{x:.3f}, %{y:.3f}",
+    )
+    for i, (name, row) in enumerate(known.iterrows()):
+        figure.add_scatter(
+            x=[row[one]],
+            y=[row[other]],
+            mode="markers",
+            name=plain(name),
+            marker={**mark(i), "size": 13},
+            hovertemplate=f"{plain(name)}: %{{x:.4f}}, %{{y:.4f}}",
+        )
+    figure.update_xaxes(title_text=f"{plain(one)}, {LOSS}", nticks=6)
+    figure.update_yaxes(title_text=f"{plain(other)}, {LOSS}", nticks=6)
+    return figure
+
+
+def correlation_map(ranks: pd.DataFrame) -> go.Figure:
+    """A heat map of correlations, from −1 to 1."""
+    names = [plain(name) for name in ranks.columns]
+    figure = blank(150 + 34 * len(ranks))
+    figure.add_heatmap(
+        z=ranks.to_numpy(),
+        x=names,
+        y=names,
+        zmin=-1,
+        zmax=1,
+        colorscale=DIVERGING,
+        texttemplate="%{z:.2f}" if ranks.size <= MAX_WRITTEN else None,
+        hovertemplate="%{y} and %{x}: %{z:.2f}",
+        name="",
+        showscale=ranks.size > MAX_WRITTEN,
+        colorbar={"thickness": 10},
+        xgap=1,
+        ygap=1,
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    return figure
