@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile=exploring
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

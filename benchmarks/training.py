@@ -85,11 +85,12 @@ def ours(config: DecoderConfig, shape: MeshShape, batch: np.ndarray) -> Callable
     seeds = placement.stack(mesh, [np.int32(i) for i in range(shape.pool)])
     state = pool.on_pool(mesh, begin, donate=False, out_shardings=where)(seeds)
     batches = {"tokens": batch, "segments": np.ones_like(batch)}
+    rates = placement.stack(mesh, [np.full(len(batch), settings.learning_rate, np.float32)] * shape.pool)
     program = pool.advance(mesh, config, settings)
 
     def run() -> None:
         nonlocal state
-        state, metrics = program(state, placement.stack(mesh, [batches] * shape.pool, None, "data"))
+        state, metrics = program(state, placement.stack(mesh, [batches] * shape.pool, None, "data"), rates)
         jax.block_until_ready(metrics)
 
     return run

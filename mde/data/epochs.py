@@ -7,20 +7,20 @@ import numpy as np
 LIMIT = 4.0  # up to four epochs cost next to nothing, sixteen most of what new text would give (arXiv 2305.16264)
 
 
-def repeats(weights: np.ndarray, available_K: np.ndarray, budget: float) -> np.ndarray:
+def repeats(weights: np.ndarray, available_K: np.ndarray, budget: float | np.ndarray) -> np.ndarray:
     """How often each domain's text is read.
 
     Args:
         weights: [..., K] mixtures.
         available_K: [K] training tokens that each domain has.
-        budget: training tokens in all: steps × sequences a step × predicted tokens a sequence.
+        budget: training tokens in all: steps × sequences a step × predicted tokens a sequence; one for all, or [...].
 
     Returns:
         [..., K] epochs; infinite where a positive weight meets a domain without tokens.
     """
     weights, available_K = np.asarray(weights, float), np.asarray(available_K, float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(weights > 0, weights * budget / available_K, 0.0)
+        return np.where(weights > 0, weights * np.asarray(budget)[..., None] / available_K, 0.0)
 
 
 def warning(names: Sequence[str], epochs_K: np.ndarray, limit: float = LIMIT) -> str | None:

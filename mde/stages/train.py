@@ -118,7 +118,7 @@ def train_runs(
     Args:
       study: a prepared study.
       about: what all runs have in common: the content of `training.json`.
-      table: [runs] with columns `seed` and one a training domain.
+      table: [runs] with columns `seed`, one a training domain, and `steps` where runs have lengths of their own.
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well.
       watching: what else is measured and shown on the way.
@@ -132,11 +132,20 @@ def train_runs(
     settings = TrainSettings.from_dict(about["settings"])
     mesh = MeshShape.parse(about["mesh"]) if about.get("mesh") else None
     stores = {name: study.store(name, "train") for name in names}
-    _warn_of_repeats(names, table[names].to_numpy(float), settings, [stores[name].n_tokens for name in names])
+    steps = [int(n) for n in table["steps"]] if "steps" in table else [settings.steps] * len(table)
+    _warn_of_repeats(
+        names,
+        table[names].to_numpy(float),
+        np.array(steps) * settings.batch_size * settings.seq_len,
+        np.array([stores[name].n_tokens for name in names]),
+    )
     domains = study.domains.evaluation if watching.validate_every else ()
     validation = {name: study.store(name, "validation") for name in domains}
     data = {"data": digest({name: store.digest for name, store in stores.items()})}
-    runs = [pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"])) for name, row in table.iterrows()]
+    runs = [
+        pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"]), length)
+        for (name, row), length in zip(table.iterrows(), steps, strict=True)
+    ]
     train_pool = functools.partial(
         pool.train_pool,
         directory=directory,
@@ -168,12 +177,11 @@ def load_run(study: Study, name: str, config: DecoderConfig) -> decoder.Params:
     return checkpoints.load_params(study.root / "runs" / name / "params", like)
 
 
-def _warn_of_repeats(names: list[str], weights_MxK: np.ndarray, settings: TrainSettings, tokens_K: list[int]) -> None:
+def _warn_of_repeats(names: list[str], weights_MxK: np.ndarray, budget_M: np.ndarray, tokens_K: np.ndarray) -> None:
     """Says which domains' text some run reads more often than is known to do no harm."""
-    budget = settings.steps * settings.batch_size * settings.seq_len
-    most_K = epochs.repeats(weights_MxK, np.array(tokens_K), budget).max(axis=0)
+    most_K = epochs.repeats(weights_MxK, tokens_K, budget_M).max(axis=0)
     if line := epochs.warning(names, most_K):
-        print(f"warning: in a run of {budget:,} tokens {line}", file=sys.stderr)
+        print(f"warning: in a run of up to {budget_M.max():,} tokens {line}", file=sys.stderr)
 
 
 def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:

@@ -41,30 +41,32 @@ class Curves:
     """Metrics of the runs of a wave.
 
     Attributes:
-      values: by name, [rows, steps]; NaN where there is none (yet).
+      values: by name, [rows, steps of the longest run]; NaN where there is none (yet).
+      rates: the learning rates, of the same shape; 0 after the end of a run.
       failed: by name of each run whose loss was not finite, when that was.
     """
 
-    def __init__(
-        self, runs: Sequence[str], rows: int, config: DecoderConfig, settings: TrainSettings, extra: Sequence[str]
-    ):
-        self._runs, self._settings = runs, settings
-        self._flops = config.train_flops(settings.seq_len)
-        self._rates = np.asarray(schedule(settings)(np.arange(settings.steps)))
-        self.values = {name: np.full((rows, settings.steps), np.nan, np.float32) for name in (*KEPT, *extra)}
+    def __init__(self, runs: Mapping[str, TrainSettings], rows: int, config: DecoderConfig, extra: Sequence[str] = ()):
+        self._runs, self._steps = list(runs), [settings.steps for settings in runs.values()]
+        settings = next(iter(runs.values()))
+        self._tokens, self._flops = settings.batch_size * settings.seq_len, config.train_flops(settings.seq_len)
+        self.rates = np.zeros((rows, max(self._steps)), np.float32)
+        for row, settings in enumerate(runs.values()):
+            self.rates[row, : settings.steps] = schedule(settings)(np.arange(settings.steps))
+        self.values = {name: np.full(self.rates.shape, np.nan, np.float32) for name in (*KEPT, *extra)}
         self.failed: dict[str, str] = {}
         self._unread: list[tuple[slice, Mapping[str, jax.Array]]] = []
         self._writers: list[Any] = []
 
     def of(self, row: int) -> dict[str, np.ndarray]:
         """One run's metrics, to keep with its state; not validation, so that a state goes with any way of watching."""
-        return {name: self.values[name][row].copy() for name in KEPT}
+        return {name: self.values[name][row, : self._steps[row]].copy() for name in KEPT}
 
     def restore(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Takes up the metrics that were kept of each run."""
         for row, kept in enumerate(rows):
             for name, values in kept.items():
-                self.values[name][row] = values
+                self.values[name][row, : len(values)] = values
 
     def expect(self, steps: slice, metrics: Mapping[str, jax.Array]) -> None:
         """Metrics [rows, steps] that the devices may still be working on."""
@@ -79,12 +81,13 @@ class Curves:
             losses = self.values["loss"][: len(self._runs), steps]
             for row, step in np.argwhere(~np.isfinite(losses)):
                 name = self._runs[row]
-                if name not in self.failed:
+                if name not in self.failed and steps.start + step < self._steps[row]:
                     self.failed[name] = f"loss is {losses[row, step]} at step {step + steps.start}"
                     _log.warning("run %r: %s; the others go on", name, self.failed[name])
             for row, writer in enumerate(self._writers):
-                line = self._line(row, steps.stop - 1)
-                writer.write_scalars(line.pop("step"), line)
+                if steps.start < self._steps[row]:
+                    line = self._line(row, min(steps.stop, self._steps[row]) - 1)
+                    writer.write_scalars(line.pop("step"), line)
 
     def show(self, directory: epath.Path) -> None:
         """Lets TensorBoard see the metrics of each run under its directory."""
@@ -99,14 +102,14 @@ class Curves:
 
     def lines(self, row: int) -> Iterator[dict[str, float]]:
         """What `metrics.jsonl` says of each step of a run."""
-        return (self._line(row, step) for step in range(self._settings.steps))
+        return (self._line(row, step) for step in range(self._steps[row]))
 
     def _line(self, row: int, step: int) -> dict[str, Any]:
         line = {"step": step + 1, "loss": float(self.values["loss"][row, step])}
-        line |= {"learning_rate": float(self._rates[step]), "grad_norm": float(self.values["grad_norm"][row, step])}
+        line |= {"learning_rate": float(self.rates[row, step]), "grad_norm": float(self.values["grad_norm"][row, step])}
         seconds = float(self.values["seconds"][row, step])
         if math.isfinite(seconds):
-            speed = self._settings.batch_size * self._settings.seq_len / seconds
+            speed = self._tokens / seconds
             line["tokens_per_second"] = round(speed, 1)
             if peak := devices.peak_flops():  # of all devices, those that a mesh leaves idle as well
                 line["mfu"] = speed * self._flops * len(self.values["loss"]) / (jax.device_count() * peak)

@@ -90,7 +90,8 @@ def _compile(config: DecoderConfig, settings: TrainSettings, shape: MeshShape) -
     size = (shape.pool, pool.STEPS_PER_CALL, settings.batch_size, settings.seq_len + 1)
     tokens = jax.ShapeDtypeStruct(size, jnp.int32, sharding=NamedSharding(mesh, P("pool", None, "data")))
     batches = {"tokens": tokens, "segments": tokens}
-    compiled = pool.advance(mesh, config, settings).lower(stacked, batches).compile()
+    rates = jax.ShapeDtypeStruct(size[:2], jnp.float32, sharding=NamedSharding(mesh, P("pool")))
+    compiled = pool.advance(mesh, config, settings).lower(stacked, batches, rates).compile()
     analysis: Any = compiled.memory_analysis()
     return Memory(_bytes(stacked.params), _bytes(stacked.opt_state), _bytes(batches), analysis.temp_size_in_bytes)
 

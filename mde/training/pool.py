@@ -1,7 +1,9 @@
 """The pool trainer: a matrix of mixtures in, one checkpoint a run out, in one process with one compilation.
 
 Runs are trained in waves of one run a row of the mesh: their parameters are stacked on its `pool` axis and every row of
-devices steps its own model, so a run's numbers do not depend on which runs it shares a wave with.
+devices steps its own model, so a run's numbers do not depend on which runs it shares a wave with. Runs of different
+lengths share the program: learning rates come with the batches, and are 0 after the end of a run that waits for longer
+ones. The longest come first, so that waves are of nearly equal lengths.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from mde.training.interruptions import Termination, writing
 from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape, on_pool, pool_mesh, stack, unstack
 from mde.training.runs import Recipe, Run, pending
-from mde.training.step import TrainSettings, TrainState, initial, optimizer, train_step
+from mde.training.step import TrainSettings, TrainState, begin, initial, train_step
 from mde.training.validation import Validation
 
 __all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
@@ -81,7 +83,8 @@ def train_pool(
     shape = mesh or placement.fitting(len(runs), recipe.model, recipe.settings.sequences)
     shape.check(recipe.model, recipe.settings.sequences)
     trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes, watching)
-    total = len(waiting) * recipe.settings.tokens
+    waiting.sort(key=lambda run: -recipe.settings_of(run).steps)
+    total = sum(recipe.settings_of(run).tokens for run in waiting)
     with (
         Termination() as termination,
         tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar,
@@ -120,9 +123,9 @@ class _Trainer:
 
     def train(self, wave: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
         """Trains one run a row from where they stopped to the end; the first `real` of the wave are kept."""
-        names = [run.name for run in wave[:real]]
+        settings = {run.name: self._recipe.settings_of(run) for run in wave[:real]}
         extra = self._validate.names if self._validate else ()
-        curves = Curves(names, len(wave), self._recipe.model, self._recipe.settings, extra)
+        curves = Curves(settings, len(wave), self._recipe.model, extra)
         with contextlib.ExitStack() as stack:
             progress = [stack.enter_context(self._progress(run)) for run in wave[:real]]
             stack.callback(curves.close)
@@ -149,32 +152,36 @@ class _Trainer:
         termination: Termination,
     ) -> TrainState:
         """All steps of a wave from where it stopped; returns the states."""
-        settings, real = self._recipe.settings, len(progress)
+        real = len(progress)
+        lengths = [self._recipe.settings_of(run).steps for run in wave[:real]]
+        batch_tokens = self._recipe.settings.batch_size * self._recipe.settings.seq_len
+        tokens = lambda step: batch_tokens * sum(min(step, length) for length in lengths)  # noqa: E731
         state, start = self._resume(wave, progress, curves)
-        tokens = real * settings.tokens // settings.steps
-        bar.update(start * tokens)
-        data = [_batches(run, self._recipe, start) for run in wave]
+        end = max(lengths)
+        bar.update(tokens(start))
+        data = [_batches(run, self._recipe, start, end) for run in wave]
         saved = time.monotonic()
-        for step in range(start, settings.steps, STEPS_PER_CALL):
-            stop = min(step + STEPS_PER_CALL, settings.steps)
+        for step in range(start, end, STEPS_PER_CALL):
+            stop = min(step + STEPS_PER_CALL, end)
             begun = time.perf_counter()
             calls = [[next(it) for _ in range(step, stop)] for it in data]
             batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
-            state, metrics = self._advance(state, stack(self._mesh, batch, None, "data"))
+            rates = stack(self._mesh, list(curves.rates[:, step:stop]))
+            state, metrics = self._advance(state, stack(self._mesh, batch, None, "data"), rates)
             curves.read()  # one call late, so that the devices never wait for us
             curves.expect(slice(step, stop), metrics)
             loss = np.mean(curves.values["loss"][:, max(step - 1, 0)])
             bar.set_postfix(run=wave[0].name, loss=f"{loss:.3f}", refresh=False)
-            bar.update((stop - step) * tokens)
+            bar.update(tokens(stop) - tokens(step))
             late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
             asked = termination.asked  # looked at once: what comes later waits for the next call
             due = asked or late or _passed(step, stop, self._every)
             if self._validate and _passed(step, stop, self._watching.validate_every):
                 curves.expect(slice(stop - 1, stop), self._validate(state.params))
-            if due or stop == settings.steps:
+            if due or stop == end:
                 curves.read()
             curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
-            if due and stop < settings.steps:
+            if due and stop < end:
                 self._save(wave, progress, stop, state, curves)
                 saved = time.monotonic()
             if asked:
@@ -194,7 +201,8 @@ class _Trainer:
         """States, and metrics, of the newest step that all runs have whole, or those to start with."""
         for step in sorted(set.intersection(*(p.steps() for p in progress)), reverse=True):
             rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(len(progress))]
-            found = [one.restore(step, (row, curves.of(0))) for one, row in zip(progress, rows, strict=True)]
+            like = [(row, curves.of(i)) for i, row in enumerate(rows)]
+            found = [one.restore(step, each) for one, each in zip(progress, like, strict=True)]
             whole = [each for each in found if each is not None]
             if len(whole) == len(found):
                 curves.restore([kept for _, kept in whole])
@@ -213,23 +221,23 @@ class _Trainer:
         recipe, where = self._recipe, sharding.stacked(self._mesh, self._state)
         if recipe.start:
             params = placement.spread(self._mesh, recipe.start())
-            begin: Any = functools.partial(_beginning, recipe.settings)
-            return on_pool(self._mesh, begin, donate=False, out_shardings=where)(params)
-        begin = functools.partial(initial, recipe.model, recipe.settings)
+            return on_pool(self._mesh, functools.partial(begin, recipe.settings), donate=False, out_shardings=where)(
+                params
+            )
         seeds = stack(self._mesh, [np.int32(run.seed) for run in wave])
-        return on_pool(self._mesh, begin, donate=False, out_shardings=where)(seeds)
+        fresh = functools.partial(initial, recipe.model, recipe.settings)
+        return on_pool(self._mesh, fresh, donate=False, out_shardings=where)(seeds)
 
 
 def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
-    """Several train steps of every model of a pool, jitted: (states, batches) to (states, metrics [pool, steps])."""
+    """Several train steps of every model of a pool, jitted.
+
+    Takes states, batches and learning rates [pool, steps]; returns states and metrics [pool, steps].
+    """
     state = jax.eval_shape(functools.partial(initial, config, settings), 0)
     everywhere = P("pool") if jax.process_count() == 1 else P()  # every process reads all metrics
     out = (sharding.stacked(mesh, state), NamedSharding(mesh, everywhere))
     return on_pool(mesh, functools.partial(_advance, config, settings), out_shardings=out)
-
-
-def _beginning(settings: TrainSettings, params: decoder.Params) -> TrainState:
-    return TrainState(params, optimizer(settings).init(params))
 
 
 def _passed(step: int, stop: int, every: int) -> bool:
@@ -238,15 +246,22 @@ def _passed(step: int, stop: int, every: int) -> bool:
 
 
 def _advance(
-    config: DecoderConfig, settings: TrainSettings, state: TrainState, batches: Mapping[str, jax.Array]
+    config: DecoderConfig,
+    settings: TrainSettings,
+    state: TrainState,
+    batches: Mapping[str, jax.Array],
+    rates: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Several train steps of one model; returns the state and the metrics of each step."""
-    return jax.lax.scan(
-        lambda state, batch: train_step(config, settings, state, batch["tokens"], batch["segments"]), state, batches
-    )
+
+    def one(state: TrainState, step: tuple[Mapping[str, jax.Array], jax.Array]) -> Any:
+        batch, rate = step
+        return train_step(config, settings, state, batch["tokens"], batch["segments"], rate)
+
+    return jax.lax.scan(one, state, (batches, rates))
 
 
-def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndarray]]:
+def _batches(run: Run, recipe: Recipe, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     settings = recipe.settings
     dataset = mixing.batches(
         recipe.stores,
@@ -255,7 +270,7 @@ def _batches(run: Run, recipe: Recipe, start: int) -> Iterator[dict[str, np.ndar
         batch_size=settings.batch_size,
         seq_len=settings.seq_len,
     )
-    return mixing.iterate(dataset, start, settings.steps)
+    return mixing.iterate(dataset, start, stop)
 
 
 def _finish(

@@ -18,11 +18,19 @@ NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One model to train: a name, a mixture over the domains, and the seed of its data order (and fresh parameters)."""
+    """One model to train.
+
+    Attributes:
+      name: of its directory.
+      weights: its mixture over the domains.
+      seed: of its data order, and of fresh parameters.
+      steps: optimizer steps; as many as the recipe's settings say if None.
+    """
 
     name: str
     weights: tuple[float, ...]
     seed: int
+    steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Recipe:
 
     Attributes:
       model: the architecture.
-      settings: the training.
+      settings: the training; `steps` of it are those of a run that has none of its own.
       stores: token store of each training domain, in the order of every run's weights.
       start: loads the parameters that every run continues from; None for fresh ones.
       origin: names what `start` and the stores are, for the record beside each checkpoint.
@@ -45,11 +53,15 @@ class Recipe:
     origin: Mapping[str, Any]
     validation: Mapping[str, TokenStore] = dataclasses.field(default_factory=dict)
 
+    def settings_of(self, run: Run) -> TrainSettings:
+        """The training of a run."""
+        return self.settings if run.steps is None else dataclasses.replace(self.settings, steps=run.steps)
+
     def record(self, run: Run) -> dict[str, Any]:
         """What `run.json` says of a run; two runs with the same record have the same parameters."""
         return {
             "model": on_record(self.model),
-            "training": on_record(self.settings),
+            "training": on_record(self.settings_of(run)),
             "mixture": dict(zip(self.stores, run.weights, strict=True)),
             "seed": run.seed,
             **self.origin,

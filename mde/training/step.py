@@ -99,7 +99,7 @@ class TrainState(NamedTuple):
 
 
 def schedule(settings: TrainSettings) -> optax.Schedule:
-    """The learning rate by steps done."""
+    """The learning rate by steps done, up to `settings.steps`."""
     peak, end = settings.learning_rate, settings.learning_rate * settings.final_fraction
     warmup = min(settings.warmup_steps, settings.steps - 1)
     if settings.schedule == "cosine":
@@ -115,23 +115,33 @@ def schedule(settings: TrainSettings) -> optax.Schedule:
     )
 
 
-def optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """AdamW with the settings' schedule, and clipping (betas .9 and .95 as language models are trained)."""
+def optimizer(settings: TrainSettings, rate: jax.Array | float) -> optax.GradientTransformation:
+    """Clipping, and AdamW at this learning rate (betas .9 and .95 as language models are trained)."""
     matrices = lambda params: jax.tree.map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)  # noqa: E731
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(schedule(settings), b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
+        optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
     )
 
 
 def initial(config: DecoderConfig, settings: TrainSettings, seed: jax.Array) -> TrainState:
     """Fresh parameters and their optimizer state."""
     params = decoder.init(config, seed)
-    return TrainState(params, optimizer(settings).init(params))
+    return begin(settings, params)
+
+
+def begin(settings: TrainSettings, params: decoder.Params) -> TrainState:
+    """The state of a model that training begins, or goes on, from these parameters with."""
+    return TrainState(params, optimizer(settings, 0.0).init(params))
 
 
 def train_step(
-    config: DecoderConfig, settings: TrainSettings, state: TrainState, tokens: jax.Array, segments: jax.Array
+    config: DecoderConfig,
+    settings: TrainSettings,
+    state: TrainState,
+    tokens: jax.Array,
+    segments: jax.Array,
+    rate: jax.Array | float,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step.
 
@@ -141,12 +151,13 @@ def train_step(
       state: before the step.
       tokens: [B, L + 1].
       segments: [B, L + 1] document numbers.
+      rate: the learning rate of this step; at 0 the parameters stay as they are.
 
     Returns:
       The new state, and the batch's `loss` (nats per token) and `grad_norm` (before clipping) at the old one.
     """
     grads, nll = _gradient(config, settings, state.params, tokens, segments)
-    updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(settings, rate).update(grads, state.opt_state, state.params)
     metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads)}
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 

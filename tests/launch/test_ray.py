@@ -1,5 +1,6 @@
 """A sweep on a real Ray cluster: a head, and two workers of which one is killed in the middle."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,6 +43,14 @@ def running(out):
     return next(((name, notes[-1]) for name, notes in events(out).items() if notes[-1]["event"] == "started"), None)
 
 
+def orphaned(note, parent):
+    """Whether a point's process has lost the parent it had, or has gone with it."""
+    try:
+        return psutil.Process(note["pid"]).ppid() != parent
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.parametrize("points", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_points_of_a_killed_worker_run_elsewhere(cluster, tmp_path, points):
     workers = {f"ray node {node.node_id}": node for node in (cluster.add_node(num_cpus=1, **SMALL) for _ in range(2))}
@@ -55,8 +64,9 @@ def test_the_points_of_a_killed_worker_run_elsewhere(cluster, tmp_path, points):
     os.kill(note["pid"], signal.SIGSTOP)  # it cannot be done before its node is lost
     parent = psutil.Process(note["pid"]).ppid()
     cluster.remove_node(workers.pop(note["on"]), allow_graceful=False)
-    wait_for(lambda: psutil.Process(note["pid"]).ppid() != parent)
-    os.kill(note["pid"], signal.SIGCONT)
+    wait_for(lambda: orphaned(note, parent))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(note["pid"], signal.SIGCONT)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert f"{points} of {points} points are done" in said

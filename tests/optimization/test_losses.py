@@ -15,7 +15,7 @@ ROUNDING = 1e-12  # of losses of about 1 in float64
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_linear_losses_are_minimised_exactly(seed, n):
-    """Against what 30 rounds of refinement find, which never go below."""
+    """It lies in the region and has the loss it is said to have, and nothing that a search finds is below it."""
     region = random_region(seed)
     rng = np.random.default_rng(seed)
     loss = losses.Linear(rng.normal(size=(n, region.k)), rng.normal(size=n))
@@ -23,9 +23,9 @@ def test_linear_losses_are_minimised_exactly(seed, n):
     assert exact.method == "exact"
     assert exact.gap == 0
     assert region.contains(exact.mixture[None])[0]
+    assert abs(loss(exact.mixture[None])[0] - exact.loss) <= ROUNDING
     searched = search.minimize(loss, region, seed, method="refinement", n_candidates=256)
     assert exact.loss <= searched.loss + 1e-9
-    assert searched.loss <= exact.loss + 0.02
 
 
 def bowl(seed, k=5):

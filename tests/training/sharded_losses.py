@@ -15,7 +15,7 @@ import numpy as np
 from mde.models import sharding
 from mde.models.config import DecoderConfig
 from mde.training import placement, pool
-from mde.training.step import TrainSettings, initial
+from mde.training.step import TrainSettings, initial, schedule
 
 STEPS = 4
 MODEL = DecoderConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, d_ff=64, remat="dots")
@@ -36,7 +36,8 @@ def losses(shape: placement.MeshShape) -> np.ndarray:
         rng = np.random.default_rng(seed)
         segments = np.sort(rng.integers(0, 3, (STEPS, 16, 17)).astype(np.int32), axis=-1)
         batches.append({"tokens": rng.integers(1, 64, (STEPS, 16, 17)).astype(np.int32), "segments": segments})
-    states, metrics = pool.advance(mesh, MODEL, SETTINGS)(states, placement.stack(mesh, batches, None, "data"))
+    rates = placement.stack(mesh, [np.asarray(schedule(SETTINGS)(np.arange(STEPS)))] * shape.pool)
+    states, metrics = pool.advance(mesh, MODEL, SETTINGS)(states, placement.stack(mesh, batches, None, "data"), rates)
     assert_spread(states, shape)
     return np.asarray(metrics["loss"])
 

@@ -23,7 +23,7 @@ def test_parameters_and_optimizer_are_spread_over_the_row_of_a_model(measured):
     norms = config.d_model * (2 * config.n_layers + 1)  # whole on every device
     share = 4 * ((config.parameters - norms) // 4 + norms)
     assert memory.parameters == share
-    assert memory.optimizer == 2 * share + 2 * 4  # two moments, and two counts of steps
+    assert memory.optimizer == 2 * share + 4  # two moments, and the count of steps
     assert memory.batches == 2 * 4 * 10 * (16 // 4) * 129  # tokens and segments of ten steps, int32
 
 

@@ -144,9 +144,9 @@ def first_steps(monkeypatch):
     """The steps that pools start reading at, one a run."""
     read, starts = pool._batches, []
 
-    def spy(run, recipe, start):
+    def spy(run, recipe, start, stop):
         starts.append(start)
-        return read(run, recipe, start)
+        return read(run, recipe, start, stop)
 
     monkeypatch.setattr(pool, "_batches", spy)
     return starts
@@ -171,6 +171,26 @@ def test_runs_stopped_at_different_states_go_on_from_one_both_have(recipe, tmp_p
     train_pool([A, C], recipe, directory, checkpoint_every=10)
     for run in (A, C):
         assert_same_run(directory, together, run, recipe)
+
+
+SHORT = Run("short", (0.5, 0.5), 0, steps=13)  # ends inside a call of the steps, and long before A
+
+
+def test_a_run_of_its_own_length_is_as_if_all_had_it(recipe, tmp_path, monkeypatch):
+    """Beside a longer run, alone, and interrupted when it had ended already: the same to the bit."""
+    directory = epath.Path(tmp_path)
+    settings = dataclasses.replace(SETTINGS, steps=13)
+    alone = dataclasses.replace(recipe, settings=settings)
+    train_pool([dataclasses.replace(SHORT, steps=None)], alone, directory / "alone", checkpoint_every=10)
+    train_pool([SHORT, A], recipe, directory / "beside", checkpoint_every=10)
+    interrupt(monkeypatch, recipe, directory / "stopped", [A, SHORT], 20)
+    train_pool([SHORT, A], recipe, directory / "stopped", checkpoint_every=10)
+    assert len(losses(directory / "alone", SHORT)) == 13
+    for other in ("beside", "stopped"):
+        assert_same_run(directory / "alone", directory / other, SHORT, recipe)
+        assert_same_run(directory / "beside", directory / other, A, recipe)
+    record = json.loads((directory / "beside" / "short" / "run.json").read_text())
+    assert record == json.loads(json.dumps(alone.record(dataclasses.replace(SHORT, steps=None))))
 
 
 def damage(checkpoint, how):

@@ -12,7 +12,7 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training.loss import loss
-from mde.training.step import TrainSettings, TrainState, optimizer, schedule, train_step
+from mde.training.step import TrainSettings, begin, optimizer, schedule, train_step
 
 MODEL = preset("tiny", 64)
 SETTINGS = TrainSettings(steps=20, batch_size=4, seq_len=16, learning_rate=1e-2, warmup_steps=4)
@@ -61,10 +61,9 @@ def step():
 
 
 def test_a_step_reports_the_loss_before_it_and_repeated_steps_learn_the_batch(params, batch, step, loss_and_gradient):
-    state = TrainState(params, optimizer(SETTINGS).init(params))
-    losses = []
-    for _ in range(SETTINGS.steps):
-        state, metrics = step(state, *batch)
+    state, losses = begin(SETTINGS, params), []
+    for rate in schedule(SETTINGS)(np.arange(SETTINGS.steps)):
+        state, metrics = step(state, *batch, rate)
         losses.append(float(metrics["loss"]))
     # Two programs of the same numbers differ by rounding only.
     assert_allclose(losses[0], loss_and_gradient(params, *batch)[0], rtol=1e-6)
@@ -74,31 +73,33 @@ def test_a_step_reports_the_loss_before_it_and_repeated_steps_learn_the_batch(pa
 
 def test_decay_spares_norms_and_gradients_are_clipped():
     params = {"final_norm": {"scale": jnp.full(3, 2.0)}, "out": {"kernel": jnp.full((3, 3), 2.0)}}
-    update = _second_update(params, jax.tree.map(jnp.zeros_like, params))  # nothing but decay is left
+    rate = 0.25
+    update, _ = _update(params, jax.tree.map(jnp.zeros_like, params), rate)  # nothing but decay is left
     assert_array_equal(update["final_norm"]["scale"], 0)
-    rate = SETTINGS.learning_rate / SETTINGS.warmup_steps
     assert_allclose(update["out"]["kernel"], -rate * SETTINGS.weight_decay * 2.0, rtol=1e-6)
 
     large = jax.tree.map(lambda x: jnp.full_like(x, 1e3), params)
-    state = optimizer(SETTINGS).init(params)
-    _, state = optimizer(SETTINGS).update(large, state, params)
+    _, state = _update(params, large, rate)
     (mean,) = (s.mu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     norm = np.sqrt(sum(np.sum(np.square(m)) for m in jax.tree.leaves(mean)))
     assert_allclose(norm, (1 - 0.9) * SETTINGS.clip_norm, rtol=1e-5)
 
 
-def _second_update(params, grads):
-    """The schedule gives the first update nothing; the second has a quarter of the peak."""
-    state = optimizer(SETTINGS).init(params)
-    _, state = optimizer(SETTINGS).update(grads, state, params)
-    return optimizer(SETTINGS).update(grads, state, params)[0]
+def _update(params, grads, rate):
+    one = optimizer(SETTINGS, rate)
+    return one.update(grads, one.init(params), params)
+
+
+def test_at_a_rate_of_zero_parameters_stay_as_they_are_to_the_bit(params, batch, step):
+    state, _ = step(begin(SETTINGS, params), *batch, 0.0)
+    jax.tree.map(assert_array_equal, state.params, params)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(params, batch, step):
     """To rounding, though the parts have unlike numbers of targets."""
-    state = TrainState(params, optimizer(SETTINGS).init(params))
+    state = begin(SETTINGS, params)
     parts = jax.jit(functools.partial(train_step, MODEL, dataclasses.replace(SETTINGS, accumulate=2)))
-    (one, whole), (two, accumulated) = step(state, *batch), parts(state, *batch)
+    (one, whole), (two, accumulated) = step(state, *batch, 1e-3), parts(state, *batch, 1e-3)
     for name in whole:
         assert_allclose(accumulated[name], whole[name], rtol=1e-6)
     mean = lambda state: optax.tree_utils.tree_get(state.opt_state, "mu")  # noqa: E731
@@ -107,7 +108,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(params, batch, step)
 
 
 def test_the_norm_of_the_gradient_is_reported_before_it_is_clipped(params, batch, step, loss_and_gradient):
-    _, metrics = step(TrainState(params, optimizer(SETTINGS).init(params)), *batch)
+    _, metrics = step(begin(SETTINGS, params), *batch, 0.0)
     _, grads = loss_and_gradient(params, *batch)
     expected = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
     assert_allclose(metrics["grad_norm"], expected, rtol=1e-5)
@@ -125,9 +126,7 @@ def test_schedules_by_hand():
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_runs_shorter_than_the_warm_up_have_a_schedule(steps, kind):
     settings = dataclasses.replace(SETTINGS, steps=steps, warmup_steps=10, schedule=kind)
-    params = {"kernel": jnp.ones(2)}
-    updates, _ = optimizer(settings).update(params, optimizer(settings).init(params), params)
-    assert np.isfinite(updates["kernel"]).all()
+    assert np.isfinite(schedule(settings)(np.arange(steps))).all()
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "seq_len", "learning_rate", "clip_norm"])
