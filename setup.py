@@ -54,12 +54,16 @@ VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
 PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
 
+# lm-evaluation-harness's tasks on our models.
+EVAL = ["lm-eval>=0.4.13"]
+
 # Clusters and sweeps: `launch/`, which runs from a clone and is no part of the installed package.
 LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
 RAY = ["ray>=2.50"]
 
 TEST = [
     *DEMO,
+    *EVAL,
     *EXPORT,
     *HUGGINGFACE,
     *LAUNCH,
@@ -90,6 +94,7 @@ setup(
         "text": TEXT,
         "demo": DEMO,
         "huggingface": HUGGINGFACE,
+        "eval": EVAL,
         "export": EXPORT,
         "peers": PEERS,
         "launch": LAUNCH,

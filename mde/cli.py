@@ -24,6 +24,7 @@ HELP = {
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
+    "eval": "lm-evaluation-harness's tasks on a run, a merged model or a mixture of experts",
     "models": "the presets and their sizes",
     "plan": "memory and time of a training, without the machines",
     "export": "a run as a model that Hugging Face's transformers loads",

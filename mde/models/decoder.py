@@ -239,30 +239,30 @@ def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, se
     return target_logits - jax.nn.logsumexp(logits_BxLxV, axis=-1)
 
 
-def next_log_probs(
+def log_probs_with_cache(
     config: DecoderConfig,
     params: Params,
     tokens: jax.Array,
     segments: jax.Array,
-    start: jax.Array,
+    start: int | jax.Array,
     cache: Params | None,
 ) -> tuple[jax.Array, Params]:
-    """Log-probabilities in nats of what follows, token by token, with the work on earlier tokens kept.
+    """Log-probabilities in nats of what follows each token, with the work on earlier tokens kept.
 
     Args:
       config: architecture of `params`.
       params: parameters of one model.
       tokens: [B, L] at positions `start` to `start` + L.
-      segments: [B, S] document numbers of all positions, S for those to come as well.
+      segments: [B, S] document numbers of all positions, of those to come as well.
       start: how many positions the cache has.
       cache: as the call before returned it; None for an empty one.
 
     Returns:
-      [B, V] float32 after the last of the tokens, and the cache.
+      [B, L, V] float32, and the cache.
     """
     variables = {"params": params} | ({} if cache is None else {"cache": cache})
-    logits_BxLxV, changed = Decoder(config).apply(variables, tokens, segments, start=start, mutable=["cache"])
-    return jax.nn.log_softmax(logits_BxLxV[:, -1]), changed["cache"]
+    logits, changed = Decoder(config).apply(variables, tokens, segments, start=start, mutable=["cache"])
+    return jax.nn.log_softmax(logits), changed["cache"]
 
 
 def target_mask(segments: ArrayT) -> ArrayT:

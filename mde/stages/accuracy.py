@@ -44,6 +44,18 @@ def answer_features(study: Study) -> Callable[[np.ndarray], dict[str, np.ndarray
     return features
 
 
+def answers(study: Study, mixtures: pd.DataFrame) -> pd.DataFrame:
+    """The features of a table of mixtures, columns FEATURE/TASK."""
+    from mde.stages.score import choice_tasks
+
+    columns = {
+        f"{name}/{task}": values[:, j]
+        for name, values in answer_features(study)(mixtures.to_numpy()).items()
+        for j, task in enumerate(choice_tasks(study))
+    }
+    return pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture"))
+
+
 def names_of(metric: str, parts: Sequence[str]) -> list[str]:
     """The features that go with a metric."""
     return [f"{part}{METRICS[metric]}[{tau}]" for tau in TAUS for part in parts]

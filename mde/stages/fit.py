@@ -98,7 +98,7 @@ def fit(
     print(f"chosen: {best['regressor']} on {best['features']}, MSE {best['mse']:.3g}, Spearman {best['spearman']:.3f}")
     if best["regressor"] == "auto":
         print(fitted.describe())
-    if not found and (study.root / "answers.csv").exists():
+    if not found and study.tasks and (study.root / "answers.csv").exists():
         print(accuracy.told(accuracy.judge(study, regressors, train_mixtures, repeats, seed)))
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 

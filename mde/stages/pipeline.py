@@ -19,7 +19,7 @@ from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 
 # Commands that belong to no place in the order and leave no record.
-TOOLS = ("predict", "swarm", "iterate", "export", "import", "models", "plan")
+TOOLS = ("predict", "swarm", "iterate", "eval", "export", "import", "models", "plan")
 WITHOUT_STUDY = ("models", "plan")
 
 
