@@ -52,7 +52,7 @@ VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 
 # Models in Hugging Face's format, written and read; other people's programs to compare with.
 EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
-PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
+PEERS = [*EXPORT, "accelerate>=1.10", "torch>=2.6", "transformers>=5"]
 
 # lm-evaluation-harness's tasks on our models.
 EVAL = ["lm-eval>=0.4.13"]

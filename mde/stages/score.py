@@ -1,5 +1,6 @@
 """`mde score`: log-probabilities of the evaluation tokens under every run, and the losses they add up to."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,6 +36,7 @@ def score(
     if study.tasks:
         about["examples_per_task"] = examples_per_task
     runs = list(study.mixtures().index)
+    _warn_of_long_answers(study)
     losses = score_runs(study, about, runs)
     accuracies = score_choices(study, about, runs)
     data = evaluation_data(study, about)
@@ -154,6 +156,19 @@ def choices_of(study: Study, about: Mapping[str, Any], runs: Sequence[str], task
     order = order[np.isin(examples_N[order], both)]
     rows = np.concatenate([log_probs[i] for i in order])
     return Choices(rows, lengths_N[order], bytes_N[order], examples_N[order], right[order])
+
+
+def _warn_of_long_answers(study: Study) -> None:
+    """Says of which tasks some answers are longer than what the models read at a time."""
+    for task in study.tasks:
+        stores = [study.store(task, split) for split in (RIGHT, WRONG) if f"{task}/{split}" in study.about["stores"]]
+        count = sum(int((np.diff(store.bounds) - store.answers > _seq_len(study)).sum()) for store in stores)
+        if count:
+            print(
+                f"warning: task {task!r}: {count} answers are longer than the {_seq_len(study)} tokens that the models "
+                "read; their beginnings are not scored",
+                file=sys.stderr,
+            )
 
 
 def _columns(
