@@ -32,8 +32,9 @@ class EndTask:
         files: the place of its examples, as for a corpus.
         context: template of what a model reads before it answers.
         choices: path of the list of choices, or templates, one a choice; None if there is only the answer.
-        answer: path of the right one: its text, its label or, without labels, its index from 0; a path with `*` holds a
-            flag for each choice, of which several may be true. Without choices, a template of the answer.
+        answer: path of the right one: its text, its label or, without labels, its index from 0 (false is 0, true 1); a
+            path with `*` holds a flag for each choice, of which several may be true. Without choices, a template of the
+            answer.
         labels: path of the list of the choices' labels, or the labels.
         each: path of a list in a record, whose items are an example each; the record's own fields are seen from them.
         delimiter: what stands between context and answer.
@@ -182,7 +183,7 @@ def _right(task: EndTask, record: Mapping[str, Any], choices: list[str]) -> list
         if str(answer) not in known:
             raise _UnfitError("not_a_choice", f"answer {answer!r} is none of {', '.join(known)}")
         return [label == str(answer) for label in known] + [False] * (len(choices) - len(known))
-    if isinstance(answer, int) and not isinstance(answer, bool):
+    if isinstance(answer, int):
         if not 0 <= answer < len(choices):
             raise _UnfitError("not_a_choice", f"answer {answer} of {len(choices)} choices, which count from 0")
         return [i == answer for i in range(len(choices))]
@@ -246,58 +247,3 @@ def encoded(tokenizer: Tokenizer, examples: Sequence[Example]) -> Iterator[tuple
                 tokens = np.concatenate([[tokenizer.start], whole])
                 begins = min(len(context), len(tokens) - 1)  # START stands where the context's end-of-text stood
                 yield right, Answer(tokens, begins, len(choice.encode()), start + i)
-
-
-CONTEXT, ANSWER = 120, 60  # characters of a continuation task's contexts and choices, about
-WRONG = 3
-
-
-def continuations(texts: Sequence[str], count: int, seed: int) -> list[Example]:
-    """Multiple-choice examples out of plain text: which of four goes on from here.
-
-    A stretch of a text is cut in two between words; its end, and the ends of three stretches of other texts, are the
-    choices. A text gives as many stretches, one after the other, as `count` needs.
-
-    Args:
-        texts: held-out documents of one domain.
-        count: the most examples.
-        seed: of the choice of wrong answers.
-    """
-    pieces = [(owner, *piece) for owner, text in enumerate(texts) for piece in _stretches(text)]
-    rng = np.random.default_rng(seed)
-    pieces = [pieces[i] for i in rng.permutation(len(pieces))]
-    made = []
-    for owner, context, answer in pieces[:count]:
-        others = list(dict.fromkeys(end for other, _, end in pieces if other != owner and end != answer))
-        if len(others) < WRONG:
-            break
-        wrong = [others[i] for i in rng.choice(len(others), WRONG, replace=False)]
-        at = int(rng.integers(WRONG + 1))
-        choices = (*wrong[:at], answer, *wrong[at:])
-        made.append(Example(context, choices, tuple(i == at for i in range(WRONG + 1)), ""))
-    return made
-
-
-def _stretches(text: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a context and what follows it, which begins with the white space between them."""
-    words = re.findall(r"\s*\S+", text)
-    start = 0
-    while start < len(words):
-        middle = _after(words, start, CONTEXT)
-        stop = _after(words, middle, ANSWER)
-        if stop > len(words) or middle >= stop:
-            return
-        context, answer = "".join(words[start:middle]).lstrip(), "".join(words[middle:stop])
-        if context and len(answer) <= 2 * ANSWER and len(context) <= 2 * CONTEXT:
-            yield context, answer
-        start = stop
-
-
-def _after(words: Sequence[str], start: int, size: int) -> int:
-    """The first position by which `size` characters of words have come; past the end if they do not."""
-    total = 0
-    for position in range(start, len(words)):
-        total += len(words[position])
-        if total >= size:
-            return position + 1
-    return len(words) + 1

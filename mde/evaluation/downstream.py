@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mde.domains.tokenizers import Tokenizer
 from mde.errors import UserError, unknown
 from mde.evaluation.language_model import ExpertMixture
-from mde.evaluation.scoring import windows_per_batch
+from mde.evaluation.scoring import MEMORY, windows_per_batch
 
 _STEP = 64  # texts are padded to multiples of it, so that few programs are compiled
 
@@ -138,7 +138,7 @@ class HarnessModel(TemplateLM):
         start = 0
         while start < len(order):
             length = min(-(-lengths[order[start]] // _STEP) * _STEP, self.max_length)
-            size = self._batch_size or windows_per_batch(self._model.config, len(order), length)
+            size = self._batch_size or windows_per_batch(self._model.config, len(order), length, MEMORY // 2)
             batch = order[start : start + size]
             yield [*batch, *batch[-1:] * (size - len(batch))], length
             start += size
@@ -159,7 +159,9 @@ def results_of(
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
+    manager = TaskManager(include_path=include_path, include_defaults=not include_path)
+    if not all(manager.match_tasks([task]) for task in tasks):  # some are the harness's own, thousands of files
+        manager = TaskManager(include_path=include_path)
     for task in tasks:
         if not manager.match_tasks([task]):
             raise unknown("task of lm-evaluation-harness", task, difflib.get_close_matches(task, manager.all_tasks, 9))

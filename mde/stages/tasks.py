@@ -91,11 +91,11 @@ class TaskStores:
           recipe: its name.
           stores: what is said of the domains' stores.
         """
-        from mde.domains import end_tasks, passes
+        from mde.domains import continuations, end_tasks, passes
 
         for domain in self.continued:
             texts = _texts(tokens.TokenStore(self._study.root / "tokens" / domain / RIGHT), tokenizer)
-            made = end_tasks.continuations(texts, self._count, self._settings.seed)
+            made = continuations.continuations(texts, self._count, self._settings.seed)
             if not made:
                 raise UserError(f"continuations of {domain!r}: its held-out text is too short for one")
             self._examples[domain + NEXT] = made

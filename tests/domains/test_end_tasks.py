@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mde.domains import end_tasks
+from mde.domains import continuations, end_tasks
 from mde.domains.end_tasks import Example
 from mde.domains.reading import Problem
 from mde.domains.tokenizers import ByteTokenizer
@@ -28,11 +28,13 @@ def test_the_plain_layout_takes_an_index_or_the_text(tmp_path):
         [
             {"question": "2 + 2 =", "choices": ["3", "4"], "answer": 1},
             {"question": "2 + 3 =", "choices": ["5", "6"], "answer": "5"},
+            {"question": "2 + 4 =", "choices": ["5", "6"], "answer": True},
         ],
     )
     assert read(place) == [
         Example("2 + 2 =", ("3", "4"), (False, True)),
         Example("2 + 3 =", ("5", "6"), (True, False)),
+        Example("2 + 4 =", ("5", "6"), (False, True)),
     ]
 
 
@@ -162,21 +164,23 @@ def prose():
 
 
 def test_continuations_go_on_in_their_own_text_and_wrong_ones_are_of_others(prose):
-    made = end_tasks.continuations(prose, 60, seed=1)
+    made = continuations.continuations(prose, 60, seed=1)
     assert len(made) == 60
     places = set()
     for context, choices, right, delimiter in made:
         assert (delimiter, len(set(choices)), sum(right)) == ("", 4, 1)
         (owner,) = (text for text in prose if context + choices[right.index(True)] in text)
-        assert not any(choice in owner for choice, is_right in zip(choices, right, strict=True) if not is_right)
+        assert not any(
+            context + choice in owner for choice, is_right in zip(choices, right, strict=True) if not is_right
+        )
         assert all(choice[0] == " " for choice in choices)
-        assert all(end_tasks.ANSWER <= len(choice) <= 2 * end_tasks.ANSWER for choice in choices)
+        assert all(continuations.ANSWER <= len(choice) <= continuations.LONGEST for choice in choices)
         places.add(right.index(True))
     assert places == {0, 1, 2, 3}
-    assert made == end_tasks.continuations(prose, 60, seed=1)
-    assert made != end_tasks.continuations(prose, 60, seed=2)
+    assert made == continuations.continuations(prose, 60, seed=1)
+    assert made != continuations.continuations(prose, 60, seed=2)
 
 
 def test_too_little_text_makes_no_task(prose):
-    assert end_tasks.continuations(prose[:1], 60, seed=0) == []
-    assert end_tasks.continuations(["short"] * 9, 60, seed=0) == []
+    assert continuations.continuations(prose[:1], 60, seed=0) == []
+    assert continuations.continuations(["short"] * 9, 60, seed=0) == []

@@ -270,6 +270,15 @@ def test_choices_that_are_scored_are_kept_and_fewer_examples_are_another_score(t
         scoring.choices_of(study, {**about, "examples_per_task": 3}, runs, "facts")
 
 
+def test_answers_that_are_longer_than_what_models_read_are_told(tasked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scoring, "_seq_len", lambda study: 3)
+    scoring._warn_of_long_answers(Study(tasked))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("'")[1] for line in lines] == ["facts", "short", "web-next"]
+    store = Study(tasked).store("short", "validation")
+    assert f"{(np.diff(store.bounds) - store.answers > 3).sum()} answers are longer than the 3 tokens" in lines[1]
+
+
 def test_bad_examples_are_counted_and_told(places, tmp_path, capsys):
     good = {"question": "?", "choices": ["a", "b"], "answer": 0}
     path = tmp_path / "bad.jsonl"

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 
 from mde import cli
 from mde.domains import tokenizers
+from mde.errors import UserError
 from mde.evaluation.language_model import ExpertMixture
 from mde.models import decoder
 from mde.stages.train import load_run, model_config
@@ -126,7 +127,7 @@ def test_mixtures_and_merged_models_at_a_corner_are_the_expert(tasked, task_fold
     flags = ["--tasks=our_facts,our_answers", f"--include_path={task_folder}", "--limit=6", "--num_fewshot=1"]
     corner = "{'code': 1.0}"
     found = {}
-    for kind in ("--run=expert-code", f"--merged={corner}", f"--mixture={corner}", "--mixture=expert-code"):
+    for kind in ("--run=expert-code", f"--merged={corner}", "--mixture=expert-code"):
         output = tmp_path / f"{len(found)}.json"
         eval_(tasked, kind, *flags, f"--output={output}")
         found[kind] = table(output.with_suffix(".csv"))
@@ -174,6 +175,34 @@ def test_generation_goes_on_with_what_is_likeliest(tasked, tau):
         assert greedy[0, len(prompt) - 1 : len(prompt) + len(tokens) - 1].all()
 
 
+def test_answers_end_before_their_stop_sequence(tasked):
+    study = Study(tasked)
+    config, experts = models(study)
+    model = harness(study, ExpertMixture(config, experts[:1]))
+    free, short, stopped = {"until": [], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 3}, {"max_gen_toks": 12}
+    (whole,) = model.generate_until(requests("generate_until", ("Kalo", free)), disable_tqdm=True)
+    stop = whole[4:6]
+    asked = requests("generate_until", ("Kalo", short), ("Kalo", {**stopped, "until": [stop]}), ("Kalo", free))
+    found = model.generate_until(asked, disable_tqdm=True)
+    assert found == [found[0], whole.split(stop)[0], whole]
+    assert whole.startswith(found[0])
+    assert 0 < len(found[0]) < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.7}, "answer greedily"),
+        ({"max_gen_toks": 64}, "64 tokens; the model reads 64"),
+    ],
+)
+def test_generation_that_is_refused(tasked, settings, expected):
+    study = Study(tasked)
+    config, experts = models(study)
+    with pytest.raises(UserError, match=expected):
+        harness(study, ExpertMixture(config, experts[:1])).generate_until(requests("generate_until", ("a", settings)))
+
+
 @pytest.mark.slow
 def test_equal_to_the_harnesss_own_model_of_the_exported_checkpoint(tasked, task_folder, tmp_path):
     """Requests of all three kinds, and tasks with and without examples in the context."""
@@ -210,9 +239,10 @@ def test_equal_to_the_harnesss_own_model_of_the_exported_checkpoint(tasked, task
         (["--tasks=our_facts"], "give one of --run, --merged and --mixture, got none"),
         (["--tasks=our_facts", "--run=expert-web", "--mixture=uniform"], "got run, mixture"),
         (["--tasks=our_facts", "--run=expert-wev"], "'expert-wev': did you mean 'expert-web'"),
-        (
+        pytest.param(
             ["--tasks=our_fact", "--run=expert-web"],
             "lm-evaluation-harness 'our_fact': did you mean 'our_facts'",
+            marks=pytest.mark.slow,  # it looks through all of the harness's own task files
         ),
         (["--tasks=our_facts", "--mixture={'wev': 1}"], "domain in --mixture 'wev': did you mean 'web'"),
         (["--tasks=our_facts", "--merged={'web': .5}"], "--merged: "),
