@@ -35,8 +35,6 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.evaluators
 	test -z "$(REGMIX)" || $(BIN)/python -m benchmarks.regressors --regmix=$(REGMIX)
-	$(BIN)/python -m benchmarks.optimum
-	$(BIN)/python -m benchmarks.merged
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -9,10 +9,14 @@ import os
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}")
 
-from benchmarks.timing import Row
+from benchmarks.timing import Row, table
 from mde.errors import unknown
 
-MODULES = ("benchmarks.mixture",)  # each has PARTS: functions by name that return rows of the table
+MODULES = (
+    "benchmarks.mixture",
+    "benchmarks.optimum",
+    "benchmarks.merged",
+)  # each has PARTS: functions by name that return rows of the table
 
 
 def main() -> None:
@@ -24,10 +28,7 @@ def main() -> None:
         if name not in parts:
             raise unknown("part", name, parts)
     rows: list[Row] = [row for name in names for row in parts[name]()]
-    width = max(len(row.measure) for row in rows)
-    print(f"{'measure':{width}}  {'found':>12}  at least / at most")
-    for row in rows:
-        print(f"{row.measure:{width}}  {row.found:>12}  {row.wanted}")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""`merged_nll` beside what one would write instead: python -m benchmarks.merged
+"""`merged_nll` and scoring, beside what one would write instead.
 
 Models of 1M and 10M parameters, seven experts. The share of the peak is matmul FLOPs (of averaging and of the forward
 passes, attention counted in full) a second over those of large float32 matrix products on all cores, in the same
 rounds. The contender averages state dictionaries, loads and evaluates one model after another in PyTorch's
 `transformers`, if that is installed. It is given fewer candidates, and its time is scaled; how far the two differ in
-their losses is printed.
+their losses is in the table. Where PyTorch itself runs above half of the peak, twice its pace is not to be had.
 """
 
-import argparse
+import functools
 import os
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import peers
-from benchmarks.timing import interleaved
+from benchmarks.timing import Row, interleaved
 from mde.evaluation.merged import MergedLosses
-from mde.evaluation.scoring import EvaluationSet
+from mde.evaluation.scoring import EvaluationSet, Scorer
 from mde.models import decoder
 from mde.models.config import DecoderConfig
 from mde.models.huggingface import named_tensors
@@ -33,49 +33,64 @@ CONFIGS = {  # architecture, tokens a window
     "1M": (DecoderConfig(2048, d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, d_ff=352), 128),
     "10M": (DecoderConfig(4096, d_model=320, n_layers=7, n_heads=5, n_kv_heads=5, d_ff=864), 256),
 }
+CANDIDATES, FEW, TOKENS, ROUNDS = 64, 4, 3584, 3
 SIZE = 2048  # of the matrices whose product is the peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=64)
-    parser.add_argument("--few", type=int, default=4, help="candidates of the contender")
-    parser.add_argument("--tokens", type=int, default=3584)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
-    args = parser.parse_args()
-    print(f"K = {K} experts, {args.candidates} candidates, {args.tokens:,} tokens; medians of {args.rounds} rounds")
-    print(f"{'':42s} {'seconds':>8s} {'GFLOP/s':>8s} {'of peak':>8s}")
-    for name in args.models:
-        compare(name, args)
-
-
-def compare(name: str, args: argparse.Namespace) -> None:
+def merged(name: str) -> list[Row]:
     config, seq_len = CONFIGS[name]
     rng = np.random.default_rng(0)
-    experts = [jax.tree.map(np.asarray, decoder.init(config, k)) for k in range(K)]
-    data = text(rng, config, seq_len, args.tokens)
-    weights = rng.dirichlet(np.ones(K), args.candidates)
+    experts = [jax.tree.map(np.array, decoder.init(config, k)) for k in range(K)]
+    data = text(rng, config, seq_len, TOKENS)
+    weights = rng.dirichlet(np.ones(K), CANDIDATES)
     losses = MergedLosses(config, experts, data)
-    few = weights[: args.few]
     peak, peak_flops = matmul()
     contenders: dict[str, Callable[[], object]] = {"peak": peak, "ours": lambda: losses(weights)}
-    torch_losses = in_transformers(config, experts, data)
-    if torch_losses is not None:
-        contenders["torch"] = lambda: torch_losses(few)
-        print(f"{name}: the two differ by {np.abs(losses(few) - torch_losses(few)).max():.1e} nats per token at most")
-    seconds = interleaved(contenders, args.rounds)
-    flops = args.candidates * (2 * K * parameters(config) + data.tokens[:, 1:].size * token_flops(config, seq_len))
-    rate, peak_rate = flops / seconds["ours"], peak_flops / seconds["peak"]
-    print(f"{name + ' merged_nll':42s} {seconds['ours']:8.2f} {rate / 1e9:8.0f} {rate / peak_rate:8.2f}")
-    if torch_losses is None:
-        print("PyTorch is not measured: pip install torch transformers")
-        return
-    taken = seconds["torch"] * args.candidates / args.few
-    print(
-        f"{name + ' PyTorch, a candidate at a time':42s} {taken:8.2f} {flops / taken / 1e9:8.0f} "
-        f"{flops / taken / peak_rate:8.2f}   {taken / seconds['ours']:.1f} x the time"
-    )
+    theirs = in_transformers(config, experts, data)
+    if theirs is not None:
+        contenders["theirs"] = lambda: theirs(weights[:FEW])
+    seconds = interleaved(contenders, ROUNDS)
+    tokens = data.tokens[:, 1:].size
+    flops = 2 * K * parameters(config) + tokens * token_flops(config, seq_len)  # of a candidate
+    reach = peak_flops / seconds["peak"]
+    ours = seconds["ours"] / CANDIDATES
+    rows = [
+        Row(f"merged_nll, {CANDIDATES} candidates of {name}, {tokens:,} tokens, seconds", f"{seconds['ours']:.1f}"),
+        Row(f"   share of the matmul peak, {reach / 1e9:.0f} GFLOP/s", f"{flops / ours / reach:.0%}", "60%"),
+    ]
+    if theirs is None:
+        return [*rows, Row("   PyTorch is not measured: pip install torch transformers", "")]
+    taken = seconds["theirs"] / FEW
+    apart = np.abs(losses(weights[:FEW]) - theirs(weights[:FEW])).max()
+    return [
+        *rows,
+        Row(f"   PyTorch, a model at a time, over it ({FEW} candidates, scaled)", f"{taken / ours:.2f}×", "2×"),
+        Row("   PyTorch's share of the peak", f"{flops / taken / reach:.0%}"),
+        Row("   the most that any loss differs, nats per token", f"{apart:.0e}", "at most 1e-5"),
+    ]
+
+
+def scored() -> list[Row]:
+    """One model's pass over the tokens beside a loop that waits for each batch, and both beside the matmuls alone."""
+    config, seq_len = CONFIGS["1M"]
+    params = decoder.init(config, 0)
+    data = text(np.random.default_rng(0), config, seq_len, 16 * TOKENS)
+    scorer = Scorer(config, data)
+    one = jax.jit(functools.partial(decoder.token_log_probs, config))
+
+    def loop() -> None:
+        for start in range(0, len(data.tokens), 16):
+            np.asarray(one(params, data.tokens[start : start + 16], data.segments[start : start + 16]))
+
+    peak, peak_flops = matmul()
+    seconds = interleaved({"peak": peak, "ours": lambda: list(scorer(params)), "loop": loop}, ROUNDS)
+    tokens = data.tokens[:, 1:].size
+    share = tokens * token_flops(config, seq_len) / seconds["ours"] / (peak_flops / seconds["peak"])
+    return [
+        Row(f"mde score, 1M, {tokens:,} tokens, seconds", f"{seconds['ours']:.2f}"),
+        Row("   share of the matmul peak", f"{share:.0%}"),
+        Row("   a plain loop over batches of 16 windows, over it", f"{seconds['loop'] / seconds['ours']:.2f}×"),
+    ]
 
 
 def text(rng: np.random.Generator, config: DecoderConfig, seq_len: int, tokens: int) -> EvaluationSet:
@@ -142,5 +157,8 @@ def in_transformers(
     return losses
 
 
-if __name__ == "__main__":
-    main()
+PARTS = {
+    "merged-1M": lambda: merged("1M"),
+    "merged-10M": lambda: merged("10M"),
+    "score": scored,
+}

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +26,10 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
             run()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The lines of the table, under their heads."""
+    width = max((len(row.measure) for row in rows), default=0)
+    lines = [f"{'measure':{width}}  {'found':>12}  at least / at most"]
+    return "\n".join(lines + [f"{row.measure:{width}}  {row.found:>12}  {row.wanted}" for row in rows])

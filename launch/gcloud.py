@@ -88,7 +88,7 @@ class TpuVm:
 
     def start(self, node: str) -> list[str]:
         """Starts the command on all workers, detached, unless it runs there already."""
-        command = shlex.join(self.job.argv)
+        command = shlex.join(self.job.argv())
         secrets = f"set -a && . ~/{self.environment.name} && set +a && " if self.job.secrets else ""
         inner = f"cd ~/mde && {secrets}{command}; echo $? > ~/run.status"
         return self.ssh(

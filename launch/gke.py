@@ -17,9 +17,11 @@ from typing import Any
 from launch import job
 from launch.job import Job
 from launch.shell import Shell, error_in, say
+from mde import hosts
 from mde.errors import UserError
 
 RESTARTS = 20
+SLICE = "slice"  # what a JobSet calls the job of each slice
 ENDS = {"Completed": 0, "Failed": 1}
 ONE_POOL_A_SLICE = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
 RESOURCES = {"tpu": "google.com/tpu", "gpu": "nvidia.com/gpu", "cpu": "cpu"}
@@ -47,7 +49,7 @@ def jobset(described: Job, image: str, secrets: Sequence[str] = ()) -> dict[str,
     container = {
         "name": "mde",
         "image": image,
-        "command": [word.replace("$", "$$") for word in described.argv],  # Kubernetes would fill in $(NAME)
+        "command": _command(described),
         "envFrom": [{"secretRef": {"name": name}} for name in secrets],
         "resources": {"limits": {RESOURCES[machine.accelerator]: machine.chips_per_host}},
     }
@@ -66,13 +68,23 @@ def jobset(described: Job, image: str, secrets: Sequence[str] = ()) -> dict[str,
             "failurePolicy": {"maxRestarts": RESTARTS},
             "replicatedJobs": [
                 {
-                    "name": "slice",
+                    "name": SLICE,
                     "replicas": machine.slices,
                     "template": {"spec": {**pods, "template": {"spec": pod}}},
                 }
             ],
         },
     }
+
+
+def _command(described: Job) -> list[str]:
+    """What a container runs; JAX finds the other hosts of TPUs by itself, and is told where those of a JobSet are."""
+    machine = described.machine
+    escaped = lambda argv: [word.replace("$", "$$") for word in argv]  # noqa: E731  Kubernetes would fill in $(NAME)
+    if machine.accelerator == "tpu" or machine.all_hosts == 1:
+        return escaped(described.argv())
+    first = f"--coordinator={described.name}-{SLICE}-0-0.{described.name}:{hosts.PORT}"
+    return [*escaped(described.argv(1)), first, f"--processes={machine.hosts}", "--process=$(JOB_COMPLETION_INDEX)"]
 
 
 def workload(described: Job, image: str, cluster: str, project: str) -> list[str]:
@@ -94,7 +106,7 @@ def workload(described: Job, image: str, cluster: str, project: str) -> list[str
         f"--num-slices={machine.slices}" if machine.accelerator == "tpu" else f"--num-nodes={machine.hosts}",
         f"--docker-image={image}",
         f"--max-restarts={RESTARTS}",
-        f"--command={shlex.join(described.argv)}",
+        f"--command={shlex.join(described.argv())}",
     ]
 
 
@@ -128,6 +140,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _with_xpk(described: Job, args: argparse.Namespace, shell: Shell) -> int:
     described.machine.check_kind("xpk", "tpu", "gpu")
+    if described.machine.accelerator == "gpu" and described.machine.hosts > 1:
+        raise UserError("several GPU hosts find each other in a JobSet: launch with kubectl, without --cluster")
     described.machine.needs("xpk", "zone")
     if not args.project:
         raise UserError("xpk needs --project")

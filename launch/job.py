@@ -46,9 +46,14 @@ class Job:
     secrets: tuple[str, ...] = ()
 
     @property
-    def argv(self) -> list[str]:
-        """The command in a clone of the repository."""
-        return [".venv/bin/python", "-m", "mde.cli", *self.command]
+    def together(self) -> bool:
+        """Whether the command is one that several processes run together."""
+        return self.command[0] in cli.TOGETHER
+
+    def argv(self, processes: int | None = None) -> list[str]:
+        """The command in a clone of the repository, as one of so many processes; one a host if None."""
+        alone = (self.machine.all_hosts if processes is None else processes) == 1
+        return [".venv/bin/python", "-m", "mde.cli", *self.command, *([] if alone else ["--coordinator=auto"])]
 
     @property
     def install(self) -> str:
@@ -110,6 +115,11 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> No
     if name not in ("demo", *STAGES):
         cli.main([name])  # says which commands there are
     args, given = cli.parse(name, rest)
+    if machine.all_hosts > 1 and name not in cli.TOGETHER:
+        raise UserError(
+            f"{name!r} is run by one host and the machine has {machine.all_hosts}: several hosts run "
+            f"{', '.join(cli.TOGETHER)} together"
+        )
     for stage in STAGES if name == "demo" else [name]:
         pipeline.arguments(stage, given.get(stage, {}))
     if not args.study or (bucket and "://" not in args.study):

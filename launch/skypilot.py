@@ -38,7 +38,7 @@ def task(described: Job) -> dict[str, Any]:
         "num_nodes": 1 if machine.accelerator == "tpu" else machine.hosts,
         "resources": resources,
         "setup": described.install,
-        "run": shlex.join(described.argv),
+        "run": shlex.join(described.argv()),
     }
 
 

@@ -23,13 +23,18 @@ DONE = "COMPLETED"
 
 
 def script(described: Job, folder: Path = REPOSITORY) -> str:
-    """The batch file: one process a GPU, as JAX expects of Slurm, or one a node where there are none."""
+    """The batch file.
+
+    Of a command that several processes run together there is one a GPU, as JAX expects of Slurm; otherwise, and where
+    there are no GPUs, one a node.
+    """
     machine = described.machine
     gpus = machine.chips_per_host if machine.accelerator == "gpu" else 0
+    tasks = gpus if gpus and described.together else 1
     options = {
         "job-name": described.name,
         "nodes": machine.all_hosts,
-        "ntasks-per-node": gpus or 1,
+        "ntasks-per-node": tasks,
         "gpus-per-node": gpus,
         "partition": machine.partition,
         "time": f"{machine.hours}:00:00",
@@ -45,7 +50,7 @@ def script(described: Job, folder: Path = REPOSITORY) -> str:
             *lines,
             "#SBATCH --requeue",
             f"cd {shlex.quote(str(folder))} || exit 1",
-            f"srun --kill-on-bad-exit=1 {shlex.join(described.argv)}",
+            f"srun --kill-on-bad-exit=1 {shlex.join(described.argv(tasks * machine.all_hosts))}",
             "status=$?",
             f'if [ "$status" = {job.STOPPED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             'exit "$status"',

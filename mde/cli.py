@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from mde import hosts
 from mde.errors import UserError, unknown
 
 HELP = {
@@ -30,6 +31,7 @@ HELP = {
     "export": "a run as a model that Hugging Face's transformers loads",
     "import": "such a model as a run of a study",
 }
+TOGETHER = ("train", "score", "prove")  # what several processes can do together
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
 SWARM_STUDY = "studies/swarm"
@@ -93,6 +95,11 @@ def _flags(name: str) -> argparse.ArgumentParser:
         bindings.add_flags(parser, name)
     if demo or name == "prepare":
         bindings.add_domain_flags(parser)
+    if name in TOGETHER:
+        together = parser.add_argument_group("several processes", "each runs this command on the same study")
+        together.add_argument("--coordinator", help="HOST:PORT of the first process, or auto on TPU VMs and clusters")
+        together.add_argument("--processes", type=int, help="how many there are")
+        together.add_argument("--process", type=int, help="which of them this is, from 0")
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
     gin.add_argument("--gin_file", action="append", default=[], help="a file of bindings; later ones override")
     gin.add_argument("--gin_bindings", action="append", default=[], help="one binding; may be repeated")
@@ -130,6 +137,8 @@ def _run(name: str, argv: Sequence[str]) -> None:
     from mde.study import STAGES, Study
 
     args, given = parse(name, argv)
+    if name in TOGETHER:
+        hosts.connect(args.coordinator, args.processes, args.process)
     demo = name == "demo"
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     started = time.time()

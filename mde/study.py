@@ -29,7 +29,8 @@
 
 A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
 
-Tables are joined by the names of runs and domains, never by their order. Files are written aside and renamed.
+Tables are joined by the names of runs and domains, never by their order. Files are written aside and renamed, and where
+several processes run a command together, by the first of them.
 """
 
 import dataclasses
@@ -44,6 +45,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from mde import hosts
 from mde.errors import UserError, unknown
 
 if TYPE_CHECKING:  # those who bring tables need no TensorStore
@@ -185,6 +187,8 @@ class Study:
         return path
 
     def _write(self, name: str, content: bytes) -> None:
+        if not hosts.is_first():
+            return
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.parent / f"{path.name}.partial"

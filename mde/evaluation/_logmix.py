@@ -29,6 +29,11 @@ _LOG2_HIGH, _LOG2_LOW = 0.6875, math.log(2) - 0.6875  # the first has four bits:
 Pair = tuple[jax.Array, jax.Array]  # a rounded sum, and what rounding lost of it
 
 
+def compiler_options() -> dict[str, int] | None:
+    """Twice as fast as with the default of 256 bits; where processors have fewer it changes nothing."""
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
+
+
 def sums(
     group: int,
     n_domains: int,
@@ -78,7 +83,7 @@ def gradients(
             found = _log_sum_exp_gradients(block, weights)
         else:
             values, inside = (block, block) if block.ndim == 2 else _probabilities(block, support_K)[:2]
-            inverse_NxC = _by_pieces(lambda rows: _inverse(_mixed(rows, weights)), inside)
+            inverse_NxC = _by_pieces(lambda rows: _inverse(mixed(rows, weights)), inside)
             found = jnp.matmul(values[:, :-1].T, inverse_NxC, precision=lax.Precision.HIGHEST)
         return found, jnp.zeros_like(found)
 
@@ -134,7 +139,7 @@ def _by_pieces(work: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.A
     return found.reshape(-1, found.shape[-1])
 
 
-def _mixed(rows: jax.Array, weights_KxC: jax.Array) -> jax.Array:
+def mixed(rows: jax.Array, weights_KxC: jax.Array) -> jax.Array:
     """[..., C] mixtures of probabilities [..., K + 1]."""
     if len(weights_KxC) > _UNROLLED:
         return jnp.matmul(rows[..., :-1], weights_KxC, precision=lax.Precision.HIGHEST) + rows[..., -1:]
@@ -145,11 +150,9 @@ def _mixed(rows: jax.Array, weights_KxC: jax.Array) -> jax.Array:
 def _products(rows: jax.Array, weights_KxC: jax.Array, group: int) -> jax.Array:
     """[rows / group, C] products of the mixtures of `group` rows each."""
     if len(weights_KxC) > _UNROLLED:
-        mixed = _mixed(rows, weights_KxC)
-        return functools.reduce(operator.mul, mixed.reshape(group, -1, mixed.shape[1]))
-    return functools.reduce(
-        operator.mul, [_mixed(part, weights_KxC) for part in rows.reshape(group, -1, rows.shape[1])]
-    )
+        every = mixed(rows, weights_KxC)
+        return functools.reduce(operator.mul, every.reshape(group, -1, every.shape[1]))
+    return functools.reduce(operator.mul, [mixed(part, weights_KxC) for part in rows.reshape(group, -1, rows.shape[1])])
 
 
 def _inverse(values: jax.Array) -> jax.Array:

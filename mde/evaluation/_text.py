@@ -1,6 +1,6 @@
 """Scored text: log-probs that are read and checked a chunk at a time, and what they say for each exponent τ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,24 +29,24 @@ class Text:
         domains: int | Sequence[str] | None,
         experts: Sequence[str] | None,
     ):
-        self._log_probs, self._segment_ids = log_probs, np.asarray(segment_ids)
+        self.log_probs, self.segment_ids = log_probs, np.asarray(segment_ids)
         shape = tuple(log_probs.shape)
-        if len(shape) != 2 or self._segment_ids.shape != shape[:1]:
-            raise UserError(f"log_probs {shape} and segment_ids {self._segment_ids.shape}: expected [T, K] and [T]")
+        if len(shape) != 2 or self.segment_ids.shape != shape[:1]:
+            raise UserError(f"log_probs {shape} and segment_ids {self.segment_ids.shape}: expected [T, K] and [T]")
         self.experts = _names("experts", experts, shape[1])
-        self.domains, self.counts = _domains(self._segment_ids, domains)
-        self._starts = _starts(sequence_ids, bounds, self._segment_ids)
+        self.domains, self.counts = _domains(self.segment_ids, domains)
+        self.starts = _starts(sequence_ids, bounds, self.segment_ids)
 
     def __len__(self) -> int:
         """T."""
-        return len(self._segment_ids)
+        return len(self.segment_ids)
 
     def check_taus(self, taus: Sequence[float]) -> None:
         """Raises UserError at a τ that this text has no terms for."""
         for tau in taus:
             if not 0 <= tau <= 1:
                 raise UserError(f"tau={tau} must lie in [0, 1]")
-            if tau > 0 and self._starts is None:
+            if tau > 0 and self.starts is None:
                 raise UserError(f"tau={tau} needs sequence_ids or bounds: which tokens share a prefix")
 
     def terms(
@@ -67,11 +67,9 @@ class Text:
         k = len(self.experts)
         builders = [[TermBuilder(len(self.domains), devices) for _ in range(2 if 0 < tau < 1 else 1)] for tau in taus]
         carry = np.zeros(k) if carry is None else carry
-        size = max(1, _CHUNK // k)
-        for first in range(start, stop, size):
-            last = min(first + size, stop)
-            rows = np.asarray(self._log_probs[first:last], np.float64)
-            domains = self._segment_ids[first:last]
+        for first, stored in self.chunks(start, stop):
+            rows = np.asarray(stored, np.float64)
+            domains = self.segment_ids[first : first + len(rows)]
             self._check(rows, first)
             if max(taus) > 0:
                 before, carry, ends = self._prefixes(rows, first, carry)
@@ -88,12 +86,12 @@ class Text:
     def _prefixes(self, rows: np.ndarray, first: int, carry: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sums over the earlier tokens of each token's sequence [n, K], the sums that go on behind the rows [K], and
         which rows end a sequence [n]."""
-        assert self._starts is not None
-        here = slice(*np.searchsorted(self._starts, [first, first + len(rows)]))
+        assert self.starts is not None
+        here = slice(*np.searchsorted(self.starts, [first, first + len(rows)]))
         begins = np.zeros(len(rows) + 1, bool)
-        begins[self._starts[here] - first] = True
+        begins[self.starts[here] - first] = True
         following = first + len(rows)
-        begins[-1] = following == len(self) or self._starts[min(here.stop, len(self._starts) - 1)] == following
+        begins[-1] = following == len(self) or self.starts[min(here.stop, len(self.starts) - 1)] == following
         start_of = np.maximum.accumulate(np.where(begins[:-1], np.arange(len(rows)), -1))
 
         def sums_before(values: np.ndarray, carried: np.ndarray) -> np.ndarray:
@@ -106,7 +104,29 @@ class Text:
             before[sums_before(ruled_out.astype(float), np.isneginf(carry).astype(float)) > 0] = -np.inf
         return before, np.where(begins[-1], 0, before[-1] + rows[-1]), begins[1:]
 
-    def _check(self, rows: np.ndarray, first: int) -> None:
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The log-probs from one token to another, some at a time: the number of the first, and [n, K] as stored."""
+        size = max(1, _CHUNK // len(self.experts))
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, size):
+            yield first, np.asarray(self.log_probs[first : min(first + size, stop)])
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """[n, K] the log-probs of the tokens of ascending numbers [n]."""
+        parts = []
+        for first, rows in self.chunks():
+            here = slice(*np.searchsorted(numbers, [first, first + len(rows)]))
+            parts.append(rows[numbers[here] - first])
+        return np.concatenate(parts)
+
+    def check(self, experts: np.ndarray) -> None:
+        """Raises UserError at the first log-prob that is none, and at a token that none of `experts` can produce."""
+        for first, rows in self.chunks():
+            self._check(rows, first, experts)
+
+    def _check(self, rows: np.ndarray, first: int, experts: np.ndarray | None = None) -> None:
+        if rows.max() <= 0 and rows.min() > -np.inf:
+            return
         bad = ~(rows <= 0)
         if bad.any():
             token, expert = np.argwhere(bad)[0]
@@ -114,12 +134,14 @@ class Text:
                 f"log-prob of {self._place(first + int(token))} under expert {self.experts[expert]!r} is "
                 f"{rows[token, expert]}; expected a number of at most 0"
             )
-        impossible = np.isneginf(rows).all(axis=1)
+        allowed = rows if experts is None else rows[:, experts]
+        impossible = np.isneginf(allowed).all(axis=1)
         if impossible.any():
-            raise UserError(f"{self._place(first + int(np.argmax(impossible)))} is impossible under every expert")
+            which = "every expert" if allowed.shape == rows.shape else "every expert that is allowed"
+            raise UserError(f"{self._place(first + int(np.argmax(impossible)))} is impossible under {which}")
 
     def _place(self, token: int) -> str:
-        return f"token {token} (domain {self.domains[self._segment_ids[token]]!r})"
+        return f"token {token} (domain {self.domains[self.segment_ids[token]]!r})"
 
 
 def _names(kind: str, names: Sequence[str] | None, count: int) -> list[str]:

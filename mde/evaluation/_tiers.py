@@ -221,10 +221,8 @@ def _fetch(out: np.ndarray, rows: np.ndarray, pair: _logmix.Pair) -> None:
 @functools.cache
 def _program(kernel: Kernel, group: int, n_domains: int, mesh: Mesh) -> Callable[..., _logmix.Pair]:
     """The jitted program of a kernel."""
-    # Twice as fast as with the default of 256 bits; where processors have fewer it changes nothing.
-    options = {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
     program = _on_mesh(kernel, functools.partial(kernel, group, n_domains), mesh, 2 if group else 3)
-    return jax.jit(program, compiler_options=options)
+    return jax.jit(program, compiler_options=_logmix.compiler_options())
 
 
 def _on_mesh(

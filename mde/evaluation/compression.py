@@ -1,36 +1,47 @@
 """A few pseudo-tokens that stand for all tokens, for millions of candidate mixtures a second.
 
 The loss of a mixture of experts is a mean of `−log(λ·p_t)` over tokens. Here it is a weighted sum of the same terms
-over few pseudo-tokens: where they are comes from the tokens, by clusters of their log-probabilities, and what each
-weighs in each domain from the exact losses of some thousand mixtures, by least squares. So it is a quadrature whose
-nodes lie among the tokens and whose weights are fitted to what it is used for. Mixtures that the fit has not seen
-measure the error, and it is stated with every answer.
+over few tokens: four from each of some clusters of their log-probabilities, which share a weight in each domain, and so
+a logarithm of their product. The weights come from the exact losses of some thousand mixtures, by least squares. So it
+is a quadrature whose nodes lie among the tokens and whose weights are fitted to what it is used for. Mixtures that the
+fit has not seen measure the error, and it is stated with every answer.
 
-Shapes: T tokens, K experts, J evaluation domains, M pseudo-tokens, C candidates.
+Shapes: T tokens, K experts, J evaluation domains, M pseudo-tokens in G groups, C candidates, S sets of experts.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from scipy.special import logsumexp
 
 from mde.errors import UserError, check_positive
+from mde.evaluation._logmix import compiler_options, mixed
+from mde.evaluation._text import Text
 from mde.evaluation.mixture import MixtureLosses
 
+GROUP = 4  # pseudo-tokens that share their weights: one logarithm is taken of their product
+_REACH = 80.0  # nats between the experts, summed over a group: its products are above float32's least, exp(−87)
 _CLUSTERED = 1 << 17  # tokens that the pseudo-tokens are found from
-_RIDGE = 1e-9  # share of the mean diagonal; keeps weights small enough for float32
-_PER_NODE = 10  # mixtures that the weights are fitted to, for each pseudo-token
+_RIDGE = 1e-12  # share of the trace; keeps weights small enough for float32
+_PER_GROUP = 10  # mixtures that the weights are fitted to, for each group
 _FITTED = 4096  # of them, that are looked at in one go
 _HELD_OUT = 2048
 _ROUNDS, _NEIGHBOURS = 3, 256  # of the search for worse mixtures around the worst
 _CANDIDATE_BLOCK = 512
+_PIECE = 64  # pseudo-tokens worked on at a time: what is between two steps stays in the first cache
 _CALL = 1 << 20  # candidates on the devices at a time
+_ROOT_HALF = int(np.float32(0.5**0.5).view(np.int32))
+_LOG = np.polynomial.Chebyshev.interpolate(lambda m: np.log1p(m) / m, 7, domain=(0.5**0.5 - 1, 2**0.5 - 1))
+_LOG_COEFFICIENTS = _LOG.convert(kind=np.polynomial.Polynomial).coef[::-1].astype(np.float32)
 
 
 class Estimate(NamedTuple):
@@ -44,14 +55,25 @@ class CompressedLosses:
     """Losses of mixtures from pseudo-tokens; `compress` makes one.
 
     Attributes:
-      nodes: [M, K] probabilities of the pseudo-tokens under each expert, up to a factor.
-      node_weights: [M, J] what each counts in each domain; not all are positive.
+      nodes: [M, K] probabilities of the pseudo-tokens under each expert, up to a factor; groups of `GROUP` in a row.
+      node_weights: [M, J] what each counts in each domain, the same within a group; not all are positive.
       offsets: [J] nats per token.
+      needed: [S, K] experts of whom one must have a share, for some token is impossible under all others.
+      needed_by: [S, J] whether such a token is in the domain, whose loss is infinite without.
       error: [J] largest error found, nats per token.
     """
 
-    def __init__(self, nodes: np.ndarray, node_weights: np.ndarray, offsets: np.ndarray, error: np.ndarray):
-        self.nodes, self.node_weights, self.offsets, self.error = nodes, node_weights, offsets, error
+    def __init__(
+        self,
+        nodes: np.ndarray,
+        node_weights: np.ndarray,
+        offsets: np.ndarray,
+        needed: np.ndarray,
+        needed_by: np.ndarray,
+        error: np.ndarray,
+    ):
+        self.nodes, self.node_weights, self.offsets = nodes, node_weights, offsets
+        self.needed, self.needed_by, self.error = needed, needed_by, error
 
     def __call__(self, weights: np.ndarray) -> Estimate:
         """[C, K] mixtures on the simplex to losses [C, J] and their error [J].
@@ -75,58 +97,117 @@ class CompressedLosses:
         size = min(_CANDIDATE_BLOCK, -(-len(weights) // devices))
         blocks = np.full((-(-len(weights) // (size * devices)) * devices * size, weights.shape[1]), 1.0, np.float32)
         blocks[: len(weights)] = weights
-        sums = _program(devices)(
-            blocks.reshape(-1, size, weights.shape[1]), np.float32(self.nodes.T), np.float32(self.node_weights)
-        )
-        return self.offsets - np.asarray(sums).reshape(len(blocks), -1)[: len(weights)]
+        nodes, group_weights = self._pieces
+        sums = _program(devices)(blocks.reshape(-1, size, weights.shape[1]), nodes, group_weights)
+        losses = self.offsets - np.moveaxis(np.asarray(sums), 1, 2).reshape(len(blocks), -1)[: len(weights)]
+        for experts, domains in zip(self.needed, self.needed_by, strict=True):
+            without = ~weights[:, experts].any(axis=1)
+            losses[np.ix_(without, domains)] = np.inf
+        return losses
+
+    @functools.cached_property
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes [P, N, K + 1] as `_logmix` has them, filled up with those of the expert of weight 1, and the weights of
+        the groups [G, J]."""
+        pad = ((0, -len(self.nodes) % _PIECE), (0, 0))
+        padded = np.pad(np.pad(self.nodes, ((0, 0), (0, 1))), pad)
+        padded[len(self.nodes) :, -1] = 1
+        nodes = padded.reshape(-1, _PIECE, padded.shape[1]).astype(np.float32)
+        return nodes, np.pad(self.node_weights, pad)[::GROUP].astype(np.float32)
 
 
 @functools.cache
 def _program(devices: int) -> Callable[..., jax.Array]:
     """The jitted program: every device takes its blocks of candidates one after another."""
     mesh = jax.make_mesh((devices,), ("candidates",), (AxisType.Auto,))
-    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    def local(weights_BxCxK: jax.Array, nodes_KxM: jax.Array, node_weights_MxJ: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda w: dot(jnp.log(dot(w, nodes_KxM)), node_weights_MxJ), weights_BxCxK)
+    def local(weights_BxCxK: jax.Array, pieces: jax.Array, group_weights_GxJ: jax.Array) -> jax.Array:
+        def block(weights_CxK: jax.Array) -> jax.Array:
+            logs = jax.lax.map(functools.partial(_log_products, weights_KxC=weights_CxK.T), pieces)
+            logs_GxC = logs.reshape(-1, len(weights_CxK))
+            return jnp.matmul(group_weights_GxJ.T, logs_GxC, precision=jax.lax.Precision.HIGHEST)
+
+        return jax.lax.map(block, weights_BxCxK)
 
     split = P("candidates")
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(split, P(), P()), out_specs=split, check_vma=False))
+    program = jax.shard_map(local, mesh=mesh, in_specs=(split, P(), P()), out_specs=split, check_vma=False)
+    return jax.jit(program, compiler_options=compiler_options())
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """Natural logarithm of normal float32, to 1e-7 plus rounding; XLA's own takes longer than all the rest together."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    exponent = (bits - _ROOT_HALF) >> 23
+    mantissa = jax.lax.bitcast_convert_type(bits - (exponent << 23), jnp.float32) - 1  # from √½ − 1 to √2 − 1
+    ratio = functools.reduce(lambda value, c: value * mantissa + c, _LOG_COEFFICIENTS)  # log(1 + m) / m
+    return ratio * mantissa + exponent.astype(jnp.float32) * math.log(2)
+
+
+def _log_products(nodes_NxK: jax.Array, weights_KxC: jax.Array) -> jax.Array:
+    """[N / GROUP, C] logarithms of the products of each group's mixtures; sums and products as in `_logmix`."""
+    members = jnp.moveaxis(nodes_NxK.reshape(-1, GROUP, nodes_NxK.shape[1]), 1, 0)
+    return _log(functools.reduce(operator.mul, (mixed(part, weights_KxC) for part in members)))
 
 
 def compress(
-    log_probs: np.ndarray, segment_ids: np.ndarray, pseudo_tokens: int = 1024, seed: int = 0
+    log_probs: Any,
+    segment_ids: npt.ArrayLike,
+    pseudo_tokens: int = 6144,
+    seed: int = 0,
+    *,
+    experts: Sequence[str] | None = None,
+    memory: int = 1 << 31,
 ) -> CompressedLosses:
     """Finds pseudo-tokens that give the losses of all mixtures of the experts.
 
-    It costs the exact losses of some 10 mixtures a pseudo-token. Twice the pseudo-tokens take twice the time in every
-    call and leave about half the error.
+    It costs the exact losses of some 10 mixtures for every four pseudo-tokens. Twice the pseudo-tokens take twice the
+    time in every call and leave less than half the error.
 
     Args:
-      log_probs: [T, K] log-probabilities in nats of the scored tokens under each expert, finite.
+      log_probs: [T, K] log-probabilities in nats of the scored tokens under each expert, as for `MixtureLosses`.
       segment_ids: [T] domain of each token, 0 … J − 1; each domain has at least one.
-      pseudo_tokens: M, at most.
+      pseudo_tokens: M, at most; a multiple of four.
       seed: of the clusters and of the mixtures.
+      experts: names of the experts, for messages.
+      memory: bytes that tokens may take, see `MixtureLosses`.
 
     Raises:
-      UserError: log-probs that are not finite or positive; an empty domain.
+      UserError: log-probs that are no numbers or positive; tokens impossible under every expert; an empty domain.
     """
     check_positive(pseudo_tokens=pseudo_tokens)
-    impossible = np.isneginf(log_probs)
-    if impossible.any():
-        token, expert = np.argwhere(impossible)[0]
-        raise UserError(
-            f"token {token} (domain {segment_ids[token]}) is impossible under expert {expert}; pseudo-tokens need "
-            "finite log-probs"
-        )
-    exact = MixtureLosses(log_probs, segment_ids)
+    if pseudo_tokens % GROUP:
+        raise UserError(f"pseudo_tokens={pseudo_tokens} must be a multiple of {GROUP}")
+    text = Text(log_probs, segment_ids, None, None, None, experts)
+    text.check(np.arange(len(text.experts)))
+    exact = MixtureLosses(log_probs, segment_ids, experts=experts, memory=memory)
+    needed, needed_by = _needed(text)
     rng = np.random.default_rng(seed)
-    nodes = _nodes(log_probs, segment_ids, pseudo_tokens, rng)
-    k = log_probs.shape[1]
-    seen = spread(_PER_NODE * len(nodes), k, rng)
-    node_weights, offsets = _fit(nodes, seen, exact(seen))
-    found = CompressedLosses(nodes, node_weights, offsets, np.zeros(len(offsets)))
-    return CompressedLosses(nodes, node_weights, offsets, _largest_error(found, exact, spread(_HELD_OUT, k, rng), rng))
+    nodes = _nodes(text, pseudo_tokens // GROUP, rng)
+    k = nodes.shape[1]
+
+    def finite(mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        losses = exact(mixtures)
+        kept = np.isfinite(losses).all(axis=1)
+        return mixtures[kept], losses[kept]
+
+    node_weights, offsets = _fit(nodes, *finite(spread(_PER_GROUP * len(nodes) // GROUP, k, rng)))
+    found = CompressedLosses(nodes, node_weights, offsets, needed, needed_by, np.zeros(len(offsets)))
+    found.error = _largest_error(found, finite, spread(_HELD_OUT, k, rng), rng)
+    return found
+
+
+def _needed(text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """[S, K] the sets of experts under whom alone some tokens are possible, and [S, J] the domains of those."""
+    found: dict[bytes, np.ndarray] = {}
+    for first, rows in text.chunks():
+        impossible = np.isneginf(rows)
+        (some,) = np.nonzero(impossible.any(axis=1))
+        sets, set_of = np.unique(~impossible[some], axis=0, return_inverse=True)
+        for i, experts in enumerate(sets):
+            domains = found.setdefault(experts.tobytes(), np.zeros(len(text.domains), bool))
+            domains[text.segment_ids[first + some[set_of == i]]] = True
+    sets = np.array([np.frombuffer(experts, bool) for experts in found]).reshape(-1, len(text.experts))
+    return sets, np.array(list(found.values()), bool).reshape(-1, len(text.domains))
 
 
 def spread(count: int, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -142,51 +223,65 @@ def spread(count: int, k: int, rng: np.random.Generator) -> np.ndarray:
     return mixtures / mixtures.sum(axis=1, keepdims=True)
 
 
-def _nodes(log_probs: np.ndarray, segment_ids: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[M, K] pseudo-tokens: centres of clusters of the tokens, as many tokens of each domain."""
+def _nodes(text: Text, count: int, rng: np.random.Generator) -> np.ndarray:
+    """[M, K] pseudo-tokens: `GROUP` tokens from each of `count` clusters, which see as many tokens of each domain."""
     from sklearn.cluster import MiniBatchKMeans
 
-    domains = int(segment_ids.max()) + 1
-    each = -(-_CLUSTERED // domains)
+    each = -(-_CLUSTERED // len(text.domains))
     chosen = []
-    for j in range(domains):
-        (mine,) = np.nonzero(segment_ids == j)
+    for j in range(len(text.domains)):
+        (mine,) = np.nonzero(text.segment_ids == j)
         chosen.append(mine if len(mine) <= each else rng.choice(mine, each))
-    logs = np.asarray(log_probs[np.sort(np.concatenate(chosen))], np.float64)
-    logs = np.unique(logs - np.asarray(logsumexp(logs, axis=1, keepdims=True)), axis=0)
+    logs = text.rows(np.sort(np.concatenate(chosen)))
+    logs = np.float64(logs) - logs.max(axis=1, keepdims=True)
+    logs = np.unique(np.maximum(logs, -_REACH), axis=0)
+    cluster_of = np.arange(len(logs))
     if len(logs) > count:
+        centred = logs - np.asarray(logsumexp(logs, axis=1, keepdims=True))
         clusters = MiniBatchKMeans(
             count, init="random", n_init=1, batch_size=4096, max_iter=10, random_state=int(rng.integers(2**31))
         )
-        logs = clusters.fit(logs).cluster_centers_
-    return np.maximum(np.exp(logs), np.finfo(np.float32).tiny)
+        cluster_of = clusters.fit(centred).predict(centred)
+    members = np.split(np.argsort(cluster_of, kind="stable"), np.flatnonzero(np.diff(np.sort(cluster_of))) + 1)
+    groups = logs[np.stack([rng.choice(part, GROUP, replace=len(part) < GROUP) for part in members])]
+    # Tokens on which the experts are far apart have a group to themselves: the others' places go to ones.
+    beyond = np.cumsum(-groups.min(axis=2), axis=1) > _REACH
+    return np.exp(np.where(beyond[..., None], 0, groups)).reshape(-1, logs.shape[1])
 
 
 def _fit(nodes_MxK: np.ndarray, weights_CxK: np.ndarray, losses_CxJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[M, J] and [J] so that the losses are `offsets − log(weights @ nodesᵀ) @ node_weights` but for the ridge."""
-    m = len(nodes_MxK)
-    middle = np.log(nodes_MxK.mean(axis=1))  # taken away, so that the normal equations do not cancel
-    gram, right = np.zeros((m + 1, m + 1)), np.zeros((m + 1, losses_CxJ.shape[1]))
+    g = len(nodes_MxK) // GROUP
+
+    def features(weights: np.ndarray) -> np.ndarray:
+        return np.log(weights @ nodes_MxK.T).reshape(len(weights), g, GROUP).sum(axis=2)
+
+    middle = features(np.full((1, nodes_MxK.shape[1]), 1 / nodes_MxK.shape[1]))[0]  # so that little cancels
+    gram, right = np.zeros((g + 1, g + 1)), np.zeros((g + 1, losses_CxJ.shape[1]))
     for start in range(0, len(weights_CxK), _FITTED):
         part = slice(start, start + _FITTED)
-        x = np.pad(np.log(weights_CxK[part] @ nodes_MxK.T) - middle, ((0, 0), (0, 1)), constant_values=1)
+        x = np.pad(features(weights_CxK[part]) - middle, ((0, 0), (0, 1)), constant_values=1)
         gram += x.T @ x
         right += x.T @ losses_CxJ[part]
-    gram[range(m), range(m)] += _RIDGE * np.trace(gram)
+    gram[range(g), range(g)] += _RIDGE * np.trace(gram)
     *solved, constant = np.linalg.solve(gram, right)
-    return -np.array(solved), constant - middle @ np.array(solved)
+    return -np.repeat(solved, GROUP, axis=0), constant - middle @ np.array(solved)
 
 
 def _largest_error(
-    found: CompressedLosses, exact: MixtureLosses, weights: np.ndarray, rng: np.random.Generator
+    found: CompressedLosses,
+    exact: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """[J] largest error over the mixtures, and over others around the worst of each domain."""
-    errors = np.abs(found(weights).losses - exact(weights))
+    seen, losses = exact(weights)
+    errors = np.abs(found(seen).losses - losses)
     for _ in range(_ROUNDS):
-        worst = weights[np.argmax(errors, axis=0)]
+        worst = seen[np.argmax(errors, axis=0)]
         steps = np.exp(rng.normal(0, 0.3, (-(-_NEIGHBOURS // len(worst)), *worst.shape)))
         near = (worst * steps).reshape(-1, worst.shape[1])
-        near /= near.sum(axis=1, keepdims=True)
-        errors = np.concatenate([errors, np.abs(found(near).losses - exact(near))])
-        weights = np.concatenate([weights, near])
+        near, losses = exact(near / near.sum(axis=1, keepdims=True))
+        errors = np.concatenate([errors, np.abs(found(near).losses - losses)])
+        seen = np.concatenate([seen, near])
     return errors.max(axis=0)

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from mde.errors import UserError
 from mde.evaluation import experts as stacks
+from mde.evaluation._logmix import compiler_options
 from mde.evaluation.scoring import (
     MEMORY,
     EvaluationSet,
@@ -195,4 +196,4 @@ def _program(config: DecoderConfig, abreast: int, per_token: bool) -> Callable[.
     split = P("candidates", "data")
     in_specs = (P(None, stacks.AXES), P("data"), P())
     mapped = jax.shard_map(local, mesh=_mesh(abreast), in_specs=in_specs, out_specs=split, check_vma=False)
-    return jax.jit(mapped)
+    return jax.jit(mapped, compiler_options=compiler_options())

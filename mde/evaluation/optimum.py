@@ -7,8 +7,10 @@ need few: a pass gives value, gradient and Hessian of all objectives at their ow
 over the allowed mixtures give the next points. A sample of the tokens is solved first, so that the passes over all of
 them start near the end.
 
-The certificate is Frank and Wolfe's gap: the objective lies above its tangent, so no allowed mixture is below the
-tangent's least value, which a linear program finds. All is float64.
+The certificate: the objective lies above its tangent, so no allowed mixture is below the tangent's least value, which a
+linear program finds (Frank and Wolfe's gap). As a sum of logarithms it also is self-concordant, which bounds how far it
+is from its quadratic models (Nesterov, Introductory Lectures on Convex Optimization, 2004, theorems 4.1.7 and 4.1.8);
+so the last step can be taken, and certified, without another pass. All is float64.
 
 Shapes: T tokens (or sequences), K experts, J evaluation domains, N objectives, U units of resampling, G caps.
 """
@@ -21,10 +23,13 @@ from threadpoolctl import threadpool_limits
 
 from mde.errors import UserError
 from mde.evaluation import quadratic
+from mde.evaluation._text import Text
 from mde.evaluation.polytope import Polytope, inequalities, least_linear, polytope
 from mde.evaluation.second_order import Model, Rows, rows_of
 
-_SAMPLE = 1 << 15  # rows that are solved first
+_SAMPLE = 1 << 14  # rows that are solved at once; of more, a part is solved first
+_PART = 8
+_ENOUGH = 0.01  # share of a sample's statistical error to which it is solved
 _INWARD = 1e-3  # a start from the sample is moved inside by this: rows outside the sample may need any expert
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
 _ROUNDING = 1e-13  # of values, relative
@@ -37,7 +42,7 @@ class Optima:
 
     Attributes:
       weights: [N, K] mixtures.
-      objective: [N] values there, nats per token, the pull to the prior included.
+      objective: [N] values there, nats per token, the pull to the prior included, to within half the gap.
       gap: [N] upper bounds on how far the values are above the least possible, nats per token.
       lower_price: [N, K] what raising a lower bound costs, nats per token and unit of weight; positive where it binds.
       upper_price: [N, K] what raising an upper bound gains.
@@ -100,19 +105,13 @@ def optimum(
       UserError: what is no log-prob; a token impossible under every expert that is allowed; bounds or caps that leave
         no mixture; objectives that are negative or zero; a domain without tokens.
     """
-    if log_probs.ndim != 2:
-        raise UserError(f"log_probs {log_probs.shape}: expected [T, K]")
-    k = log_probs.shape[1]
-    allowed = polytope([str(i) for i in range(k)] if names is None else names, lower, upper, caps)
-    rows, tokens = rows_of(log_probs, segment_ids, allowed.upper > 0, tau, sequence_ids, unit_ids)
+    text = Text(log_probs, segment_ids, sequence_ids, None, None, names)
+    allowed = polytope(text.experts, lower, upper, caps)
+    rows, tokens = rows_of(text, tau, allowed.upper > 0, unit_ids)
     rows = rows.weigh(tokens, np.atleast_2d(objectives), unit_counts)
     rows = dataclasses.replace(rows, pull=_pull(prior, kl, allowed))
-    start = np.tile(allowed.start, (rows.objectives, 1))
     with threadpool_limits(1, "blas"):  # blocks of tokens are spread over threads already
-        if len(rows.segment_ids) > 4 * _SAMPLE:
-            sampled = _minimize(rows.sample(_SAMPLE), allowed, start, tolerance, max_passes).weights
-            start = sampled + _INWARD * (start - sampled)
-        return _minimize(rows, allowed, start, tolerance, max_passes)
+        return _solve(rows, allowed, tolerance, max_passes)
 
 
 def bootstrap(unit_ids: np.ndarray, segment_ids: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -159,22 +158,41 @@ def _pull(prior: np.ndarray | None, kl: float, allowed: Polytope) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Proposal:
-    """The optima of the quadratic models, and what they say about the points they were made at."""
+    """The optima of the quadratic models."""
 
     weights: np.ndarray  # [N, K]
-    gap: np.ndarray  # [N]
+    value: np.ndarray  # [N] of the models there
+    gap: np.ndarray  # [N] bounds on how far the objectives there are above the least possible
+    gap_before: np.ndarray  # [N] the same where the models were made
     prices: np.ndarray  # [N, R] multipliers of the inequalities
+
+    @property
+    def certified(self) -> np.ndarray:
+        """[N] bounds for the better known of the two points."""
+        return np.minimum(self.gap, self.gap_before)
+
+
+def _solve(rows: Rows, allowed: Polytope, tolerance: float, max_passes: int) -> Optima:
+    """From the optima of a sample, and theirs from a smaller one."""
+    start = np.tile(allowed.start, (rows.objectives, 1))
+    count = len(rows.segment_ids)
+    if count > 4 * _SAMPLE:
+        part = count // _PART
+        enough = max(tolerance, _ENOUGH * start.shape[1] / part)
+        sampled = _solve(rows.sample(part), allowed, enough, max_passes).weights
+        start = sampled + _INWARD * (start - sampled)
+    return _minimize(rows, allowed, start, tolerance, max_passes)
 
 
 def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float, max_passes: int) -> Optima:
     """Sequential quadratic programming with backtracking, every objective at its own pace; `rows` are one pass."""
-    weights, everything = start.copy(), np.arange(len(start))
+    weights, everything, least = start.copy(), np.arange(len(start)), rows.least()
     model = rows.evaluate(weights, everything)
     if not np.isfinite(model.value).all():
         raise UserError(f"the loss of the mixture {weights[0].round(4).tolist()} is not finite")
-    proposal = _propose(allowed, weights, model)
+    proposal = _propose(allowed, weights, model, least)
     size, passes = np.ones(len(start)), 1
-    while passes < max_passes and len(rest := np.flatnonzero(proposal.gap > tolerance)):
+    while passes < max_passes and len(rest := np.flatnonzero(proposal.certified > tolerance)):
         now, then, share = weights[rest], proposal.weights[rest], size[rest, None]
         tried = np.where(share == 1, then, now + share * (then - now))
         found = rows.evaluate(tried, rest)
@@ -183,7 +201,7 @@ def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float
         done = rest[good]
         weights[done], size[done] = tried[good], 1
         _put(model, done, found, good)
-        _put(proposal, done, _propose(allowed, weights[done], model.at(done)), slice(None))
+        _put(proposal, done, _propose(allowed, weights[done], model.at(done), least[done]), slice(None))
         refused = rest[~good]
         size[refused] = np.where(size[refused] == 1, _SHORTER[0], _SHORTER[1] * size[refused])
     return _optima(allowed, weights, model, proposal, passes)
@@ -207,7 +225,10 @@ def _optima(allowed: Polytope, weights: np.ndarray, model: Model, proposal: _Pro
     lower_price[:, free], upper_price[:, free], cap_price = np.split(
         proposal.prices, [len(free), 2 * len(free)], axis=1
     )
-    return Optima(weights, model.value, proposal.gap, lower_price, upper_price, cap_price, passes)
+    further = proposal.gap < proposal.gap_before
+    weights = np.where(further[:, None], proposal.weights, weights)
+    value = np.where(further, proposal.value, model.value)
+    return Optima(weights, value, proposal.certified, lower_price, upper_price, cap_price, passes)
 
 
 def _put(target: Model | _Proposal, where: np.ndarray, source: Model | _Proposal, which: np.ndarray | slice) -> None:
@@ -215,8 +236,8 @@ def _put(target: Model | _Proposal, where: np.ndarray, source: Model | _Proposal
         getattr(target, field.name)[where] = getattr(source, field.name)[which]
 
 
-def _propose(allowed: Polytope, weights: np.ndarray, model: Model) -> _Proposal:
-    """Minimises the quadratic models, and bounds how far the objectives are from their least."""
+def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.ndarray) -> _Proposal:
+    """Minimises the quadratic models; `least` [N] are the smallest weights of the objectives' terms."""
     free = allowed.free
     rows, limits = inequalities(allowed)
     proposed, prices = weights.copy(), np.zeros((len(weights), len(limits)))
@@ -225,11 +246,28 @@ def _propose(allowed: Polytope, weights: np.ndarray, model: Model) -> _Proposal:
         slope = model.gradient[:, free] - np.einsum("nij,nj->ni", curvature, weights[:, free])
         proposed[:, free], prices = quadratic.minimize(curvature, slope, rows, limits, allowed.start[free])
         proposed = _snap(allowed, proposed, prices)
-    cap_price = prices[:, 2 * len(free) :]
-    reduced = model.gradient + cap_price @ allowed.cap_rows
-    least = least_linear(allowed, reduced) - cap_price @ allowed.cap_limits
-    gap = (model.gradient * weights).sum(axis=1) - least
-    return _Proposal(proposed, np.maximum(gap, 0), prices)
+    step = proposed - weights
+    bend = np.einsum("nij,nj->ni", model.hessian, step)
+    linear, square = ((a * step).sum(axis=1) for a in (model.gradient, bend))
+    # With c the smallest weight of a term and |s|² = sᵀHs / c, f(x + s) is at least f(x) + g·s + c(|s| − log(1 + |s|))
+    # and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs is above the first by cω at most.
+    distance = np.sqrt(np.maximum(square, 0) / least)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = least * np.where(distance < 1, -distance - np.log1p(-distance), np.inf)
+    tangent, model_gap = (
+        _linear_gap(allowed, weights, slope, prices) for slope in (model.gradient, model.gradient + bend)
+    )
+    before = np.maximum(np.minimum(tangent, model_gap + bound), 0)
+    return _Proposal(
+        proposed, model.value + linear + square / 2, np.maximum(model_gap + linear + 2 * bound, 0), before, prices
+    )
+
+
+def _linear_gap(allowed: Polytope, weights: np.ndarray, slopes: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """[N] bounds on how much smaller than at the weights the linear functions get among the allowed mixtures."""
+    cap_price = prices[:, 2 * len(allowed.free) :]
+    least = least_linear(allowed, slopes + cap_price @ allowed.cap_rows) - cap_price @ allowed.cap_limits
+    return (slopes * weights).sum(axis=1) - least
 
 
 def _snap(allowed: Polytope, weights: np.ndarray, prices: np.ndarray) -> np.ndarray:

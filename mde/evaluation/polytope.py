@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mde.errors import UserError
+from mde.optimization import simplex
 
 NOTHING = 1e-12  # room or weight below this is rounding
 
@@ -72,8 +73,7 @@ def polytope(
     least, most = np.maximum(low, 1 - (high.sum() - high)), np.minimum(high, 1 - (low.sum() - low))
     fixed = most - least <= NOTHING
     low, high = np.where(fixed, least, low), np.where(fixed, least, high)
-    room = high - low
-    start = low + room * ((1 - low.sum()) / room.sum() if room.any() else 0)
+    start = simplex.centre(low, high)
     if caps is None:
         return Polytope(names, low, high, np.zeros((0, k)), np.zeros(0), start)
     rows, limits = (np.asarray(part, np.float64) for part in caps)
@@ -134,9 +134,5 @@ def inequalities(allowed: Polytope) -> tuple[np.ndarray, np.ndarray]:
 
 
 def least_linear(allowed: Polytope, costs_NxK: np.ndarray) -> np.ndarray:
-    """[N] least of `costs @ λ` within the bounds, caps aside: the cheapest weights are filled first."""
-    order = np.argsort(costs_NxK, axis=1)
-    room = (allowed.upper - allowed.lower)[order]
-    before = np.cumsum(room, axis=1) - room
-    filled = np.clip(1 - allowed.lower.sum() - before, 0, room)
-    return (np.take_along_axis(costs_NxK, order, axis=1) * (allowed.lower[order] + filled)).sum(axis=1)
+    """[N] least of `costs @ λ` within the bounds, caps aside."""
+    return (costs_NxK * simplex.cheapest(costs_NxK, allowed.lower, allowed.upper)).sum(axis=1)

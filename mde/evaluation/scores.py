@@ -80,6 +80,13 @@ class Scores:
         aside.replace(directory / "score.json")
         return score
 
+    def read(self, run: str, domain: str, of: str) -> Score:
+        """The score of a run on a domain; raises UserError where there is none of this run on this text."""
+        if (score := self.find(run, domain, of)) is None:
+            where = self._directory / run / domain
+            raise UserError(f"{where}: no score of this run on this text; run `mde score` first")
+        return score
+
     def columns(self, runs: Sequence[str], domains: Sequence[str], of: Sequence[Sequence[str]]) -> "Columns":
         """The log-probs of all domains, one after the other, with a column for each run.
 
@@ -93,9 +100,7 @@ class Scores:
         """
         for run, names in zip(runs, of, strict=True):
             for domain, name in zip(domains, names, strict=True):
-                if self.find(run, domain, name) is None:
-                    where = self._directory / run / domain
-                    raise UserError(f"{where}: no score of this run on this text; run `mde score` first")
+                self.read(run, domain, name)
         return Columns([[self._directory / run / domain / "log_probs" for run in runs] for domain in domains])
 
 

@@ -174,8 +174,8 @@ def token_log_probs(config: DecoderConfig, params: decoder.Params, tokens: jax.A
 class Scorer:
     """Scores models of one architecture on one evaluation set: a pass over the tokens, batches over the devices.
 
-    All devices take one model at a time, so as many of them are busy with one model as with many, and what a score is
-    does not depend on how many there are.
+    All devices of this process take one model at a time, so as many of them are busy with one model as with many, and
+    what a score is does not depend on how many there are.
 
     Args:
       config: architecture of the models.
@@ -186,10 +186,10 @@ class Scorer:
     def __init__(self, config: DecoderConfig, data: EvaluationSet, batch_size: int | None = None):
         check_vocabulary(config, data)
         self._data = data
-        devices = jax.device_count()
-        per_device = -(-len(data.tokens) // devices)
-        self._batch = devices * (batch_size or windows_per_batch(config, per_device, data.seq_len))
-        self._mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,))
+        devices = jax.local_devices()
+        per_device = -(-len(data.tokens) // len(devices))
+        self._batch = len(devices) * (batch_size or windows_per_batch(config, per_device, data.seq_len))
+        self._mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
         log_probs = functools.partial(token_log_probs, config)
         specs = (P(), P("data"), P("data"))

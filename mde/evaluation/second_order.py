@@ -12,10 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from mde.errors import UserError
+from mde.evaluation._text import Text
 
-_BLOCK_NUMBERS = 300_000  # a block and what is made of it stay in the cache
-_BLOCKS = 8  # that a thread takes at once
-_KEPT_NUMBERS = 1 << 25  # probabilities are kept from pass to pass up to here, 256 MB, and made anew beyond
+_BLOCK_NUMBERS = 400_000  # a block and what is made of it stay in the cache
+_BLOCKS = 4  # that a thread takes at once
 _Result = TypeVar("_Result")
 
 
@@ -44,7 +44,6 @@ class Rows:
       domain_weights: [N, J] weight of a row of each domain: the domain's weight over its tokens.
       unit_counts: [N, U] how often a unit counts.
       pull: [K] weights of −log λ.
-      kept: probabilities of blocks, for the next pass.
     """
 
     log_probs: np.ndarray
@@ -54,7 +53,6 @@ class Rows:
     domain_weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
     unit_counts: np.ndarray | None = None
     pull: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def objectives(self) -> int:
@@ -101,22 +99,32 @@ class Rows:
         sizes = [np.bincount(self.unit_ids, tokens * (self.segment_ids == j), units) for j in range(domains)]
         return unit_counts @ np.stack(sizes, axis=1)
 
+    def least(self) -> np.ndarray:
+        """[N] the smallest positive weight of any term of each objective, or less."""
+        rows = self.domain_weights
+        if self.unit_counts is not None:
+            rows = rows * np.where(self.unit_counts > 0, self.unit_counts, np.inf).min(axis=1, keepdims=True)
+        terms = np.hstack([rows, np.tile(self.pull, (self.objectives, 1))])
+        return np.where(terms > 0, terms, np.inf).min(axis=1)
+
     def sample(self, size: int) -> "Rows":
-        """About `size` rows, as many of each domain, drawn with replacement; they weigh what all of it does."""
+        """About `size` rows from all over, and as many of a small domain as of an average one if it has them; they
+        weigh what all of it does."""
         rng = np.random.default_rng(0)
-        counts = np.bincount(self.segment_ids)
-        each = -(-size // len(counts))
-        starts = np.cumsum(counts) - counts
-        places = starts[:, None] + (rng.random((len(counts), each)) * counts[:, None]).astype(np.int64)
-        by_domain = np.argsort(self.segment_ids.astype(np.uint16), kind="stable")  # 16 bits: radix sort
-        chosen = np.sort(by_domain[places.ravel()])
+        total, counts = len(self.segment_ids), np.bincount(self.segment_ids)
+        chosen = ((np.arange(size) + rng.random(size)) * (total / size)).astype(np.int64)
+        drawn = np.bincount(self.segment_ids[chosen], minlength=len(counts))
+        for j in np.flatnonzero((drawn < size // len(counts) // 4) & (drawn < counts)):
+            mine = rng.choice(np.flatnonzero(self.segment_ids == j), size // len(counts))
+            chosen = np.append(chosen[self.segment_ids[chosen] != j], mine)
+            drawn[j] = len(mine)
+        chosen.sort()
         return dataclasses.replace(
             self,
             log_probs=self.log_probs[chosen],
             segment_ids=self.segment_ids[chosen],
             unit_ids=None if self.unit_ids is None else self.unit_ids[chosen],
-            domain_weights=self.domain_weights * (counts / each),
-            kept={},
+            domain_weights=self.domain_weights * (counts / drawn),
         )
 
     def evaluate(self, weights_NxK: np.ndarray, which: np.ndarray) -> Model:
@@ -148,15 +156,13 @@ class Rows:
 
     def _probs(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities [K, rows] of a block over the largest of their row, and the logarithms [rows] of those."""
-        if rows.start in self.kept:
-            return self.kept[rows.start]
-        logs = self.log_probs[rows].T.astype(np.float64, order="C")[self.experts]
+        chosen = self.log_probs[rows]
+        if len(self.experts) < chosen.shape[1]:
+            chosen = chosen[:, self.experts]
+        logs = chosen.T.astype(np.float64, order="C")
         largest = logs.max(axis=0)
         logs -= largest
-        probs = np.exp(logs, out=logs), largest
-        if len(self.segment_ids) * len(self.experts) <= _KEPT_NUMBERS:
-            self.kept[rows.start] = probs
-        return probs
+        return np.exp(logs, out=logs), largest
 
     def _pulled(self, weights: np.ndarray, model: Model) -> Model:
         """With the pull's KL(prior ‖ λ) added."""
@@ -180,62 +186,30 @@ def _products(weights_NxT: np.ndarray, probs_KxT: np.ndarray) -> np.ndarray:
     return weights_NxT @ (probs_KxT[left] * probs_KxT[right]).T
 
 
-def rows_of(
-    log_probs: np.ndarray,
-    segment_ids: np.ndarray,
-    allowed: np.ndarray,
-    tau: float,
-    sequence_ids: np.ndarray | None,
-    unit_ids: np.ndarray | None,
-) -> tuple[Rows, np.ndarray]:
+def rows_of(text: Text, tau: float, allowed: np.ndarray, unit_ids: np.ndarray | None) -> tuple[Rows, np.ndarray]:
     """The rows, and the tokens [T] that each stands for: tokens for tau = 0, sequences for tau = 1.
 
     Raises:
-      UserError: what is no log-prob; a row impossible under every expert of `allowed` [K]; a domain without tokens.
+      UserError: what is no log-prob; a row impossible under every expert of `allowed` [K].
     """
-    for name, ids in (("segment_ids", segment_ids), ("sequence_ids", sequence_ids), ("unit_ids", unit_ids)):
-        if ids is not None and ids.shape != log_probs.shape[:1]:
-            raise UserError(f"log_probs {log_probs.shape} and {name} {ids.shape}: expected [T, K] and [T]")
-    counts = np.bincount(segment_ids)
-    if not len(counts) or not counts.all():
-        raise UserError(f"domain {np.argmin(counts) if len(counts) else 0} has no token")
-    rows = Rows(log_probs, segment_ids, np.flatnonzero(allowed), unit_ids)
-    _check(rows)
-    if tau == 0:
-        return rows, np.ones(len(segment_ids))
-    if tau != 1:
+    text.check_taus([tau])
+    if tau not in (0, 1):
         raise UserError(f"tau={tau}: only the losses of tau=0 and tau=1 are convex")
-    if sequence_ids is None:
-        raise UserError("tau=1 needs sequence_ids: which tokens make a sequence")
-    starts = np.flatnonzero(np.diff(sequence_ids, prepend=sequence_ids[0] - 1))
-    sums = np.add.reduceat(log_probs, starts, dtype=np.float64)
-    lengths = np.diff(starts, append=len(segment_ids))
+    if unit_ids is not None and unit_ids.shape != (len(text),):
+        raise UserError(f"unit_ids {unit_ids.shape}: expected one for each of {len(text)} tokens")
+    experts = np.flatnonzero(allowed)
+    text.check(experts)
+    if tau == 0:
+        return Rows(text.log_probs, text.segment_ids, experts, unit_ids), np.ones(len(text))
+    starts = text.starts
+    assert starts is not None
+    sums = np.add.reduceat(text.log_probs, starts, dtype=np.float64)
+    impossible = np.isneginf(sums[:, experts]).all(axis=1)
+    if impossible.any():
+        raise UserError(f"sequence {np.argmax(impossible)} is impossible under every expert that is allowed")
+    lengths = np.diff(starts, append=len(text))
     units = None if unit_ids is None else unit_ids[starts]
-    sequences = Rows(sums, segment_ids[starts], rows.experts, units)
-    _check(sequences, "sequence")
-    return sequences, lengths.astype(np.float64)
-
-
-def _check(rows: Rows, what: str = "token") -> None:
-    """Raises UserError at the first row that is no log-probs, or that no expert of those that count can produce."""
-
-    def block(part: slice) -> None:
-        values = rows.log_probs[part]
-        bad = ~(values <= 0)
-        if bad.any():
-            row, expert = np.argwhere(bad)[0]
-            raise UserError(
-                f"log-prob of {what} {part.start + row} (domain {rows.segment_ids[part][row]}) under expert {expert} "
-                f"is {values[row, expert]}; expected a number of at most 0"
-            )
-        if not np.isfinite(values).all():
-            impossible = np.isneginf(values[:, rows.experts]).all(axis=1)
-            if impossible.any():
-                row = part.start + np.argmax(impossible)
-                raise UserError(f"{what} {row} is impossible under every expert that is allowed")
-
-    for _ in _map(block, len(rows.segment_ids), rows.log_probs.shape[1]):
-        pass
+    return Rows(sums, text.segment_ids[starts], experts, units), lengths.astype(np.float64)
 
 
 def _map(block: Callable[[slice], _Result], rows: int, numbers: int) -> Iterator[_Result]:

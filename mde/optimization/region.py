@@ -120,13 +120,8 @@ class Region:
         Raises:
           UserError: no mixture obeys all bounds.
         """
-        if not len(self.member):  # fill the cheapest domains up, one after another
-            order = np.argsort(slope, kind="stable")
-            room = (self.high - self.low)[order]
-            filled = np.clip(1 - self.low.sum() - (np.cumsum(room) - room), 0, room)
-            result = self.low.copy()
-            result[order] += filled
-            return result
+        if not len(self.member):
+            return simplex.cheapest(slope[None], self.low, self.high)[0]
         rows, limits = np.vstack([self.member, -self.member]), np.concatenate([self.group_high, -self.group_low])
         bounds = np.stack([self.low, self.high], axis=1)
         found = optimize.linprog(slope, rows, limits, np.ones((1, self.k)), [1.0], bounds, "highs", options=PRECISE)
@@ -145,8 +140,7 @@ class Region:
             sides = np.vstack([np.eye(self.k), self.member])
             centre = np.mean([self.vertex(sign * side) for side in sides for sign in (-1, 1)], axis=0)
         else:
-            room = self.high - self.low
-            centre = self.low + room * (1 - self.low.sum()) / max(room.sum(), np.finfo(float).tiny)
+            centre = simplex.centre(self.low, self.high)
         if self.prior is None or self.max_kl == np.inf:
             return centre
         nearest = self._least_divergent(centre)

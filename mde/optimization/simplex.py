@@ -126,3 +126,22 @@ def project(points: np.ndarray, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = 
     inner = np.where(at_high, high, np.where(at_low, low, points)).sum(axis=1, keepdims=True)
     shift = np.where(count > 0, (inner - 1) / np.maximum(count, 1), middle)
     return np.clip(points - shift, low, high)
+
+
+def centre(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The mixture [K] that has the same part of every share's room between its bounds [K]."""
+    room = high - low
+    return low + room * ((1 - low.sum()) / max(room.sum(), np.finfo(float).tiny))
+
+
+def cheapest(costs: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The mixture of least `costs @ mixture` within the bounds [K], for each row of [C, K]; exact.
+
+    The cheapest domains are filled up, one after another.
+    """
+    order = np.argsort(costs, axis=1, kind="stable")
+    room = (high - low)[order]
+    filled = np.clip(1 - low.sum() - (np.cumsum(room, axis=1) - room), 0, room)
+    mixtures = np.empty(costs.shape)
+    np.put_along_axis(mixtures, order, low[order] + filled, axis=1)
+    return mixtures

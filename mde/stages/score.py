@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mde import hosts
 from mde.errors import check_positive
 from mde.evaluation.answers import Choices
 from mde.evaluation.scores import Columns, Score, Scores
@@ -52,7 +53,7 @@ def score_runs(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> p
     """Losses [runs, J] in nats per token, scored as `about` says; scores that are there already are kept."""
     data = evaluation_data(study, about)
     found = _scored(study, about, runs, data, RIGHT)
-    losses = {run: [score.loss for score in row.values()] for run, row in found.items()}
+    losses = {run: [score.loss for score in scores] for run, scores in found.items()}
     table = pd.DataFrame.from_dict(losses, orient="index", columns=list(data.domains))
     table.index.name = "run"
     return table
@@ -78,14 +79,22 @@ def score_choices(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -
 
 def _scored(
     study: Study, about: Mapping[str, Any], runs: Sequence[str], data: EvaluationSet, split: str
-) -> dict[str, dict[str, Score]]:
-    """The scores of runs on domains, of which those that are missing are made."""
+) -> dict[str, list[Score]]:
+    """The scores of runs on domains, of which those that are missing are made.
+
+    Where several processes do this together, each takes its share of the runs.
+    """
     scores, of = _scores(study, split), _identities(study, about, runs, data.domains, split)
-    found = {run: {domain: scores.find(run, domain, name) for domain, name in of[run].items()} for run in runs}
-    missing = {run: [domain for domain, score in row.items() if score is None] for run, row in found.items()}
-    for run, domain, log_probs in _score(study, about, data, {run: names for run, names in missing.items() if names}):
-        found[run][domain] = scores.write(run, domain, of[run][domain], log_probs)
-    return {run: {domain: score for domain, score in row.items() if score} for run, row in found.items()}
+    missing = {}
+    for run in runs:
+        if names := [domain for domain, name in of[run].items() if scores.find(run, domain, name) is None]:
+            missing[run] = names
+    hosts.wait("all have seen what is scored")
+    mine = {run: missing[run] for run in list(missing)[hosts.index() :: hosts.count()]}
+    for run, domain, log_probs in _score(study, about, data, mine):
+        scores.write(run, domain, of[run][domain], log_probs)
+    hosts.wait("all have scored their share")
+    return {run: [scores.read(run, domain, name) for domain, name in of[run].items()] for run in runs}
 
 
 def _score(
@@ -98,7 +107,10 @@ def _score(
     scorer = Scorer(config, data, about["batch_size"])
     counts = dict(zip(data.domains, map(int, data.token_counts), strict=True))
     total = sum(counts[domain] for names in missing.values() for domain in names)
-    with tqdm(total=total, desc="score", unit="tok", unit_scale=True) as bar, ThreadPoolExecutor(1) as ahead:
+    with (
+        tqdm(total=total, desc="score", unit="tok", unit_scale=True, disable=not hosts.is_first()) as bar,
+        ThreadPoolExecutor(1) as ahead,
+    ):
         loading = (ahead.submit(load_run, study, run, config) for run in missing)
         loaded = next(loading)
         for run, names in missing.items():
@@ -163,7 +175,7 @@ def _warn_of_long_answers(study: Study) -> None:
     for task in study.tasks:
         stores = [study.store(task, split) for split in (RIGHT, WRONG) if f"{task}/{split}" in study.about["stores"]]
         count = sum(int((np.diff(store.bounds) - store.answers > _seq_len(study)).sum()) for store in stores)
-        if count:
+        if count and hosts.is_first():
             print(
                 f"warning: task {task!r}: {count} answers are longer than the {_seq_len(study)} tokens that the models "
                 "read; their beginnings are not scored",

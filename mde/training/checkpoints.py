@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mde import hosts
 from mde.errors import UserError
 from mde.models.decoder import Params
 
@@ -20,13 +21,13 @@ _log = logging.getLogger(__name__)  # not absl's, which the command line silence
 
 
 def save_params(path: epath.Path, params: Params) -> None:
-    """Writes the parameters of a finished run, replacing what was there."""
+    """Writes the parameters of a finished run, replacing what was there; all processes do it together."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(_absolute(path), params, force=True)
 
 
 def load_params(path: epath.Path, like: Params) -> Params:
-    """Reads a finished run's parameters as NumPy arrays.
+    """Reads a finished run's parameters as NumPy arrays; no process waits for another.
 
     Args:
       path: the checkpoint.
@@ -38,24 +39,36 @@ def load_params(path: epath.Path, like: Params) -> Params:
     if not path.exists():
         raise UserError(f"{path}: no checkpoint here; run `mde train` first")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
             return _of_shape(checkpointer.restore(_absolute(path), _abstract(like)), like)
     except Exception as e:  # Orbax has no error class of its own: what a broken file raises depends on where it broke
         reason = str(e).strip().split("\n")[0][:200]
         raise UserError(f"{path}: damaged checkpoint ({reason}); delete {path.parent} and run `mde train` again") from e
 
 
-class Progress:
-    """The states that one run resumes from, by step; the newest two are kept, and none of a run with another record."""
+def begin_progress(directory: epath.Path, record: Mapping[str, Any]) -> None:
+    """Makes the directory of a run's states, or keeps it; states of a run with another record are deleted."""
+    made_by, text = directory / "record.json", json.dumps(record, sort_keys=True)
+    if directory.exists() and not (made_by.exists() and made_by.read_text() == text):
+        directory.rmtree()
+    directory.mkdir(parents=True, exist_ok=True)
+    made_by.write_text(text)
 
-    def __init__(self, directory: epath.Path, record: Mapping[str, Any]):
+
+class Progress:
+    """The states that one run resumes from, by step; the newest two are kept. All processes save and restore together.
+
+    Args:
+      directory: that `begin_progress` made.
+    """
+
+    def __init__(self, directory: epath.Path):
         self._directory = directory
-        made_by, text = directory / "record.json", json.dumps(record, sort_keys=True)
-        if directory.exists() and not (made_by.exists() and made_by.read_text() == text):
-            directory.rmtree()
-        directory.mkdir(parents=True, exist_ok=True)
-        made_by.write_text(text)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        # Several runs save at once: processes that wait for each other over one must not take it for another.
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.parent.name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=False, enable_async_checkpointing=True, multiprocessing_options=apart
+        )
         self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def steps(self) -> set[int]:
@@ -88,9 +101,10 @@ class Progress:
         """Waits until what is being saved is written."""
         self._manager.close()
 
-    def drop(self) -> None:
-        """Deletes the states of a run that is done, or not to be gone on with."""
-        self._directory.rmtree()
+
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """Lets Orbax do something in this process alone."""
+    return ocp.options.MultiprocessingOptions(primary_host=hosts.index(), active_processes={hosts.index()})
 
 
 def _abstract(tree: Any) -> Any:

@@ -5,12 +5,14 @@ A mesh has the axes `pool`, `data` and `model` (see `mde.models.sharding`). A ro
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -82,8 +84,14 @@ def make_mesh(shape: MeshShape) -> Mesh:
     """The mesh of this shape on the first of the devices; raises UserError if there are fewer."""
     if shape.devices > jax.device_count():
         raise UserError(f"mesh {shape} needs {shape.devices} devices, here are {jax.device_count()}")
+    devices = jax.devices()[: shape.devices]
+    if len({device.process_index for device in devices}) < jax.process_count():
+        raise UserError(
+            f"mesh {shape} takes {shape.devices} of {jax.device_count()} devices and leaves a process without any; "
+            f"run it with fewer processes, or give a --mesh of all devices"
+        )
     sizes = (shape.pool, shape.data, shape.model)
-    return jax.make_mesh(sizes, sharding.AXES, (AxisType.Auto,) * 3, devices=jax.devices()[: shape.devices])
+    return jax.make_mesh(sizes, sharding.AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def pool_mesh(models: int) -> Mesh:
@@ -115,6 +123,11 @@ def on_pool(
     return jax.jit(mapped if alone else split, donate_argnums=0 if donate else (), out_shardings=out_shardings)
 
 
+def read_by_all() -> P:
+    """Where metrics [pool, ...] lie so that every process can read them."""
+    return P("pool") if jax.process_count() == 1 else P()
+
+
 def stack(mesh: Mesh, trees: Sequence[Any], *axes: str | None) -> Any:
     """Trees of host arrays stacked on a leading axis that lies on the pool; the dimensions after it lie on `axes`."""
     sharding = NamedSharding(mesh, P("pool", *axes))
@@ -131,6 +144,16 @@ def spread(mesh: Mesh, params: Any) -> Any:
     return jax.tree.map(place, params, sharding.stacked(mesh, params))
 
 
+def zeros(like: Any) -> Any:
+    """Zeros where the shapes, dtypes and shardings of a tree say."""
+
+    def make(x: jax.ShapeDtypeStruct) -> jax.Array:
+        part = np.zeros(x.sharding.shard_shape(x.shape), x.dtype)
+        return jax.make_array_from_callback(x.shape, x.sharding, lambda _: part)
+
+    return jax.tree.map(make, like)
+
+
 def _place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
@@ -144,8 +167,15 @@ def unstack(stacked: Any) -> Iterator[Any]:
         yield jax.tree.map(lambda x, i=i: x[i], host)
 
 
+def processes_of(mesh: Mesh, index: int) -> frozenset[int]:
+    """The processes that hold parts of one model of a stack."""
+    return frozenset(device.process_index for device in mesh.devices[index].flat)
+
+
 def member(mesh: Mesh, stacked: Any, index: int) -> Any:
-    """One model of a stack, left on the devices of its row."""
+    """One model of a stack: on the devices of its row, or on every row if several processes each must have it."""
+    if jax.process_count() > 1:
+        return _told_to_all(mesh, stacked, index)
     row = _row(mesh, index)
 
     def take(x: jax.Array) -> jax.Array:
@@ -155,21 +185,40 @@ def member(mesh: Mesh, stacked: Any, index: int) -> Any:
     return jax.tree.map(take, stacked)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _told_to_all(mesh: Mesh, stacked: Any, index: jax.Array | int) -> Any:
+    """A sum over the pool to which only one row has something to add: no device holds more than its part of a model."""
+    axes = jax.tree.map_with_path(lambda path, x: sharding.spec(path, jax.eval_shape(lambda: x[0])), stacked)
+
+    def tell(x: jax.Array, axes: P) -> jax.Array:
+        mine = lambda x, index: jnp.where(jax.lax.axis_index("pool") == index, x[0], 0)  # noqa: E731
+        told = jax.shard_map(
+            lambda x, index: jax.lax.psum(mine(x, index), "pool"),
+            mesh=mesh,
+            in_specs=(P("pool", *axes), P()),
+            out_specs=axes,
+        )
+        return told(x, index)
+
+    return jax.tree.map(tell, stacked, axes)
+
+
 def abstract_member(mesh: Mesh, tree: Any, index: int) -> Any:
-    """Shapes, dtypes and shardings of a model on the devices of its row."""
-    row = _row(mesh, index)
+    """Shapes, dtypes and shardings that `member` gives a model."""
+    devices = mesh if jax.process_count() > 1 else _row(mesh, index)
     return jax.tree.map_with_path(
-        lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(row, sharding.spec(path, x))),
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(devices, sharding.spec(path, x))),
         tree,
     )
 
 
 def join(mesh: Mesh, members: Sequence[Any]) -> Any:
-    """The stack of models that lie on their rows already: the inverse of `member`."""
+    """The stack of models that lie as `member` leaves them."""
+    rows = [set(devices.flat) for devices in mesh.devices]
 
     def put(*xs: jax.Array) -> jax.Array:
         where = NamedSharding(mesh, P("pool", *_axes(xs[0])))
-        parts = [shard.data[None] for x in xs for shard in x.addressable_shards]
+        parts = [s.data[None] for x, row in zip(xs, rows, strict=True) for s in x.addressable_shards if s.device in row]
         return jax.make_array_from_single_device_arrays((len(xs), *xs[0].shape), where, parts)
 
     return jax.tree.map(put, *members)

@@ -7,27 +7,28 @@ ones. The longest come first, so that waves are of nearly equal lengths.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from mde import hosts
 from mde.data import mixing
 from mde.errors import UserError
-from mde.models import decoder, sharding
+from mde.models import sharding
 from mde.models.config import DecoderConfig
 from mde.training import checkpoints, placement
 from mde.training.interruptions import Termination, writing
 from mde.training.metrics import Curves, Watching
-from mde.training.placement import MeshShape, on_pool, pool_mesh, stack, unstack
+from mde.training.placement import MeshShape, on_pool, pool_mesh, read_by_all, stack, unstack
 from mde.training.runs import Recipe, Run, pending
 from mde.training.step import TrainSettings, TrainState, begin, initial, train_step
 from mde.training.validation import Validation
@@ -73,9 +74,10 @@ def train_pool(
       UserError: a run of this name was trained another way, a domain is empty, the mesh does not divide the devices,
         the model or the batch, or losses were not finite (the other runs are trained to the end first).
     """
-    if jax.process_count() > 1:
-        raise UserError("a pool is trained by one process: its checkpoints are not written by several yet")
+    if jax.process_count() != hosts.count():
+        raise UserError("several processes train together when `mde.hosts.connect` has made them known to each other")
     waiting = pending(runs, recipe, directory)
+    hosts.wait("all have seen what is done")
     if not waiting:
         return
     for run in waiting:
@@ -87,7 +89,9 @@ def train_pool(
     total = sum(recipe.settings_of(run).tokens for run in waiting)
     with (
         Termination() as termination,
-        tqdm(total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0) as bar,
+        tqdm(
+            total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0, disable=not hosts.is_first()
+        ) as bar,
     ):
         for wave, real in waves(waiting, shape.pool):
             with writing(directory):
@@ -96,6 +100,21 @@ def train_pool(
         causes = ", ".join(f"run {name!r}: {cause}" for name, cause in trainer.failed.items())
         others = len(waiting) - len(trainer.failed)
         raise UserError(f"{causes}; try a lower learning rate (the other {others} runs of {len(waiting)} are trained)")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wave:
+    """Runs that are trained side by side.
+
+    Attributes:
+      rows: a run for each row of the mesh.
+      progress: the states of the runs that count; rows after those repeat the last and are thrown away.
+      curves: their metrics.
+    """
+
+    rows: list[Run]
+    progress: list[checkpoints.Progress]
+    curves: Curves
 
 
 class _Trainer:
@@ -121,60 +140,58 @@ class _Trainer:
         self._validate = Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
 
-    def train(self, wave: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
-        """Trains one run a row from where they stopped to the end; the first `real` of the wave are kept."""
-        settings = {run.name: self._recipe.settings_of(run) for run in wave[:real]}
-        extra = self._validate.names if self._validate else ()
-        curves = Curves(settings, len(wave), self._recipe.model, extra)
+    def train(self, rows: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
+        """Trains one run a row from where they stopped to the end; the first `real` of the rows are kept."""
+        runs = rows[:real]
+        settings = {run.name: self._recipe.settings_of(run) for run in runs}
+        curves = Curves(settings, len(rows), self._recipe.model, self._validate.names if self._validate else ())
+        if hosts.is_first():
+            for run in runs:
+                checkpoints.begin_progress(self._states_of(run), self._recipe.record(run))
+        hosts.wait("the directories of the states are there")
         with contextlib.ExitStack() as stack:
-            progress = [stack.enter_context(self._progress(run)) for run in wave[:real]]
+            progress = [stack.enter_context(checkpoints.Progress(self._states_of(run))) for run in runs]
             stack.callback(curves.close)
-            if self._watching.tensorboard:
+            if self._watching.tensorboard and hosts.is_first():
                 curves.show(self._directory)
-            state = self._steps(wave, progress, curves, bar, termination)
+            state = self._steps(_Wave(rows, progress, curves), bar, termination)
         self.failed |= curves.failed
-        for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
-            if run.name in curves.failed:
-                one.drop()  # going on from its states would end the same way
-            else:
-                params = placement.member(self._mesh, state.params, i)
-                _finish(params, curves.lines(i), self._recipe.record(run), self._directory / run.name, one)
+        for row, run in enumerate(runs):
+            if run.name not in curves.failed:
+                params = placement.member(self._mesh, state.params, row)
+                checkpoints.save_params(self._directory / run.name / "params", params)
+                if hosts.is_first():
+                    _finish(curves.lines(row), self._recipe.record(run), self._directory / run.name)
+            if hosts.is_first():
+                self._states_of(run).rmtree()  # of a run that failed: going on from them would end the same way
+        hosts.wait("the runs of a wave are written")
 
-    def _progress(self, run: Run) -> checkpoints.Progress:
-        return checkpoints.Progress(self._directory / run.name / "progress", self._recipe.record(run))
+    def _states_of(self, run: Run) -> epath.Path:
+        return self._directory / run.name / "progress"
 
-    def _steps(
-        self,
-        wave: list[Run],
-        progress: list[checkpoints.Progress],
-        curves: Curves,
-        bar: tqdm,
-        termination: Termination,
-    ) -> TrainState:
+    def _steps(self, wave: _Wave, bar: tqdm, termination: Termination) -> TrainState:
         """All steps of a wave from where it stopped; returns the states."""
-        real = len(progress)
-        lengths = [self._recipe.settings_of(run).steps for run in wave[:real]]
+        curves = wave.curves
+        lengths = [self._recipe.settings_of(run).steps for run in wave.rows[: len(wave.progress)]]
         batch_tokens = self._recipe.settings.batch_size * self._recipe.settings.seq_len
         tokens = lambda step: batch_tokens * sum(min(step, length) for length in lengths)  # noqa: E731
-        state, start = self._resume(wave, progress, curves)
+        state, start = self._resume(wave)
         end = max(lengths)
         bar.update(tokens(start))
-        data = [_batches(run, self._recipe, start, end) for run in wave]
+        data = self._data(wave, start, end)
         saved = time.monotonic()
         for step in range(start, end, STEPS_PER_CALL):
             stop = min(step + STEPS_PER_CALL, end)
             begun = time.perf_counter()
-            calls = [[next(it) for _ in range(step, stop)] for it in data]
-            batch = [jax.tree.map(lambda *xs: np.stack(xs), *call) for call in calls]
             rates = stack(self._mesh, list(curves.rates[:, step:stop]))
-            state, metrics = self._advance(state, stack(self._mesh, batch, None, "data"), rates)
+            state, metrics = self._advance(state, stack(self._mesh, data(stop - step), None, "data"), rates)
             curves.read()  # one call late, so that the devices never wait for us
             curves.expect(slice(step, stop), metrics)
-            loss = np.mean(curves.values["loss"][:, max(step - 1, 0)])
-            bar.set_postfix(run=wave[0].name, loss=f"{loss:.3f}", refresh=False)
+            loss = curves.values["loss"][0, max(step - 1, 0)]
+            bar.set_postfix(run=wave.rows[0].name, loss=f"{loss:.3f}", refresh=False)
             bar.update(tokens(stop) - tokens(step))
             late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
-            asked = termination.asked  # looked at once: what comes later waits for the next call
+            asked, late = _agreed(metrics, termination.asked, late)  # what comes later waits for the next call
             due = asked or late or _passed(step, stop, self._every)
             if self._validate and _passed(step, stop, self._watching.validate_every):
                 curves.expect(slice(stop - 1, stop), self._validate(state.params))
@@ -182,51 +199,58 @@ class _Trainer:
                 curves.read()
             curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
             if due and stop < end:
-                self._save(wave, progress, stop, state, curves)
+                self._save(wave, stop, state)
                 saved = time.monotonic()
             if asked:
                 raise KeyboardInterrupt
-            if len(curves.failed) == real:
+            if len(curves.failed) == len(lengths):
                 break
         return state
 
-    def _save(
-        self, wave: list[Run], progress: list[checkpoints.Progress], step: int, state: TrainState, curves: Curves
-    ) -> None:
-        for i, (run, one) in enumerate(zip(wave, progress, strict=False)):
-            if run.name not in curves.failed:
-                one.save(step, (placement.member(self._mesh, state, i), curves.of(i)))
+    def _data(self, wave: _Wave, start: int, end: int) -> Callable[[int], list[dict[str, np.ndarray]]]:
+        """A function that reads so many steps on, for every row; rows of other processes are theirs to read."""
+        readers = {
+            row: _batches(run, self._recipe, start, end)
+            for row, run in enumerate(wave.rows)
+            if hosts.index() in placement.processes_of(self._mesh, row)
+        }
 
-    def _resume(self, wave: list[Run], progress: list[checkpoints.Progress], curves: Curves) -> tuple[TrainState, int]:
+        def read(steps: int) -> list[dict[str, np.ndarray]]:
+            calls = {row: [next(reader) for _ in range(steps)] for row, reader in readers.items()}
+            found = {row: jax.tree.map(lambda *xs: np.stack(xs), *call) for row, call in calls.items()}
+            elsewhere = jax.tree.map(np.zeros_like, next(iter(found.values()))) if len(found) < len(wave.rows) else {}
+            return [found.get(row, elsewhere) for row in range(len(wave.rows))]
+
+        return read
+
+    def _save(self, wave: _Wave, step: int, state: TrainState) -> None:
+        for row, progress in enumerate(wave.progress):
+            if wave.rows[row].name not in wave.curves.failed:
+                progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
+
+    def _resume(self, wave: _Wave) -> tuple[TrainState, int]:
         """States, and metrics, of the newest step that all runs have whole, or those to start with."""
-        for step in sorted(set.intersection(*(p.steps() for p in progress)), reverse=True):
-            rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(len(progress))]
-            like = [(row, curves.of(i)) for i, row in enumerate(rows)]
-            found = [one.restore(step, each) for one, each in zip(progress, like, strict=True)]
+        rows = [placement.abstract_member(self._mesh, self._state, row) for row in range(len(wave.rows))]
+        for step in sorted(set.intersection(*(one.steps() for one in wave.progress)), reverse=True):
+            like = [(rows[row], wave.curves.of(row)) for row in range(len(wave.progress))]
+            found = [one.restore(step, each) for one, each in zip(wave.progress, like, strict=True)]
             whole = [each for each in found if each is not None]
-            if len(whole) == len(found):
-                curves.restore([kept for _, kept in whole])
-                return self._filled([member for member, _ in whole]), step
-        return self._fresh(wave), 0
+            if hosts.gathered([len(whole) == len(found)]).all():
+                wave.curves.restore([kept for _, kept in whole])
+                members = [member for member, _ in whole] + list(map(placement.zeros, rows[len(whole) :]))
+                return placement.join(self._mesh, members), step
+        return self._fresh(wave.rows), 0
 
-    def _filled(self, members: Sequence[TrainState]) -> TrainState:
-        """The members stacked; rows without one get the last one's numbers."""
-        last = jax.device_get(members[-1])
-        rows = [placement.abstract_member(self._mesh, self._state, i) for i in range(self._mesh.shape["pool"])]
-        moved = [jax.device_put(last, jax.tree.map(lambda x: x.sharding, row)) for row in rows[len(members) :]]
-        return placement.join(self._mesh, [*members, *moved])
-
-    def _fresh(self, wave: list[Run]) -> TrainState:
+    def _fresh(self, rows: list[Run]) -> TrainState:
         """The states to start with, made where they will lie."""
         recipe, where = self._recipe, sharding.stacked(self._mesh, self._state)
         if recipe.start:
-            params = placement.spread(self._mesh, recipe.start())
-            return on_pool(self._mesh, functools.partial(begin, recipe.settings), donate=False, out_shardings=where)(
-                params
-            )
-        seeds = stack(self._mesh, [np.int32(run.seed) for run in wave])
-        fresh = functools.partial(initial, recipe.model, recipe.settings)
-        return on_pool(self._mesh, fresh, donate=False, out_shardings=where)(seeds)
+            given = placement.spread(self._mesh, recipe.start())
+            make: Any = functools.partial(begin, recipe.settings)
+        else:
+            given = stack(self._mesh, [np.int32(run.seed) for run in rows])
+            make = functools.partial(initial, recipe.model, recipe.settings)
+        return on_pool(self._mesh, make, donate=False, out_shardings=where)(given)
 
 
 def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
@@ -235,8 +259,7 @@ def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.s
     Takes states, batches and learning rates [pool, steps]; returns states and metrics [pool, steps].
     """
     state = jax.eval_shape(functools.partial(initial, config, settings), 0)
-    everywhere = P("pool") if jax.process_count() == 1 else P()  # every process reads all metrics
-    out = (sharding.stacked(mesh, state), NamedSharding(mesh, everywhere))
+    out = (sharding.stacked(mesh, state), NamedSharding(mesh, read_by_all()))
     return on_pool(mesh, functools.partial(_advance, config, settings), out_shardings=out)
 
 
@@ -273,17 +296,16 @@ def _batches(run: Run, recipe: Recipe, start: int, stop: int) -> Iterator[dict[s
     return mixing.iterate(dataset, start, stop)
 
 
-def _finish(
-    params: decoder.Params,
-    lines: Iterator[dict[str, float]],
-    record: Mapping[str, Any],
-    directory: epath.Path,
-    progress: checkpoints.Progress,
-) -> None:
-    """Writes what a run leaves; `run.json` comes last and says that the run is done."""
+def _agreed(running: Any, *flags: bool) -> tuple[bool, ...]:
+    """Whether any process has raised each flag; they speak through the devices, when nothing is running there."""
+    if hosts.count() > 1:
+        jax.block_until_ready(running)
+    return tuple(bool(column.any()) for column in hosts.gathered(flags).T)
+
+
+def _finish(lines: Iterator[dict[str, float]], record: Mapping[str, Any], directory: epath.Path) -> None:
+    """Writes what a run leaves beside its parameters; `run.json` comes last and says that the run is done."""
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    checkpoints.save_params(directory / "params", params)
-    progress.drop()
     aside = directory / "run.json.partial"
     aside.write_text(json.dumps(record, indent=1))
     aside.rename(directory / "run.json")

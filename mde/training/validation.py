@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from mde.errors import UserError
 from mde.models import decoder
 from mde.training.loss import loss
-from mde.training.placement import on_pool, stack
+from mde.training.placement import on_pool, read_by_all, stack
 from mde.training.runs import Recipe
 
 VALIDATION_WINDOWS = 16  # of each domain
@@ -38,7 +38,7 @@ class Validation:
         def losses(params: decoder.Params, batches: Mapping[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
             return {name: loss(config, params, *batch)[1][None] for name, batch in batches.items()}
 
-        self._losses = on_pool(mesh, losses, donate=False)
+        self._losses = on_pool(mesh, losses, donate=False, out_shardings=NamedSharding(mesh, read_by_all()))
 
     def __call__(self, params: decoder.Params) -> dict[str, jax.Array]:
         """By metric, [pool, 1]."""

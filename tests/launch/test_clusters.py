@@ -10,9 +10,12 @@ import yaml
 from launch import gke, machine, skypilot, slurm
 
 MACHINES = Path(__file__).parents[2] / "launch" / "machines"
-H100, V5E, TWO, CPU = (f"--machine={MACHINES / name}.py" for name in ("h100_8", "v5e_16", "v5e_16x2", "cpu"))
-COMMAND = ("--", "optimize", "--study=gs://bucket/study", "--seed=1")
+H100, V4, V5E, TWO, CPU = (
+    f"--machine={MACHINES / name}.py" for name in ("h100_8", "v4_8", "v5e_16", "v5e_16x2", "cpu")
+)
+COMMAND = ("--", "score", "--study=gs://bucket/study", "--batch_size=8")
 MDE = [".venv/bin/python", "-m", "mde.cli", *COMMAND[1:]]
+TOGETHER = [*MDE, "--coordinator=auto"]
 NASTY = "'; touch pwned; '\" $(touch pwned) `touch pwned` \n& touch pwned; ${HOME} \\"
 
 
@@ -49,7 +52,7 @@ def test_slurm_runs_and_follows(standins, launched):
     options = [line for line in Path("pool.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
     for option in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "partition=gpu", "signal=TERM@120", "requeue"):
         assert f"#SBATCH --{option}" in options
-    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE]] * 2
+    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *TOGETHER]] * 2
     assert calls_of(standins, "scontrol") == [["scontrol", "requeue", "7"]]
 
 
@@ -77,7 +80,7 @@ def test_skypilot(standins, launched):
     task = yaml.safe_load(Path("pool.sky.yaml").read_text())
     assert task["num_nodes"] == 2
     assert task["resources"] == {"use_spot": False, "accelerators": "H100:8"}
-    assert shlex.split(task["run"]) == MDE
+    assert shlex.split(task["run"]) == TOGETHER
     assert "'.[text,cuda]'" in task["setup"]
     assert standins.calls() == [["sky", "jobs", "launch", "--yes", "--name", "pool", "pool.sky.yaml"]]
     tpu = skypilot.task(_job(V5E))
@@ -104,10 +107,28 @@ def test_kubernetes_runs_and_follows(standins, launched):
         "cloud.google.com/gke-spot": "true",
     }
     (container,) = pod["containers"]
-    assert container["command"] == MDE
+    assert container["command"] == TOGETHER
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
     assert [call[1] for call in standins.calls()] == ["apply", *["logs", "get"] * 3]
+
+
+def test_gpu_hosts_of_a_jobset_are_told_where_the_first_is(standins, launched):
+    standins.scenario(states=["Completed"])
+    status, said = launched(gke, H100, "--set=hosts=2", "--image=i", "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 0, said
+    pods = yaml.safe_load(Path("pool.jobset.yaml").read_text())["spec"]["replicatedJobs"][0]["template"]["spec"]
+    # pod n of job 0 of the JobSet's only list is pool-slice-0-n, in the domain of its headless service
+    expected = ["--coordinator=pool-slice-0-0.pool:8476", "--processes=2", "--process=$(JOB_COMPLETION_INDEX)"]
+    assert pods["template"]["spec"]["containers"][0]["command"] == [*MDE, *expected]
+
+
+def test_a_command_of_one_process_has_all_gpus_of_a_slurm_node(standins, launched):
+    standins.scenario(states=["RUNNING"])
+    status, said = launched(slurm, H100, "--name=pool", "--poll=0.01", "--", "fit", "--study=/shared/study")
+    assert status == 0, said
+    assert "#SBATCH --ntasks-per-node=1\n" in Path("pool.sbatch").read_text()
+    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], "fit", "--study=/shared/study"]]
 
 
 def test_kubernetes_says_when_a_jobset_fails(standins, launched):
@@ -124,7 +145,7 @@ def test_xpk(standins, launched):
     assert call[:3] == ["xpk", "workload", "create"]
     for flag in ("--workload=pool", "--cluster=c", "--tpu-type=v5litepod-16", "--num-slices=2", "--docker-image=i"):
         assert flag in call
-    assert shlex.split(call[-1].removeprefix("--command=")) == MDE
+    assert shlex.split(call[-1].removeprefix("--command=")) == TOGETHER
 
 
 @pytest.mark.parametrize(
@@ -151,6 +172,7 @@ def test_refusals_are_passed_on(standins, launched, launcher, flags, message):
         (gke, (V5E, "--image=i", "--set=topology="), "needs the machine's topology"),
         (gke, (V5E, "--image=i", "--cluster=c"), "xpk needs --project"),
         (gke, (CPU, "--image=i", "--cluster=c"), "cpu is a cpu"),
+        (gke, (H100, "--set=hosts=2", "--image=i", "--cluster=c", "--project=p"), "launch with kubectl"),
         (gke, (V5E, "--image=i", "--secret=PATH"), "name it with --secret_ref"),
     ],
 )
@@ -193,8 +215,8 @@ def test_no_binding_is_a_command(standins, launched, tmp_path):
     status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", "--", *command)
     assert status == 0, said
     assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], *command]]
-    described = _job(V5E, command)
-    xpk = gke.workload(described, "i", "c", "p")[-1].removeprefix("--command=")
+    described = _job(CPU, command)
+    xpk = gke.workload(_job(V4, command), "i", "c", "p")[-1].removeprefix("--command=")
     sky = yaml.safe_load(yaml.safe_dump(skypilot.task(described)))["run"]
     for text in (xpk, sky):
         # The program's place is taken by one that prints its arguments, each ended by a zero byte.

@@ -8,7 +8,9 @@ from launch import tpu_vm
 
 V4, V5E, TWO = (f"--machine=launch/machines/{name}.py" for name in ("v4_8", "v5e_16", "v5e_16x2"))
 PAIR = (V4, "--set=type=v4-16", "--set=hosts=2")
-COMMAND = ("--", "optimize", "--study=gs://bucket/study", "--seed=1")
+COMMAND = ("--", "score", "--study=gs://bucket/study", "--batch_size=8")
+OPTIMIZE = ("--", "optimize", "--study=gs://bucket/study", "--seed=1")
+TOGETHER = "--coordinator=auto"
 FLAGS = ("--name=pool", "--project=my-project", "--poll=0.01")
 QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProjectPerZone' has been exceeded. Limit: 0 in us-west4-a."
 
@@ -41,7 +43,7 @@ def test_a_run_from_request_to_deletion(standins, launched):
     ]
     runs = standins.calls("runs")
     assert sorted(run["worker"] for run in runs) == ["0", "1", "2", "3"]
-    assert {tuple(run["argv"]) for run in runs} == {("-m", "mde.cli", *COMMAND[1:])}
+    assert {tuple(run["argv"]) for run in runs} == {("-m", "mde.cli", *COMMAND[1:], TOGETHER)}
     assert not (standins.home / "workers").exists()
 
 
@@ -172,11 +174,12 @@ def test_no_binding_is_a_command(standins, launched):
         (["--machine=launch/machine.py", *FLAGS, *COMMAND], "get_config()"),
         (["--machine=launch/machines/h100_8.py", *FLAGS, *COMMAND], "H100 is a gpu"),
         ([V5E, *FLAGS, "--", "optimise", "--study=gs://b/s"], "did you mean 'optimize'"),
-        ([V5E, *FLAGS, "--", "optimize"], "--study=None: expected"),
-        ([V5E, *FLAGS, "--", "optimize", "--study=studies/demo"], "in a bucket"),
-        ([V5E, *FLAGS, *COMMAND, "--refit=3"], "did you mean '--refits'"),
-        ([V5E, *FLAGS, *COMMAND, "--gin_bindings=optimize.refit = 3"], "did you mean 'refits'"),
-        ([V5E, *FLAGS, *COMMAND, "--refits=many"], "--refits=many: expected int"),
+        ([V5E, *FLAGS, *OPTIMIZE], "'optimize' is run by one host and the machine has 4"),
+        ([V4, *FLAGS, "--", "optimize"], "--study=None: expected"),
+        ([V4, *FLAGS, "--", "optimize", "--study=studies/demo"], "in a bucket"),
+        ([V4, *FLAGS, *OPTIMIZE, "--refit=3"], "did you mean '--refits'"),
+        ([V4, *FLAGS, *OPTIMIZE, "--gin_bindings=optimize.refit = 3"], "did you mean 'refits'"),
+        ([V4, *FLAGS, *OPTIMIZE, "--refits=many"], "--refits=many: expected int"),
         ([V5E, *FLAGS, "--", "train", "--study=gs://b/s"], "'train' needs preset"),
         ([V5E, *FLAGS, *COMMAND, "--gin_file=nowhere.gin"], "no gin file 'nowhere.gin'"),
     ],
