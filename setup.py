@@ -52,7 +52,10 @@ VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
 
 # Models in Hugging Face's format, written and read; other people's programs to compare with.
 EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
-PEERS = [*EXPORT, "torch>=2.6", "transformers>=5"]
+PEERS = [*EXPORT, "accelerate>=1.10", "torch>=2.6", "transformers>=5"]
+
+# lm-evaluation-harness's tasks on our models.
+EVAL = ["lm-eval>=0.4.13"]
 
 # Clusters and sweeps: `launch/`, which runs from a clone and is no part of the installed package.
 LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
@@ -64,6 +67,7 @@ DOCS = ["furo>=2025", "myst-parser>=5", "sphinx>=9"]
 TEST = [
     *DEMO,
     *DOCS,
+    *EVAL,
     *EXPORT,
     *HUGGINGFACE,
     *LAUNCH,
@@ -98,6 +102,7 @@ setup(
         "demo": DEMO,
         "docs": DOCS,
         "huggingface": HUGGINGFACE,
+        "eval": EVAL,
         "export": EXPORT,
         "peers": PEERS,
         "launch": LAUNCH,

@@ -43,10 +43,11 @@ def flags(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def add_domain_flags(parser: argparse.ArgumentParser) -> None:
-    """`--domain` and `--eval_domain`: short forms of `prepare.training_domains` and `prepare.evaluation_domains`."""
+    """`--domain`, `--eval_domain`, `--task`: short forms of `prepare`'s training and evaluation domains and tasks."""
     group = parser.add_argument_group("domains", "NAME=PLACE; a place is a file, folder, pattern or tfds:NAME:SPLIT")
     group.add_argument("--domain", action="append", default=[], help="to train on, instead of all others; repeated")
     group.add_argument("--eval_domain", action="append", default=[], help="only to evaluate on; may be repeated")
+    group.add_argument("--task", action="append", default=[], help="an end task to evaluate on; may be repeated")
 
 
 def domains(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,14 +56,17 @@ def domains(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: a name that is given twice.
     """
-    found: dict[str, dict[str, str]] = {"training_domains": {}, "evaluation_domains": {}}
-    for argument, texts in zip(found, (args.domain, args.eval_domain), strict=True):
+    found: dict[str, dict[str, str]] = {"training_domains": {}, "evaluation_domains": {}, "tasks": {}}
+    for argument, texts in zip(found, (args.domain, args.eval_domain, args.task), strict=True):
         for text in texts:
             name, _, place = text.partition("=")
+            if argument == "tasks" and not place:
+                raise UserError(f"--task={text}: expected NAME=PLACE, a file of questions, choices and answers")
             if any(name in others for others in found.values()):
                 raise UserError(f"domain {name!r} is given twice")
             found[argument][name] = place or f"mde:{name}"
-    return found if args.domain else {name: value for name, value in found.items() if value}
+    kept = ("training_domains", "evaluation_domains") if args.domain else ()
+    return {name: value for name, value in found.items() if value or name in kept}
 
 
 def from_gin(

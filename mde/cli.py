@@ -27,6 +27,7 @@ HELP = {
     "scale": "the best mixture at small budgets, carried to a large one",
     "ablate": "models of parts of a corpus, what their merges say of unions, which parts to take",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
+    "eval": "lm-evaluation-harness's tasks on a run, a merged model or a mixture of experts",
     "models": "the presets and their sizes",
     "plan": "memory and time of a training, without the machines",
     "export": "a run as a model that Hugging Face's transformers loads",

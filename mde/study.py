@@ -11,9 +11,12 @@
     runs/RUN/              params (Orbax), run.json, metrics.jsonl
     scores/RUN/DOMAIN/     log-probs of the evaluation tokens, their mean, what they are of
     evaluation.csv         domain, tokens that are scored, UTF-8 bytes of their text
+    choices/RUN/TASK/      the same of the wrong choices of an end task
     losses.csv             run, observed nats per token of each evaluation domain
+    accuracies.csv         run, how often it chooses right: acc/TASK and acc_norm/TASK
     candidates.csv         mixtures that were evaluated beside the runs'
     features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN
+    answers.csv            the same mixtures, what the experts' answers on end tasks say of them: FEATURE/TASK
     portable.npz           scored text for the page's explorer
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
@@ -135,6 +138,11 @@ class Study:
     def domains(self) -> Domains:
         """The study's domains."""
         return Domains(tuple(self.about["training_domains"]), tuple(self.about["evaluation_domains"]))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those of the evaluation domains that are end tasks, whose answers are scored."""
+        return tuple(self.about.get("tasks", ()))
 
     def store(self, domain: str, split: str) -> "TokenStore":
         """The token store of a domain, which must come from the study's own tokenizer."""

@@ -3,12 +3,16 @@
 A store is a directory of three TensorStore arrays (`tokens` [T], `bounds` [D + 1], `bytes` [D]) and `store.json`.
 Every document is kept as START, its tokens, and the end-of-text token of its vocabulary, so that each of its tokens,
 the first one included, is predicted once from inside the document.
+
+The documents of an end task are START, a context and an answer, without end-of-text. Its store has two arrays more,
+`answers` [D], where in its document each answer begins, and `examples` [D], which example of the task it belongs to.
 """
 
 import copy
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -18,6 +22,7 @@ from mde.data.arrays import open_array
 from mde.errors import UserError
 
 START = 0  # begins every document; the padding id of seqio vocabularies, which no text contains
+_END_TASK = ("answers", "examples")
 _CHUNK = 1 << 16
 _BLOCK = 1 << 20  # tokens that are written at a time
 _IN_MEMORY = 1 << 24  # a store with no more tokens than this is read once, whole
@@ -25,10 +30,30 @@ _IN_MEMORY = 1 << 24  # a store with no more tokens than this is read once, whol
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Consecutive tokens with the number of their document; 0 numbers padding."""
+    """Consecutive tokens with the number of their document; 0 numbers padding.
+
+    The tokens of an end task's context have their document's number below zero: a model reads them, and they are not
+    scored (see `mde.models.decoder.target_mask`).
+    """
 
     tokens: np.ndarray
     segments: np.ndarray
+
+
+class Answer(NamedTuple):
+    """A document of an end task.
+
+    Attributes:
+      tokens: START, context and answer.
+      begins: the position of the answer's first token.
+      bytes: UTF-8 bytes of the answer's text.
+      example: number of the example, 0 for a task's first.
+    """
+
+    tokens: np.ndarray
+    begins: int
+    bytes: int
+    example: int
 
 
 class TokenStore:
@@ -39,6 +64,11 @@ class TokenStore:
       n_tokens: tokens, START and end-of-text included.
       n_documents: documents.
       n_bytes: UTF-8 bytes of the documents' text.
+      bounds: [D + 1] where documents begin and end.
+      bytes: [D] UTF-8 bytes of each document's text; of an end task's, of the answers alone.
+      end_task: whether it holds an end task's answers, each after its context.
+      answers: [D] tokens of each document before its answer; empty but for an end task.
+      examples: [D] the example that each document belongs to, ascending; likewise.
     """
 
     def __init__(self, directory: epath.PathLike):
@@ -53,6 +83,11 @@ class TokenStore:
             self._tokens = opened.read().result() if self.n_tokens <= _IN_MEMORY else opened
             self.bounds = _open(self.directory / "bounds").read().result()
             self.bytes = _open(self.directory / "bytes").read().result()
+            self.end_task: bool = about.get("end_task", False)
+            self.answers, self.examples = (
+                _open(self.directory / name).read().result() if self.end_task else np.zeros(0, np.int64)
+                for name in _END_TASK
+            )
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{self.directory}: no readable token store here ({e}); run `mde prepare` again") from e
 
@@ -67,6 +102,9 @@ class TokenStore:
         tokens[: end - start] = values if isinstance(values, np.ndarray) else values.read().result()
         documents = np.searchsorted(self.bounds, np.arange(start, end), side="right")
         segments[: end - start] = documents - documents[0] + 1
+        if self.end_task:
+            before = np.arange(start, end) < (self.bounds[:-1] + self.answers)[documents - 1]
+            segments[: end - start][before] *= -1
         return Window(tokens, segments)
 
     def windows(self, length: int) -> int:
@@ -119,8 +157,21 @@ def _blocks(documents: Iterable[tuple[np.ndarray, int]]) -> Iterator[Block]:
         yield np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(sizes)
 
 
+def write_answers(
+    directory: epath.PathLike, answers: Sequence[Answer], digest: str, dtype: type[np.integer] = np.int32
+) -> TokenStore:
+    """Writes the store of an end task; see `write_blocks`."""
+    tokens, begins, sizes, examples = zip(*answers, strict=True)
+    block = np.concatenate(tokens).astype(dtype), np.array(list(map(len, tokens))), np.array(sizes)
+    return write_blocks(directory, [block], digest, dtype, (np.array(begins), np.array(examples)))
+
+
 def write_blocks(
-    directory: epath.PathLike, blocks: Iterable[Block], digest: str, dtype: type[np.integer] = np.int32
+    directory: epath.PathLike,
+    blocks: Iterable[Block],
+    digest: str,
+    dtype: type[np.integer] = np.int32,
+    end_task: Sequence[np.ndarray] = (),
 ) -> TokenStore:
     """Writes a store aside and moves it into place, so that a store that exists is whole.
 
@@ -129,6 +180,7 @@ def write_blocks(
       blocks: the documents, in any number of blocks; a block's tokens may be those of no whole number of documents.
       digest: names the text and the vocabulary that the tokens come from.
       dtype: that holds every token.
+      end_task: the arrays `answers` and `examples` of an end task.
 
     Returns:
       The store, opened.
@@ -149,7 +201,10 @@ def write_blocks(
     n_bytes = np.concatenate(sizes)
     _append(_open(aside / "bounds", create=np.int64), 0, bounds)
     _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
+    for name, values in zip(_END_TASK, end_task, strict=False):
+        _append(_open(aside / name, create=np.int64), 0, values)
     about = {"tokens": written, "documents": len(n_bytes), "bytes": int(n_bytes.sum()), "digest": digest}
+    about |= {"end_task": True} if end_task else {}
     (aside / "store.json").write_text(json.dumps(about))
     if directory.exists():
         directory.rmtree()

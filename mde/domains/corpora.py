@@ -22,7 +22,7 @@ PART = 2_000  # characters a part of a text that is alone in its place, as in `h
 # JSON lines, rows, a text a file, or files that are cut into parts, each a document.
 FORMATS = ("jsonl", "parquet", "text", "parts")
 _JSON = (".jsonl", ".ndjson", ".json")
-_NAME = re.compile(r"\w[\w.-]*")
+NAME = re.compile(r"\w[\w.-]*")
 _TFDS = re.compile(r"tfds:(.+):(\w+(?:\[[^\]]*\])?)")
 
 
@@ -34,7 +34,8 @@ class Corpus:
         name: the domain's name, or that of a corpus of several.
         files: the place of its text; the place of its evaluation text, for a domain that is never trained on.
         validation: the place of its validation text; None holds documents of `files` out.
-        text_field: what holds the text of a JSON line, a row or a TFDS example; may be nested (`content.text`).
+        text_field: what holds the text of a JSON line, a row or a TFDS example; may be nested (`content.text`). Empty
+            for records that are no text, which are read whole.
         domain_field: what holds the domain's name, where the corpus is several domains.
         domains: domain by the value that `domain_field` has for it, in the study's order.
         format: one of `FORMATS`, or None to tell by the files' names.
@@ -119,7 +120,7 @@ def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_fie
         if bool(corpus.domain_field) != bool(corpus.domains):
             raise UserError(f"domain {name!r}: 'domain_field' and 'domains' (its values) go together")
         for each in (name, *corpus.names):
-            if not _NAME.fullmatch(each):
+            if not NAME.fullmatch(each):
                 raise UserError(f"domain {each!r}: a name has letters, digits, '_', '-' and '.'")
         if corpus.registered:
             registry.get(corpus.registered)
@@ -243,8 +244,8 @@ def records(shard: Shard, limit: int) -> Iterator[tuple[Piece, Record | Problem]
         limit: bytes of the longest line or text.
     """
     corpus = shard.corpus
-    columns = [path.split(".")[0] for path in (corpus.text_field, corpus.domain_field or corpus.text_field)]
-    columns += [corpus.text_field, corpus.domain_field or corpus.text_field]
+    paths = [path for path in (corpus.text_field, corpus.domain_field) if path]
+    columns = [*(path.split(".")[0] for path in paths), *paths]
     for piece in shard.pieces:
         found: Iterator[Record | Problem]
         if shard.format == "jsonl":

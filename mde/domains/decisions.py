@@ -82,14 +82,23 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
     return np.split(reason_N == _KEPT, np.cumsum(lengths)[:-1])
 
 
-def index_runs(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], where: Path) -> None:
-    """Keeps the runs of words of the evaluation documents that stay, as `WHERE.grams.npy` and `WHERE.owners.npy`."""
+def index_runs(
+    surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], where: Path, more: Sequence[np.ndarray] = ()
+) -> None:
+    """Keeps the runs of words of the evaluation documents that stay, as `WHERE.grams.npy` and `WHERE.owners.npy`.
+
+    Args:
+        surveyed: all shards.
+        keep: which documents of each stay.
+        where: the beginning of the files' names.
+        more: runs of words of evaluation text that is in no shard.
+    """
     kept_runs: list[np.ndarray] = []
     for each, kept in zip(surveyed, keep, strict=True):
         split = np.load(each.folder / "documents.npz")["split"]
         staying = kept[split == SPLITS.index("validation")]
         kept_runs += [run for run, stays in zip(passes.runs(each.folder), staying, strict=False) if stays]
-    grams, owners = hygiene.index(kept_runs)
+    grams, owners = hygiene.index([*kept_runs, *more])
     np.save(f"{where}.grams.npy", grams)
     np.save(f"{where}.owners.npy", owners)
 

@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 # Why a place of a file gives no document, as the columns of the hygiene table are called.
-REASONS = ("broken_file", "invalid_utf8", "not_json", "missing_field", "too_large", "empty")
+REASONS = ("broken_file", "invalid_utf8", "not_json", "missing_field", "too_large", "empty", "not_a_choice")
 
 
 class _BrokenError(Exception):

@@ -30,14 +30,15 @@ class Tally:
         self.bytes[domain, reason] += size
 
 
-def table(stores: Mapping[str, Any], tally: Tally, found: Sequence[Corpus]) -> pd.DataFrame:
+def table(stores: Mapping[str, Any], tally: Tally, found: Sequence[Corpus], tasks: Sequence[str] = ()) -> pd.DataFrame:
     """By domain: documents and bytes that were read, what became of them, and the tokens that are stored.
 
-    What cannot be told apart by domain is in the row of its corpus.
+    What cannot be told apart by domain is in the row of its corpus. The documents of an end task are right answers.
     """
     rows = {}
-    for corpus in found:
-        for name in dict.fromkeys((*corpus.names, corpus.name)):
+    parts = [(corpus.name, corpus.names) for corpus in found] + [(name, (name,)) for name in tasks]
+    for whole, names in parts:
+        for name in dict.fromkeys((*names, whole)):
             row: dict[str, int] = {"documents": 0, "bytes": 0}
             for split in ("train", "validation"):
                 store = stores.get(f"{name}/{split}", {})
@@ -49,7 +50,7 @@ def table(stores: Mapping[str, Any], tally: Tally, found: Sequence[Corpus]) -> p
                 }
             for what in ("documents", "bytes"):
                 row[what] = sum(value for key, value in row.items() if key.endswith(f"_{what}"))
-            if name in corpus.names or row["documents"]:
+            if name in names or row["documents"]:
                 rows[name] = row
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "domain"

@@ -5,6 +5,7 @@ Shapes: N windows, L predicted tokens a window, T scored tokens in all, J evalua
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mde.data.tokens import TokenStore
+from mde.data.tokens import TokenStore, Window
 from mde.errors import UserError
 from mde.models import decoder, masking
 from mde.models.config import DecoderConfig
@@ -29,7 +30,7 @@ class EvaluationSet:
     Attributes:
       domains: names of the J evaluation domains.
       tokens: [N, L + 1] int32.
-      segments: [N, L + 1] int32 document numbers, 0 for padding.
+      segments: [N, L + 1] int32 document numbers, 0 for padding, below zero for what is read and not scored.
       window_domains: [N] index of the domain that each window belongs to.
       bytes: [J] UTF-8 bytes of the text that is scored.
       masked: whether it is for encoders: hidden tokens, and they only, are scored (see `models.masking`).
@@ -86,29 +87,35 @@ class EvaluationSet:
 
 
 def evaluation_set(
-    stores: Mapping[str, TokenStore], tokens_per_domain: int, seq_len: int, masked: bool = False
+    stores: Mapping[str, TokenStore],
+    tokens_per_domain: int,
+    seq_len: int,
+    examples_per_task: int | None = None,
+    masked: bool = False,
 ) -> EvaluationSet:
-    """Takes whole documents of each store up to `tokens_per_domain`; for encoders 15% of the tokens are hidden.
+    """Takes whole documents of each store up to `tokens_per_domain`, and of an end task's store whole examples.
+
+    Documents are cut into windows; those of an end task stand in one window each, and of one that is too long the
+    beginning is left out. For encoders (`masked`) 15% of the tokens are hidden.
 
     Raises:
       UserError: a domain has no document.
     """
-    tokens, segments, domains, sizes = [], [], [], []
+    windows: list[Window] = []
+    domains, sizes = [], []
     for j, (name, store) in enumerate(stores.items()):
-        n_tokens, n_bytes = store.whole_documents(tokens_per_domain)
-        if n_tokens < 2:
+        if store.end_task:
+            found, n_bytes = _answers(store, examples_per_task, seq_len)
+        else:
+            found, n_bytes = _documents(store, tokens_per_domain, seq_len)
+        if not found:
             raise UserError(f"evaluation domain {name!r} is empty: no document in {store.directory}")
-        for start in range(0, n_tokens - 1, seq_len):
-            window = store.read(start, start + seq_len + 1)
-            beyond = np.arange(start, start + seq_len + 1) >= n_tokens
-            tokens.append(window.tokens)
-            segments.append(np.where(beyond, 0, window.segments))
-            domains.append(j)
+        windows += found
+        domains += [j] * len(found)
         sizes.append(n_bytes)
-    found = EvaluationSet(
-        tuple(stores), np.stack(tokens), np.stack(segments), np.asarray(domains), np.asarray(sizes, np.float64)
-    )
-    return hide(found) if masked else found
+    tokens, segments = (np.stack([getattr(window, what) for window in windows]) for what in ("tokens", "segments"))
+    made = EvaluationSet(tuple(stores), tokens, segments, np.asarray(domains), np.asarray(sizes, np.float64))
+    return hide(made) if masked else made
 
 
 def hide(data: EvaluationSet) -> EvaluationSet:
@@ -125,6 +132,40 @@ def hide(data: EvaluationSet) -> EvaluationSet:
             raise UserError(f"evaluation domain {name!r}: too little text to hide {masking.SHARE:.0%} of its tokens")
     hidden = dataclasses.replace(data, tokens=tokens, masked=True)
     return dataclasses.replace(hidden, bytes=data.bytes * hidden.token_counts / data.token_counts)
+
+
+def _documents(store: TokenStore, at_least: int, seq_len: int) -> tuple[list[Window], int]:
+    """The first whole documents in windows, and their bytes."""
+    n_tokens, n_bytes = store.whole_documents(at_least)
+    windows = []
+    for start in range(0, n_tokens - 1, seq_len):
+        window = store.read(start, start + seq_len + 1)
+        beyond = np.arange(start, start + seq_len + 1) >= n_tokens
+        windows.append(Window(window.tokens, np.where(beyond, 0, window.segments)))
+    return windows, n_bytes
+
+
+def _answers(store: TokenStore, examples: int | None, seq_len: int) -> tuple[list[Window], int]:
+    """The answers of the first examples, as many in a window as there is room for, and their bytes."""
+    count = documents_of(store, examples)
+    windows: list[Window] = []
+    room = number = 0
+    for first, last in itertools.pairwise(store.bounds[: count + 1]):
+        first = max(first, last - seq_len - 1)
+        if last - first > room:
+            windows.append(Window(np.zeros(seq_len + 1, np.int32), np.zeros(seq_len + 1, np.int32)))
+            room, number = seq_len + 1, 0
+        number += 1
+        place = slice(seq_len + 1 - room, seq_len + 1 - room + last - first)
+        document = store.read(first, last)
+        windows[-1].tokens[place], windows[-1].segments[place] = document.tokens, document.segments * number
+        room -= last - first
+    return windows, int(store.bytes[:count].sum())
+
+
+def documents_of(store: TokenStore, examples: int | None) -> int:
+    """How many documents of an end task's store are of its first examples; all by default."""
+    return store.n_documents if examples is None else int(np.searchsorted(store.examples, examples))
 
 
 def check_vocabulary(config: DecoderConfig, data: EvaluationSet) -> None:

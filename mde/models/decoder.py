@@ -4,7 +4,8 @@ Shapes: B sequences, L positions, T = B·L tokens, D model width, N query heads,
 attentions tokens stand in one row each, [T, D]: XLA's CPU backend runs the backward pass of a gated layer 2.5 times as
 fast on matrices as on [B, L, D].
 Parameters of the blocks are stacked on a leading layer axis. Several documents may share a sequence: `segments_BxL`
-numbers them, attention stays inside a document and positions restart with it.
+numbers them, attention stays inside a document and positions restart with it. Below zero they number the same
+documents, and mark tokens that are read and not predicted.
 """
 
 import dataclasses
@@ -24,9 +25,12 @@ Params = dict
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 
-def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding of the first half of each head against the second half (RoFormer; LLaMA's layout)."""
-    length, half = x_BxLxNxH.shape[1], x_BxLxNxH.shape[-1] // 2
+def rotate(x_BxLxNxH: jax.Array, positions_BxL: jax.Array, length: int, theta: float) -> jax.Array:
+    """Rotary position embedding of the first half of each head against the second half (RoFormer; LLaMA's layout).
+
+    Positions are below `length`.
+    """
+    half = x_BxLxNxH.shape[-1] // 2
     # Sines and cosines come from a table: where they are computed, XLA computes them again for every head and layer.
     angles = np.arange(length)[:, None] * theta ** (-np.arange(half) / half)
     sin, cos = (jnp.asarray(f(angles), jnp.float32)[positions_BxL][:, :, None] for f in (np.sin, np.cos))
@@ -76,12 +80,17 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention within documents, causal but in an encoder."""
+    """Grouped-query attention within documents, causal but in an encoder.
+
+    Keys and values of a prompt go on in the collection `cache`.
+    """
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_TxD: jax.Array, positions_BxL: jax.Array, visible: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_TxD: jax.Array, positions_BxL: jax.Array, visible: jax.Array, start: jax.Array | None = None
+    ) -> jax.Array:
         c = self.config
         T, D = x_TxD.shape
 
@@ -90,9 +99,19 @@ class Attention(nn.Module):
             return constrain(out, "data", None, "model", None)
 
         q, k, v = project(c.n_heads, "query"), project(c.n_kv_heads, "key"), project(c.n_kv_heads, "value")
-        q, k = (rotate(a, positions_BxL, c.rope_theta) for a in (q, k))
-        out = attention.attend(attention.kernel(c.attention, c.dtype), q, k, v, visible, not c.masked)
+        length = positions_BxL.shape[1] if start is None else visible.shape[-1]
+        q, k = (rotate(a, positions_BxL, length, c.rope_theta) for a in (q, k))
+        if start is not None:
+            k, v = self._kept("keys", k, start, length), self._kept("values", v, start, length)
+        out = attention.attend(_kernel(c, start), q, k, v, visible, not c.masked)
         return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
+
+    def _kept(self, name: str, new_BxLxMxH: jax.Array, start: jax.Array, length: int) -> jax.Array:
+        """[B, length, M, H]: what was kept, with the new positions from `start` on, which are kept as well."""
+        B, _, M, H = new_BxLxMxH.shape
+        kept = self.variable("cache", name, jnp.zeros, (B, length, M, H), new_BxLxMxH.dtype)
+        kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new_BxLxMxH, start, axis=1)
+        return kept.value
 
 
 class SwiGLU(nn.Module):
@@ -113,9 +132,11 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, visible: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, visible: jax.Array, start: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         c = self.config
-        x += Attention(c, name="attention")(RMSNorm(c, name="attention_norm")(x), positions, visible)
+        x += Attention(c, name="attention")(RMSNorm(c, name="attention_norm")(x), positions, visible, start)
         x += SwiGLU(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
         return constrain(x, "data", None), None
 
@@ -124,17 +145,31 @@ class Decoder(nn.Module):
     """A language model: tokens and document numbers in, float32 logits of the next token out (an encoder: of the same).
 
     With `hidden_only` it ends before the output projection (see `output_matrix`), with a row [D] for each token.
+
+    With `start`, the tokens are those at positions from there on, and the segments [B, S] are of all positions there
+    will be. Keys and values of the positions before are in the collection `cache`, and those of the tokens are added.
     """
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, hidden_only: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        tokens_BxL: jax.Array,
+        segments_BxL: jax.Array,
+        hidden_only: bool = False,
+        start: jax.Array | None = None,
+    ) -> jax.Array:
         c = self.config
         embed = Embed(c, name="embed")
-        visible = attention.visible(attention.kernel(c.attention, c.dtype), segments_BxL, not c.masked)
+        segments_BxL = jnp.abs(segments_BxL)
+        visible = attention.visible(_kernel(c, start), segments_BxL, not c.masked)
+        positions = document_positions(segments_BxL)
+        if start is not None:
+            visible = jax.lax.dynamic_slice_in_dim(visible, start, tokens_BxL.shape[1], axis=2)
+            positions = jax.lax.dynamic_slice_in_dim(positions, start, tokens_BxL.shape[1], axis=1)
         x = constrain(embed(tokens_BxL.reshape(-1)), "data", None)
-        x, _ = _layers(c)(c, name="layers")(x, document_positions(segments_BxL), visible)
+        x, _ = _layers(c)(c, name="layers")(x, positions, visible, start)
         x = RMSNorm(c, name="final_norm")(x)
         if hidden_only:
             return x
@@ -154,12 +189,18 @@ def _layers(config: DecoderConfig) -> Any:
     unrolled = config.n_layers <= 4 and config.remat == "none"
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast),
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.n_layers,
         unroll=config.n_layers if unrolled else 1,
     )
+
+
+def _kernel(config: DecoderConfig, start: jax.Array | None) -> str:
+    """The attention kernel; where keys are more than queries, one that takes any mask."""
+    kernel = attention.kernel(config.attention, config.dtype)
+    return kernel if start is None or kernel == "heads" else "xla"
 
 
 def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
@@ -206,9 +247,38 @@ def token_log_probs(config: DecoderConfig, params: Params, tokens: jax.Array, se
     return target_logits - jax.nn.logsumexp(logits_BxLxV, axis=-1)
 
 
+def log_probs_with_cache(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array,
+    start: int | jax.Array,
+    cache: Params | None,
+) -> tuple[jax.Array, Params]:
+    """Log-probabilities in nats of what follows each token, with the work on earlier tokens kept.
+
+    Args:
+      config: architecture of `params`.
+      params: parameters of one model.
+      tokens: [B, L] at positions `start` to `start` + L.
+      segments: [B, S] document numbers of all positions, of those to come as well.
+      start: how many positions the cache has.
+      cache: as the call before returned it; None for an empty one.
+
+    Returns:
+      [B, L, V] float32, and the cache.
+    """
+    variables = {"params": params} | ({} if cache is None else {"cache": cache})
+    logits, changed = Decoder(config).apply(variables, tokens, segments, start=start, mutable=["cache"])
+    return jax.nn.log_softmax(logits), changed["cache"]
+
+
 def target_mask(segments: ArrayT) -> ArrayT:
-    """Which of the L targets of [B, L + 1] segments follow a token of their own document, [B, L] bool; 0 is padding."""
-    return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    """Which of the L targets of [B, L + 1] segments follow a token of their own document, [B, L] bool; 0 is padding.
+
+    Tokens with a number below zero, the context of an end task, are no targets.
+    """
+    return (segments[:, 1:] == abs(segments[:, :-1])) & (segments[:, 1:] > 0)
 
 
 def scored(tokens: ArrayT, segments: ArrayT, masked: bool) -> ArrayT:

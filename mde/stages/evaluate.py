@@ -14,7 +14,8 @@ from mde.evaluation.scores import Columns
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
 from mde.regression.features import MERGED
-from mde.stages.score import evaluation_data, log_probs_of
+from mde.stages.accuracy import answers
+from mde.stages.score import choice_tasks, evaluation_data, log_probs_of
 from mde.stages.train import load_run, model_config
 from mde.study import Study
 
@@ -49,9 +50,12 @@ def evaluate(
     columns = {}
     for name, losses in evaluators(study, about)(mixtures.to_numpy()).items():
         columns.update({f"{name}/{domain}": losses[:, j] for j, domain in enumerate(domains.evaluation)})
+    said = answers(study, mixtures) if choice_tasks(study) else None
     study.write_json("evaluators.json", about)
     study.write_table("candidates.csv", table)
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
+    if said is not None:
+        study.write_table("answers.csv", said)
     data, log_probs, _ = _experts(study)
     study.write_arrays("portable.npz", portable(log_probs, data.segment_ids, seed)._asdict())
 

@@ -15,6 +15,7 @@ from mde.regression import estimators, swarm, validation
 from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
 from mde.regression.validation import Method
+from mde.stages import accuracy
 from mde.study import FORMAT, Study
 
 BASELINES = ("lambda", "sqrt", "log")
@@ -103,6 +104,8 @@ def fit(
     print(f"chosen: {best['regressor']} on {best['features']}, MSE {best['mse']:.3g}, Spearman {best['spearman']:.3f}")
     if best["regressor"] == "auto":
         print(fitted.describe())
+    if not found and study.tasks and (study.root / "answers.csv").exists():
+        print(accuracy.told(accuracy.judge(study, regressors, train_mixtures, repeats, seed)))
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 

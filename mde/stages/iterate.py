@@ -135,12 +135,15 @@ def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
     """
     if table.index.isin(study.mixtures().index).all():
         return
+    from mde.stages.accuracy import answers
     from mde.stages.evaluate import evaluators
-    from mde.stages.score import score_runs
+    from mde.stages.score import score_choices, score_runs
     from mde.stages.train import train_runs
 
     train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
-    losses = score_runs(study, study.read_json("scoring.json", "score"), list(table.index))
+    scoring = study.read_json("scoring.json", "score")
+    losses = score_runs(study, scoring, list(table.index))
+    accuracies = score_choices(study, scoring, list(table.index))
     mixtures = table[list(study.domains.training)].to_numpy()
     columns = {
         f"{name}/{domain}": values
@@ -148,6 +151,9 @@ def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
         for domain, values in zip(study.domains.evaluation, found.T, strict=True)
     }
     _add(study, "features.csv", pd.DataFrame(columns, table.index), "evaluate")
+    if accuracies is not None:
+        _add(study, "answers.csv", answers(study, table[list(study.domains.training)]), "evaluate")
+        _add(study, "accuracies.csv", accuracies, "score")
     _add(study, "losses.csv", losses, "score")
     (study.root / "stages/fit.json").unlink(missing_ok=True)
     _add(study, "mixtures.csv", table, "train")

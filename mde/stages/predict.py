@@ -8,6 +8,7 @@ import pandas as pd
 
 from mde.regression import features as feature_sets
 from mde.regression import swarm
+from mde.stages.accuracy import AccuracyPredictor
 from mde.study import Study
 
 
@@ -18,7 +19,8 @@ def predict(study: Study, mixtures: str, output: str) -> None:
       study: a study in which a regressor was chosen.
       mixtures: a CSV file: a column `run`, and one a training domain, called as in the study or in the file it is from.
       output: the CSV file to write: a row a run, a column an evaluation domain, called as in the file of losses that
-        the study is from, and DOMAIN/std; nats per token if the losses were.
+        the study is from, and DOMAIN/std; nats per token if the losses were. acc/TASK and acc_norm/TASK where end tasks
+        were scored.
     """
     wanted = swarm.read_mixtures(mixtures, study.domains.training)
     losses, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
@@ -28,6 +30,10 @@ def predict(study: Study, mixtures: str, output: str) -> None:
     if deviations is not None:
         table = table.join(pd.DataFrame(deviations, table.index, names).add_suffix("/std"))
         columns |= {f"{name}/std": f"{column}/std" for name, column in columns.items()}
+    if (study.root / "fit/acc.joblib").exists():
+        accuracies = AccuracyPredictor(study)(wanted.values.to_numpy())
+        table = table.assign(**accuracies)
+        columns |= {name: name for name in accuracies}
     swarm.write(output, swarm.Table(table, wanted.id_column, columns))
 
 

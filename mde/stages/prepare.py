@@ -12,6 +12,7 @@ from etils import epath
 
 from mde.data import tokens
 from mde.errors import UserError, check_positive, unknown
+from mde.stages.tasks import NEXT, TaskStores
 from mde.study import FORMAT, Study, digest
 
 _TABLE, _PROBLEMS = "corpus.csv", "problems.csv"
@@ -23,7 +24,11 @@ def prepare(
     study: Study,
     training_domains: Sequence[str] | Mapping[str, Any],
     evaluation_domains: Sequence[str] | Mapping[str, Any] = (),
+    tasks: Mapping[str, Any] | None = None,
+    continuations: Sequence[str] = (),
+    continuation_examples: int = 500,
     root: str | None = None,
+    task_root: str | None = None,
     tokenizer: str = "train",
     vocab_size: int = 8192,
     start_token: str | None = None,
@@ -50,7 +55,12 @@ def prepare(
         pattern, `tfds:name/config:split`, `mde:registered`), or a mapping with its `files` and, if need be,
         `validation`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in one.
       evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
+      tasks: end tasks, which are evaluated on by their answers; by name the place of examples with a `question`,
+        `choices` and the `answer`, or a mapping with its `files` and their layout (see `configs/tasks/`).
+      continuations: domains out of whose held-out text such tasks are made, NAME-next: which of four texts goes on.
+      continuation_examples: the most of each.
       root: the folder or bucket where relative places begin; where the command is run if None.
+      task_root: the same for the tasks' places.
       tokenizer: `train` (SentencePiece, on a sample of all training domains), `bytes`, or the path of a
         SentencePiece model or of a Hugging Face `tokenizer.json`.
       vocab_size: pieces of the tokenizer, if it is trained.
@@ -69,13 +79,15 @@ def prepare(
 
     Raises:
       UserError: an unknown domain, setting or field, one named twice, fewer than two to train on, no file at a place, a
-        domain without a document; a study that holds runs already, trained with another tokenizer or on other text.
+        domain or task without a document; a study that holds runs already, trained with another tokenizer or on other
+        text.
     """
-    from mde.domains import corpora
+    from mde.domains import corpora, end_tasks
     from mde.domains.documents import Settings
 
     check_positive(
         vocab_size=vocab_size, validation_bytes=validation_bytes, max_document_bytes=max_document_bytes,
+        continuation_examples=continuation_examples,
         processes=1 if processes is None else processes,
     )  # fmt: skip
     for name, value in (("validation_share", validation_share), ("near_duplicates", near_duplicates)):
@@ -88,7 +100,12 @@ def prepare(
     found = corpora.parse(training_domains, root, text_field, trained=True)
     found += corpora.parse(evaluation_domains, root, text_field, trained=False)
     training = [name for corpus in found if corpus.trained for name in corpus.names]
-    everything = [name for corpus in found for name in corpus.names]
+    domains = [name for corpus in found for name in corpus.names]
+    for name in continuations:
+        if name not in domains:
+            raise unknown("domain in continuations", name, domains)
+    asked = end_tasks.parse(tasks or {}, task_root)
+    everything = domains + [task.name for task in asked] + [name + NEXT for name in continuations]
     if len(training) < 2 or len(set(everything)) < len(everything):
         raise UserError(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
@@ -106,7 +123,8 @@ def prepare(
         seed=seed,
     )
     given = _given_tokenizer(tokenizer, start_token, end_token)
-    _Preparation(study, found, settings, given, vocab_size, processes or _cores()).run()
+    made = TaskStores(study, asked, continuations, continuation_examples, settings)
+    _Preparation(study, found, made, settings, given, vocab_size, processes or _cores()).run()
 
 
 def _cores() -> int:
@@ -150,9 +168,16 @@ class _Preparation:
     """The steps of one `mde prepare`."""
 
     def __init__(
-        self, study: Study, found: Sequence[Any], settings: Any, given: _Given | None, vocab_size: int, processes: int
+        self,
+        study: Study,
+        found: Sequence[Any],
+        tasks: TaskStores,
+        settings: Any,
+        given: _Given | None,
+        vocab_size: int,
+        processes: int,
     ):
-        self.study, self.found, self.settings, self.given = study, found, settings, given
+        self.study, self.found, self.tasks, self.settings, self.given = study, found, tasks, settings, given
         self.vocab_size, self.processes = vocab_size, processes
         self.directory = study.root / "tokenizer"
 
@@ -176,13 +201,15 @@ class _Preparation:
         abouts = workers.over(passes.survey, jobs, self.processes, "read")
         surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
         tally = tables.Tally()
-        problems = decisions.surveys(surveyed, tally)
+        problems = decisions.surveys(surveyed, tally) + self.tasks.read(tally)
         keep = decisions.decide(surveyed, self.settings, tally)
         decisions.check(surveyed, keep, tally)
         self._make_tokenizer(surveyed)
         outputs = self._tokenize(surveyed, keep, names, scratch, tally)
         stores = self._assemble(surveyed, outputs)
-        table = tables.table(stores, tally, self.found)
+        stores |= self.tasks.write(self.tokenizer, self.recipe, stores)
+        self.sources |= self.tasks.sources
+        table = tables.table(stores, tally, self.found, self.tasks.names)
         self.study.write_table(_TABLE, table)
         columns = ["file", "line", "reason", "detail"]
         self.study.write_table(_PROBLEMS, pd.DataFrame(problems[:_KEPT], columns=columns).set_index("file"))
@@ -236,8 +263,8 @@ class _Preparation:
         from mde.domains import decisions, passes, tables, workers
 
         runs = scratch / "runs"
-        decisions.index_runs(surveyed, keep, runs)
-        everything = digest([self.recipe, list(names)])
+        decisions.index_runs(surveyed, keep, runs, self.tasks.runs())
+        everything = digest([self.recipe, list(names), *self.tasks.digests])
         jobs = []
         for each, kept, name in zip(surveyed, keep, names, strict=True):
             np.save(each.folder / "keep.npy", kept)
@@ -253,7 +280,7 @@ class _Preparation:
         from mde.domains import passes
 
         dtype = passes.token_type(self.tokenizer.vocab_size)
-        everything = digest([self.sources, self.recipe, _facts(self.settings)])
+        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
         stores: dict[str, Any] = {}
         for corpus in self.found:
             folders = [out for each, out in zip(surveyed, outputs, strict=True) if each.shard.corpus is corpus]
@@ -283,7 +310,8 @@ class _Preparation:
             {
                 "format": FORMAT,
                 "training_domains": [name for corpus in self.found if corpus.trained for name in corpus.names],
-                "evaluation_domains": [name for corpus in self.found for name in corpus.names],
+                "evaluation_domains": [*(name for corpus in self.found for name in corpus.names), *self.tasks.names],
+                **({"tasks": self.tasks.names} if self.tasks.names else {}),
                 "vocab_size": self.tokenizer.vocab_size,
                 "start": self.tokenizer.start,
                 "end": self.tokenizer.end,

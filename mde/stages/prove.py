@@ -5,7 +5,7 @@ import pandas as pd
 
 from mde.errors import check_positive
 from mde.optimization import objectives
-from mde.stages.score import score_runs
+from mde.stages.score import score_choices, score_runs
 from mde.stages.train import train_runs
 from mde.study import Study, digest
 
@@ -32,7 +32,10 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
             rows.append({"role": label, "seed": seed, **predicted["mixture"]})
     table = pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", *names]]
     train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
-    losses = score_runs(study, study.read_json("scoring.json", "score"), list(table.index))
+    scoring = study.read_json("scoring.json", "score")
+    losses = score_runs(study, scoring, list(table.index))
+    if (accuracies := score_choices(study, scoring, list(table.index))) is not None:
+        study.write_table("proof/accuracies.csv", accuracies)
     study.write_table("proof/mixtures.csv", table)
     study.write_table("proof/losses.csv", losses)
     study.write_table("proof/summary.csv", summary(study, table, losses, optimum))

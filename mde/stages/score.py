@@ -1,5 +1,6 @@
 """`mde score`: log-probabilities of the evaluation tokens under every run, and the losses they add up to."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,52 +11,90 @@ from tqdm import tqdm
 
 from mde import hosts
 from mde.errors import check_positive
-from mde.evaluation.scores import Columns, Scores
-from mde.evaluation.scoring import EvaluationSet, Scorer, evaluation_set
+from mde.evaluation.answers import Choices
+from mde.evaluation.scores import Columns, Score, Scores
+from mde.evaluation.scoring import EvaluationSet, Scorer, documents_of, evaluation_set
+from mde.stages.tasks import RIGHT, WRONG
 from mde.stages.train import load_run, model_config
 from mde.study import Study, digest
 
 
-def score(study: Study, tokens_per_domain: int = 8192, batch_size: int | None = None) -> None:
+def score(
+    study: Study, tokens_per_domain: int = 8192, examples_per_task: int = 1000, batch_size: int | None = None
+) -> None:
     """Scores the experts and the observations; stopped at any time, it goes on with the domain that it was at.
 
     Args:
       study: a study with trained runs.
       tokens_per_domain: whole documents of each evaluation domain are taken until they have this many tokens.
+      examples_per_task: so many of an end task's first examples are taken, with all their choices.
       batch_size: windows that a device takes at a time; by default as many as keep it busy.
     """
-    check_positive(tokens_per_domain=tokens_per_domain)
+    check_positive(tokens_per_domain=tokens_per_domain, examples_per_task=examples_per_task)
     if batch_size is not None:
         check_positive(batch_size=batch_size)
-    about = {"tokens_per_domain": tokens_per_domain, "batch_size": batch_size}
-    losses = score_runs(study, about, list(study.mixtures().index))
+    about: dict[str, Any] = {"tokens_per_domain": tokens_per_domain, "batch_size": batch_size}
+    if study.tasks:
+        about["examples_per_task"] = examples_per_task
+    runs = list(study.mixtures().index)
+    _warn_of_long_answers(study)
+    losses = score_runs(study, about, runs)
+    accuracies = score_choices(study, about, runs)
     data = evaluation_data(study, about)
     text = pd.DataFrame({"tokens": data.token_counts, "bytes": data.bytes.astype(int)}, data.domains)
     study.write_json("scoring.json", about)
     study.write_table("evaluation.csv", text.rename_axis("domain"))
+    if accuracies is not None:
+        study.write_table("accuracies.csv", accuracies)
     study.write_table("losses.csv", losses)
 
 
 def score_runs(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> pd.DataFrame:
-    """Losses [runs, J] in nats per token, scored as `about` says; scores that are there already are kept.
+    """Losses [runs, J] in nats per token, scored as `about` says; scores that are there already are kept."""
+    data = evaluation_data(study, about)
+    found = _scored(study, about, runs, data, RIGHT)
+    losses = {run: [score.loss for score in scores] for run, scores in found.items()}
+    table = pd.DataFrame.from_dict(losses, orient="index", columns=list(data.domains))
+    table.index.name = "run"
+    return table
+
+
+def score_choices(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> pd.DataFrame | None:
+    """Accuracies of runs whose losses are scored, columns `acc/TASK` and `acc_norm/TASK`; None without choices.
+
+    `acc` takes the likeliest choice, `acc_norm` that of the highest log-prob per UTF-8 byte.
+    """
+    if not choice_tasks(study):
+        return None
+    data = wrong_data(study, about)
+    _scored(study, about, runs, data, WRONG)
+    columns: dict[str, list[float]] = {}
+    for task in choice_tasks(study):
+        choices = choices_of(study, about, runs, task)
+        alone = choices.mixed(np.eye(len(runs)), 1)
+        columns[f"acc/{task}"] = choices.summaries(alone).accuracy.tolist()
+        columns[f"acc_norm/{task}"] = choices.summaries(alone / choices.bytes).accuracy.tolist()
+    return pd.DataFrame(columns, pd.Index(runs, name="run"))
+
+
+def _scored(
+    study: Study, about: Mapping[str, Any], runs: Sequence[str], data: EvaluationSet, split: str
+) -> dict[str, list[Score]]:
+    """The scores of runs on domains, of which those that are missing are made.
 
     Where several processes do this together, each takes its share of the runs.
     """
-    scores, of = _scores(study), _identities(study, about, runs)
+    scores, of = _scores(study, split), _identities(study, about, runs, data.domains, split)
     missing = {}
     for run in runs:
         if names := [domain for domain, name in of[run].items() if scores.find(run, domain, name) is None]:
             missing[run] = names
-    data = evaluation_data(study, about)
     hosts.wait("all have seen what is scored")
     mine = {run: missing[run] for run in list(missing)[hosts.index() :: hosts.count()]}
     for run, domain, log_probs in _score(study, about, data, mine):
         scores.write(run, domain, of[run][domain], log_probs)
     hosts.wait("all have scored their share")
-    losses = {run: [scores.read(run, domain, name).loss for domain, name in of[run].items()] for run in runs}
-    table = pd.DataFrame.from_dict(losses, orient="index", columns=list(data.domains))
-    table.index.name = "run"
-    return table
+    return {run: [scores.read(run, domain, name) for domain, name in of[run].items()] for run in runs}
 
 
 def _score(
@@ -83,8 +122,23 @@ def _score(
 
 def evaluation_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
     """The text that the study's runs are scored on; `about` is the content of `scoring.json`."""
-    stores = {name: study.store(name, "validation") for name in study.domains.evaluation}
-    return evaluation_set(stores, about["tokens_per_domain"], _seq_len(study), model_config(study).masked)
+    return _data(study, about, study.domains.evaluation, RIGHT)
+
+
+def wrong_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
+    """The wrong choices of the tasks that have some, a domain each."""
+    return _data(study, about, choice_tasks(study), WRONG)
+
+
+def _data(study: Study, about: Mapping[str, Any], domains: Sequence[str], split: str) -> EvaluationSet:
+    stores = {name: study.store(name, split) for name in domains}
+    examples, masked = about.get("examples_per_task"), model_config(study).masked
+    return evaluation_set(stores, about["tokens_per_domain"], _seq_len(study), examples, masked)
+
+
+def choice_tasks(study: Study) -> tuple[str, ...]:
+    """The end tasks that have wrong choices, and so an accuracy."""
+    return tuple(name for name in study.tasks if f"{name}/{WRONG}" in study.about["stores"])
 
 
 def log_probs_of(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> Columns:
@@ -93,19 +147,63 @@ def log_probs_of(study: Study, about: Mapping[str, Any], runs: Sequence[str]) ->
     Raises:
       UserError: a run that was not scored on this text.
     """
-    of = _identities(study, about, runs)
-    return _scores(study).columns(runs, study.domains.evaluation, [list(of[run].values()) for run in runs])
+    return _columns(study, about, runs, study.domains.evaluation, RIGHT)
 
 
-def _scores(study: Study) -> Scores:
-    return Scores(study.root / "scores")
+def choices_of(study: Study, about: Mapping[str, Any], runs: Sequence[str], task: str) -> Choices:
+    """The choices of a task's examples with their tokens' log-probs under runs that were scored."""
+    log_probs, lengths, sizes, examples = [], [], [], []
+    for split in (RIGHT, WRONG):
+        store = study.store(task, split)
+        count = documents_of(store, about.get("examples_per_task"))
+        scored = np.minimum(np.diff(store.bounds[: count + 1]) - store.answers[:count], _seq_len(study))
+        columns = _columns(study, about, runs, [task], split)[:]
+        log_probs += np.split(columns, np.cumsum(scored)[:-1])
+        lengths.append(scored)
+        sizes.append(store.bytes[:count])
+        examples.append(store.examples[:count])
+    right = np.repeat([True, False], list(map(len, examples)))
+    lengths_N, bytes_N, examples_N = map(np.concatenate, (lengths, sizes, examples))
+    both = np.intersect1d(examples[0], examples[1])  # without those that have no wrong choice
+    order = np.argsort(examples_N, kind="stable")
+    order = order[np.isin(examples_N[order], both)]
+    rows = np.concatenate([log_probs[i] for i in order])
+    return Choices(rows, lengths_N[order], bytes_N[order], examples_N[order], right[order])
 
 
-def _identities(study: Study, about: Mapping[str, Any], runs: Sequence[str]) -> dict[str, dict[str, str]]:
+def _warn_of_long_answers(study: Study) -> None:
+    """Says of which tasks some answers are longer than what the models read at a time."""
+    for task in study.tasks:
+        stores = [study.store(task, split) for split in (RIGHT, WRONG) if f"{task}/{split}" in study.about["stores"]]
+        count = sum(int((np.diff(store.bounds) - store.answers > _seq_len(study)).sum()) for store in stores)
+        if count and hosts.is_first():
+            print(
+                f"warning: task {task!r}: {count} answers are longer than the {_seq_len(study)} tokens that the models "
+                "read; their beginnings are not scored",
+                file=sys.stderr,
+            )
+
+
+def _columns(
+    study: Study, about: Mapping[str, Any], runs: Sequence[str], domains: Sequence[str], split: str
+) -> Columns:
+    of = _identities(study, about, runs, domains, split)
+    return _scores(study, split).columns(runs, domains, [list(of[run].values()) for run in runs])
+
+
+def _scores(study: Study, split: str) -> Scores:
+    return Scores(study.root / {RIGHT: "scores", WRONG: "choices"}[split])
+
+
+def _identities(
+    study: Study, about: Mapping[str, Any], runs: Sequence[str], domains: Sequence[str], split: str
+) -> dict[str, dict[str, str]]:
     """By run and domain, a name for what there is to score: the run's record, and the text and how it is cut."""
-    cut = [about["tokens_per_domain"], _seq_len(study)]
     stores = study.about["stores"]
-    texts = {name: [stores[f"{name}/validation"]["digest"], *cut] for name in study.domains.evaluation}
+    texts = {}
+    for name in domains:
+        cut = about.get("examples_per_task") if name in study.tasks else about["tokens_per_domain"]
+        texts[name] = [stores[f"{name}/{split}"]["digest"], cut, _seq_len(study)]
     records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in runs}
     return {run: {name: digest([record, text]) for name, text in texts.items()} for run, record in records.items()}
 

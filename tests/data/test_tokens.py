@@ -154,3 +154,21 @@ def test_a_broken_store_is_a_user_error_that_names_the_directory(tmp_path, damag
     damage(tmp_path / "broken-store")
     with pytest.raises(UserError, match=r"broken-store.*mde prepare"):
         TokenStore(tmp_path / "broken-store")
+
+
+ANSWERS = [
+    tokens.Answer(np.array([0, 5, 6, 7]), 2, 9, 0),
+    tokens.Answer(np.array([0, 8]), 1, 4, 0),
+    tokens.Answer(np.array([0, 9, 10, 11, 12]), 4, 3, 3),
+]
+
+
+def test_the_context_of_an_answer_has_its_documents_number_below_zero(tmp_path):
+    store = tokens.write_answers(tmp_path / "store", ANSWERS, "digest", np.uint16)
+    window = TokenStore(tmp_path / "store").read(0, 12)
+    assert_array_equal(window.tokens, [0, 5, 6, 7, 0, 8, 0, 9, 10, 11, 12, 0])
+    assert_array_equal(window.segments, [-1, -1, 1, 1, -2, 2, -3, -3, -3, -3, 3, 0])
+    assert_array_equal(store.read(3, 8).segments, [1, -2, 2, -3, -3])
+    assert (store.end_task, store.n_bytes) == (True, 16)
+    assert_array_equal(store.answers, [2, 1, 4])
+    assert_array_equal(store.examples, [0, 0, 3])

@@ -1,13 +1,16 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from helpers import write_store
 from numpy.testing import assert_allclose, assert_array_equal
 
+from mde.data import tokens
 from mde.errors import UserError
 from mde.evaluation import scoring
 from mde.evaluation.scoring import Scorer, evaluation_set, windows_per_batch
+from mde.models import decoder
 from mde.models.config import preset
 
 # The same float32 program in batches of another size: log-probs of about 5, a few roundings of 6e-8 each apart.
@@ -168,3 +171,35 @@ def test_batches_stay_within_the_memory():
     large = preset("tiny", 1 << 17)
     assert windows_per_batch(large, 1000, 128, memory=1 << 20) == 1  # a megabyte is one token's logits
     assert windows_per_batch(large, 1000, 128, memory=1 << 30) in range(4, 9)
+
+
+@pytest.fixture(scope="module")
+def two_answers(tmp_path_factory):
+    """Windows of six tokens: two short documents share one, the third has one of its own and loses its beginning."""
+    answers = [([0, 5, 6, 7], 2, 0), ([0, 8], 1, 0), ([0, 9, 10, 11, 12, 13, 14], 4, 1), ([0, 15], 1, 2)]
+    made = [tokens.Answer(np.array(text), begins, 7, example) for text, begins, example in answers]
+    store = tokens.write_answers(tmp_path_factory.mktemp("answers") / "task", made, "digest")
+    return lambda examples: evaluation_set({"task": store}, 1, 5, examples)
+
+
+def test_answers_stand_whole_in_windows_and_contexts_are_not_scored(two_answers):
+    data = two_answers(2)
+    assert_array_equal(data.tokens, [[0, 5, 6, 7, 0, 8], [9, 10, 11, 12, 13, 14]])
+    assert_array_equal(data.segments, [[-1, -1, 1, 1, -2, 2], [-1, -1, -1, 1, 1, 1]])
+    assert_array_equal(data.mask, [[0, 1, 1, 0, 1], [0, 0, 1, 1, 1]])
+    assert_array_equal(data.sequence_ids, [0, 0, 1, 2, 2, 2])
+    assert (data.token_counts, data.bytes) == ([6], [21])
+    assert len(two_answers(None).tokens) == 3
+    assert two_answers(1).token_counts == [3]
+
+
+def test_an_answer_is_scored_as_after_its_context_alone(two_answers):
+    config = preset("tiny", 64)
+    params = decoder.init(config, 0)
+    ((_, found),) = Scorer(config, two_answers(2), batch_size=1)(params)
+    run = jax.jit(lambda tokens: decoder.token_log_probs(config, params, tokens, tokens * 0 + 1))
+    expected = []
+    for text, begins in (([0, 5, 6, 7], 2), ([0, 8], 1), ([9, 10, 11, 12, 13, 14], 3)):
+        row = run(np.array([text]))[0]
+        expected += row[begins - 1 :].tolist()
+    assert_allclose(found, expected, atol=TOLERANCE)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -191,3 +192,31 @@ def test_computing_in_bfloat16_keeps_parameters_and_logits_in_float32():
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() > 1e-4  # it does compute in bfloat16,
     assert np.abs(found - expected).mean() < 0.1  # whose 8 bits are 0.4 % of log-probs of about 5, a few times over
+
+
+@pytest.mark.parametrize("overrides", [{}, {"n_layers": 5, "attention": "xla", "remat": "dots"}])
+def test_decoding_with_a_cache_equals_the_whole_sequence_at_once(overrides):
+    """Prompts of three lengths, padded before their beginning, then token by token; two prompts in one call as well."""
+    config = dataclasses.replace(TIED, **overrides)
+    params = parameters(config)
+    tokens = TOKENS[:, :12]
+    segments = (np.arange(12) >= np.array([0, 3, 5])[:, None]).astype(np.int32)
+    whole = jax.jit(lambda t, s: jax.nn.log_softmax(decoder.Decoder(config).apply({"params": params}, t, s)))
+    expected = np.asarray(whole(tokens, segments))
+    step = jax.jit(functools.partial(decoder.log_probs_with_cache, config, params))
+    found, cache = step(tokens[:, :6], segments, 0, None)
+    assert_allclose(found[segments[:, :6] > 0], expected[:, :6][segments[:, :6] > 0], atol=TOLERANCE)
+    found, cache = step(tokens[:, 6:9], segments, 6, cache)
+    assert_allclose(found, expected[:, 6:9], atol=TOLERANCE)
+    for position in range(9, 12):
+        found, cache = step(tokens[:, position : position + 1], segments, position, cache)
+        assert_allclose(found[:, 0], expected[:, position], atol=TOLERANCE)
+
+
+def test_contexts_are_read_and_not_predicted():
+    tokens = np.arange(1, 13, dtype=np.int32)[None]
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0]])
+    marked = segments * np.array([-1, -1, 1, 1, -1, -1, -1, 1, 1, 1, 1, 1])
+    run = jax.jit(functools.partial(decoder.token_log_probs, TIED, parameters(TIED)))
+    assert_array_equal(run(tokens, segments), run(tokens, marked))
+    assert_array_equal(decoder.target_mask(marked)[0], [0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import demo, mde
+from prose import jsonl, text
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,38 @@ def prepared(finished: tuple[Path, str], tmp_path: Path) -> Path:
     (copy / "stages").mkdir()
     shutil.copy(finished[0] / "stages" / "prepare.json", copy / "stages" / "prepare.json")
     return copy
+
+
+@pytest.fixture(scope="session")
+def tasked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fitted study with end tasks: of held-out text, of a file, and one without choices; read only."""
+    from mde import cli
+
+    root = tmp_path_factory.mktemp("tasked")
+    for name in ("web", "code"):
+        jsonl(root / f"{name}.jsonl", [{"text": text((name, i), 80)} for i in range(150)])
+    words = [text(("task", i), 24).split() for i in range(30)]
+    facts = [
+        {"question": " ".join(w[:9]), "choices": [" ".join(w[i : i + n]) for i, n in ((9, 2), (11, 3), (14, 1))]}
+        for w in words
+    ]
+    jsonl(root / "facts.jsonl", [{**fact, "answer": i % 3} for i, fact in enumerate(facts)])
+    jsonl(root / "short.jsonl", [{"question": " ".join(w[:6]), "answer": " ".join(w[6:9])} for w in words])
+    study = root / "study"
+    tasks = {"facts": str(root / "facts.jsonl"), "short": {"files": str(root / "short.jsonl"), "choices": None}}
+    flags = {
+        "prepare": [
+            *(f"--domain={name}={root}/{name}.jsonl" for name in ("web", "code")),
+            *(f"--tasks={tasks}", "--continuations=web", "--continuation_examples=40", "--vocab_size=360"),
+        ],
+        "train": [
+            *("--preset=tiny", "--steps=6", "--batch_size=4", "--seq_len=64", "--learning_rate=1e-2"),
+            "--observations=6",
+        ],
+        "score": ["--tokens_per_domain=512", "--examples_per_task=25"],
+        "evaluate": ["--candidates=16", "--merged_windows=1"],
+        "fit": ["--repeats=4", "--regressors=ridge", "--train_mixtures=3"],
+    }
+    for stage, more in flags.items():
+        cli.main([stage, f"--study={study}", *more])
+    return study

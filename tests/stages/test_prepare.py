@@ -1,9 +1,6 @@
 """`mde prepare` on corpora of one's own: the layouts of the papers, every kind of tokenizer, bad input, a kill."""
 
-import gzip
-import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,31 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import zstandard
 from commands import ROOT, command
+from prose import jsonl, text
 
 from mde import cli
 from mde.domains import hygiene, tokenizers
 from mde.errors import UserError
 from mde.stages.prepare import prepare
 from mde.study import Study
-
-SYLLABLES = ["ka", "lo", "mi", "ne", "ru", "ta", "vo", "xi", "bar", "den", "fil", "gor", "hum", "jax", "pel", "qui"]
-
-
-def text(seed: object, words: int = 60) -> str:
-    """Made-up prose: no two seeds share a run of five words but by chance."""
-    generator = random.Random(repr(seed))
-    made = ["".join(generator.choices(SYLLABLES, k=2)) for _ in range(words)]
-    return " ".join(made).capitalize() + ".\n"
-
-
-def jsonl(path: Path, records: list[dict]) -> None:
-    """JSON lines, packed as the file's name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
-    path.write_bytes(pack(data))
 
 
 def documents(study: Study, domain: str, split: str) -> list[str]:

@@ -1,0 +1,152 @@
+"""Accuracy on end tasks: what the experts' answers say of any mixture's, and which regressor predicts it best.
+
+Beside the losses of `mde.stages.evaluate` a mixture has, by task, `accuracy[τ]`, `expected[τ]` and `margin[τ]` (see
+`mde.evaluation.answers.Summaries`) for τ = 0, the mixture of data experts, and τ = 1, the Bayes mixture of sequences;
+`accuracy_norm[τ]` and so on are the same of log-probs per UTF-8 byte.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from mde.regression import estimators, validation
+from mde.regression import features as feature_sets
+from mde.regression.validation import Method
+from mde.study import Study
+
+METRICS = {"acc": "", "acc_norm": "_norm"}  # what is measured, and how the features that go with it end
+TAUS = (0, 1)
+LAMBDA = ("lambda", "sqrt", "log")
+_STEPS, _HELPFUL = ("accuracy",), ("expected", "margin")  # the first goes in steps of one example
+
+
+def answer_features(study: Study) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from mixtures [C, K] to features [C, tasks] by name, for a study whose choices are scored."""
+    from mde.stages.score import choice_tasks, choices_of
+
+    about = study.read_json("scoring.json", "score")
+    experts = [f"expert-{name}" for name in study.domains.training]
+    tasks = [choices_of(study, about, experts, task) for task in choice_tasks(study)]
+
+    def features(mixtures: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {}
+        for choices in tasks:
+            for tau in TAUS:
+                scores = choices.mixed(mixtures, tau)
+                for ending, values in (("", scores), ("_norm", scores / choices.bytes)):
+                    for name, column in choices.summaries(values)._asdict().items():
+                        found.setdefault(f"{name}{ending}[{tau}]", []).append(column)
+        return {name: np.stack(columns, axis=1) for name, columns in found.items()}
+
+    return features
+
+
+def answers(study: Study, mixtures: pd.DataFrame) -> pd.DataFrame:
+    """The features of a table of mixtures, columns FEATURE/TASK."""
+    from mde.stages.score import choice_tasks
+
+    columns = {
+        f"{name}/{task}": values[:, j]
+        for name, values in answer_features(study)(mixtures.to_numpy()).items()
+        for j, task in enumerate(choice_tasks(study))
+    }
+    return pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture"))
+
+
+def names_of(metric: str, parts: Sequence[str]) -> list[str]:
+    """The features that go with a metric."""
+    return [f"{part}{METRICS[metric]}[{tau}]" for tau in TAUS for part in parts]
+
+
+def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> pd.DataFrame:
+    """Judges regressors of accuracy out of fold, as `mde fit` does those of losses, and keeps the best.
+
+    The objective is the mean over the tasks. Writes `fit/accuracy.csv`, a row a metric, regressor and feature set, and
+    for each metric the method of least error, fitted on all observations.
+
+    Returns:
+      The table.
+    """
+    runs = study.mixtures()
+    mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    accuracies = study.read_table("accuracies.csv", "score").loc[mixtures.index]
+    table = study.read_table("answers.csv", "evaluate").loc[mixtures.index]
+    tasks = [name.removeprefix("acc/") for name in map(str, accuracies) if name.startswith("acc/")]
+    rounds = validation.splits(len(mixtures), train_mixtures, repeats, seed)
+    parts = []
+    for metric in METRICS:
+        observed = accuracies[[f"{metric}/{task}" for task in tasks]].to_numpy()
+        evaluated = {
+            name: table[[f"{name}/{task}" for task in tasks]].to_numpy()
+            for name in names_of(metric, (*_STEPS, *_HELPFUL))
+        }
+        methods = _methods(metric, regressors)
+        designs = {
+            name: feature_sets.assemble(name, mixtures.to_numpy(), evaluated)
+            for name in dict.fromkeys(name for _, name in methods)
+        }
+        shown = tqdm(methods, f"fit {metric}", unit="method")
+        weights = np.full(len(tasks), 1 / len(tasks))
+        judged = validation.judge(observed, tasks, designs, shown, weights, rounds).objective
+        parts.append(judged.assign(metric=metric, measured=observed.mean()))
+        learnt = judged[judged["regressor"].isin(list(regressors))]
+        best = learnt.iloc[int(learnt["mse"].argmin())]
+        fitted = estimators.make(best["regressor"], best["features"]).fit(designs[best["features"]], observed)
+        study.write_object(f"fit/{metric}.joblib", {"features": best["features"], "tasks": tasks, "regressor": fitted})
+    found = pd.concat(parts, ignore_index=True)
+    study.write_table("fit/accuracy.csv", found.rename_axis("method"))
+    return found
+
+
+def told(table: pd.DataFrame) -> str:
+    """The best regressor on λ alone and the best with the experts' answers, for each metric."""
+    lines = []
+    for metric, rows in table[~table["regressor"].isin(["mean", "alone"])].groupby("metric"):
+        answers = rows["features"].str.contains("[", regex=False)
+        best, alone = (part.iloc[int(part["mse"].argmin())] for part in (rows[answers], rows[~answers]))
+        lines.append(
+            f"{metric}, {rows['measured'].iloc[0]:.1%} on average: MSE {best['mse']:.3g} from the experts' answers "
+            f"({best['regressor']} on {best['features']}), {alone['mse']:.3g} from λ ({alone['regressor']} on "
+            f"{alone['features']})"
+        )
+    return "\n".join(lines)
+
+
+class AccuracyPredictor:
+    """The regressors that `judge` kept, as a function from mixtures to accuracies by `acc/TASK` and `acc_norm/TASK`."""
+
+    def __init__(self, study: Study):
+        self._kept: Mapping[str, Any] = {name: study.read_object(f"fit/{name}.joblib", "fit") for name in METRICS}
+        self._features = answer_features(study)
+
+    def __call__(self, mixtures: np.ndarray) -> dict[str, np.ndarray]:
+        """Predicted accuracies [C] of mixtures [C, K]."""
+        evaluated = self._features(mixtures)
+        found: dict[str, np.ndarray] = {}
+        for metric, kept in self._kept.items():
+            predicted = kept["regressor"].predict(feature_sets.assemble(kept["features"], mixtures, evaluated))
+            found |= {f"{metric}/{task}": predicted[:, j] for j, task in enumerate(kept["tasks"])}
+        return found
+
+
+def _methods(metric: str, regressors: Sequence[str]) -> list[Method]:
+    """On λ alone, on each of the features that help, on those of each τ, and on all, with and without the logarithm."""
+    sets = [[name] for name in names_of(metric, _HELPFUL)]
+    sets += [[f"{part}{METRICS[metric]}[{tau}]" for part in _HELPFUL] for tau in TAUS]
+    together = "+".join(names_of(metric, _HELPFUL))
+    joined = [*("+".join(names) for names in sets), together]
+    methods: list[Method] = [
+        ("mean", "lambda"),
+        *(("alone", name) for name in names_of(metric, ("accuracy", "expected"))),
+    ]
+    for regressor in regressors:
+        if regressor == "auto":
+            methods += [("auto", "lambda"), ("auto", f"{together}+lambda")]
+        elif regressor.startswith("gbm"):
+            methods += [(regressor, name) for name in ("lambda", *joined)]
+        else:
+            methods += [(regressor, name) for name in (*LAMBDA, *joined, *(f"{name}+log" for name in joined))]
+    return methods
