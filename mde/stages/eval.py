@@ -82,6 +82,10 @@ def eval(
 def _model(study: Study, kind: str, value: Any, tau: float) -> tuple[ExpertMixture, dict[str, Any]]:
     """The language model that is asked for, and what it is."""
     config = model_config(study)
+    if config.masked:
+        raise UserError(
+            "an encoder says nothing of the text that follows, which is what lm-evaluation-harness asks for"
+        )
     if kind == "run":
         done = sorted(path.parent.name for path in (study.root / "runs").glob("*/run.json"))
         if value not in done:

@@ -15,6 +15,7 @@ def plan(
     batch_size: int = 256,
     seq_len: int = 2048,
     steps: int = 10_000,
+    runs: int | None = None,
     vocab_size: int = 32_000,
     device: str = "tpu-v5e",
     mfu: float = 0.4,
@@ -29,6 +30,7 @@ def plan(
       batch_size: sequences a step of each model.
       seq_len: predicted tokens a sequence.
       steps: optimizer steps.
+      runs: how many such models are trained in all, one pool after another; as many as the mesh holds if None.
       vocab_size: tokens in the vocabulary.
       device: its type, for its memory and speed.
       mfu: share of the device's peak that the training reaches: model FLOPs utilisation.
@@ -40,8 +42,9 @@ def plan(
     """
     if not 0 < mfu <= 1:
         raise UserError(f"mfu={mfu} must lie between 0 and 1")
-    check_positive(vocab_size=vocab_size)
     kind, shape = devices.device(device), MeshShape.parse(mesh)
+    runs = shape.pool if runs is None else runs
+    check_positive(vocab_size=vocab_size, runs=runs)
     config = model_configs.preset(preset, vocab_size, **{"dtype": "bfloat16", "remat": "full", **(model or {})})
     training = train_settings(steps, batch_size, seq_len, 1e-3, settings)
     memory = planning.measure(config, training, shape)
@@ -63,7 +66,12 @@ def plan(
         f"FLOPs a step  {flops:.4g} a model (XLA counts {counted:.4g}: all of attention, of which causality hides half)"
     )
     print(f"time a step   {seconds:.4g} s at an MFU of {mfu:.0%}: {shape.pool * tokens / seconds:,.0f} tokens a second")
+    waves = -(-runs // shape.pool)
+    hours = waves * steps * seconds / 3600
     print(f"{steps:,} steps {_duration(steps * seconds)} for {shape.pool * steps * tokens:,} tokens")
+    print(
+        f"{runs:,} runs, {shape.pool} at a time: {_duration(3600 * hours)}, {shape.devices * hours:,.3g} device-hours"
+    )
     print(
         "Temporary memory is what XLA's CPU compiler lays out (activations, gradients, gathered parameters); it keeps "
         "attention scores, which the kernels of TPUs and GPUs do not, and widens bfloat16, so it errs upwards."

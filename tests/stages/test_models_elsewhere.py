@@ -77,6 +77,7 @@ def test_plan_prints_what_a_mesh_needs(mde):
     )  # fmt: skip
     assert "tiny on 4 h100 (pool=2,data=2,model=1)" in printed
     assert "fits in 74.5 GiB" in printed
+    assert "2 runs, 2 at a time" in printed
 
 
 @pytest.mark.parametrize(
