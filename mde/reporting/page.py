@@ -51,6 +51,7 @@ SECTIONS = (
     Section("Experts and evaluators", "losses.csv", "score", "Nothing is scored yet", sections.experts),
     Section("Explorer", explorer.TOKENS, "evaluate", "Nothing is evaluated yet", explorer.body),
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
+    Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
     Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", sections.proof),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
     Section("Parts of the corpus", "ablation/cost.csv", "ablate", "", sections.ablations),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mde.ablation import HOME
-from mde.reporting import ablation, figures, findings, markup, scaling, tables
+from mde.reporting import ablation, accuracy, figures, findings, markup, scaling, tables
 from mde.study import Study
 from mde.versions import versions
 
@@ -122,6 +122,14 @@ def experts(study: Study) -> list[str]:
     if findings.has(study, "fit/domains.csv"):
         parts.append(markup.table(tables.evaluators(study)))
     return parts
+
+
+def end_tasks(study: Study) -> list[str]:
+    """How often models choose right, and how well that is predicted."""
+    tables = [accuracy.measured(study)]
+    if findings.has(study, "fit/accuracy.csv"):
+        tables.append(accuracy.predicted(study))
+    return [markup.table(table) for table in tables]
 
 
 def proof(study: Study) -> list[str]:

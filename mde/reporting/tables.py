@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mde.reporting import findings
+from mde.reporting import accuracy, findings
 from mde.reporting.table import Table
 from mde.study import Study
 
@@ -22,6 +22,8 @@ def text(study: Study) -> str:
     found = []
     if findings.has(study, "fit/choice.json"):
         found.append(regressors(study))
+    if findings.has(study, "fit/accuracy.csv"):
+        found += [accuracy.measured(study), accuracy.predicted(study)]
     if findings.has(study, "optimum.json"):
         found.append(recommendation(study))
     if findings.has(study, "proof/summary.csv"):

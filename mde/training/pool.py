@@ -96,6 +96,8 @@ def train_pool(
         for wave, real in waves(waiting, shape.pool):
             with writing(directory):
                 trainer.train(wave, real, bar, termination)
+            if _agreed((), termination.asked)[0]:  # after the last look at it
+                raise KeyboardInterrupt
     if trainer.failed:
         causes = ", ".join(f"run {name!r}: {cause}" for name, cause in trainer.failed.items())
         others = len(waiting) - len(trainer.failed)

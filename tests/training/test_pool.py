@@ -228,6 +228,21 @@ def test_a_pool_told_to_stop_saves_its_states_and_goes_on_from_them(
         assert_same_run(directory, together, run, recipe)
 
 
+def test_a_request_to_stop_that_comes_while_a_run_is_written_is_not_lost(recipe, tmp_path, monkeypatch, together):
+    directory = epath.Path(tmp_path)
+    finish = pool._finish
+
+    def finish_and_terminate(*arguments):
+        finish(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pool, "_finish", finish_and_terminate)
+    with pytest.raises(KeyboardInterrupt):
+        train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
 def test_states_are_saved_every_so_many_minutes_as_well(recipe, tmp_path, monkeypatch):
     saved, save = [], checkpoints.Progress.save
     monkeypatch.setattr(
