@@ -61,7 +61,7 @@ def train(
       learning_rate: peak of the schedule.
       seed_steps: steps of the seed model on the uniform mixture, which all runs continue from; 0 for none.
       seed_learning_rate: its peak; `learning_rate` if None.
-      observations: how many mixtures to draw, spread over the simplex.
+      observations: how many mixtures to draw, spread over the simplex; 0 for experts alone.
       mixtures: a CSV file of observations to train instead: an id column `run`, and one column a training domain.
       concentration: of the Dirichlet distribution that they are drawn from.
       seed: of data orders, fresh parameters and the draws.
@@ -188,7 +188,8 @@ def _plan(study: Study, observations: int, mixtures: str | None, concentration: 
     """The table of runs: experts, then observations."""
     names = study.domains.training
     if mixtures is None:
-        drawn = simplex.space_filling(observations, len(names), seed, concentration)
+        none = np.zeros((0, len(names)))
+        drawn = simplex.space_filling(observations, len(names), seed, concentration) if observations else none
         rows = [f"observation-{i:02d}" for i in range(observations)]
     else:
         rows, drawn = _read_mixtures(mixtures, names)

@@ -41,7 +41,7 @@ def test_its_cost_is_known_before_anything_is_rented(config):
 def test_mde(tmp_path, slimpajama):
     few = ("train.steps = 4", "train.seq_len = 32", "train.observations = 10", "train.settings = {'warmup_steps': 2}")
     small = ("train.validate_every = 2", "score.tokens_per_domain = 256", "evaluate.merged_windows = 1")
-    quick = ("evaluate.candidates = 16", "fit.train_mixtures = 8", "fit.repeats = 3", "optimize.refits = 3")
+    quick = ("evaluate.candidates = 16", "fit.train_mixtures = 6", "fit.repeats = 3", "optimize.refits = 3")
     everything = (*few, *small, *quick, f"prepare.root = {str(slimpajama)!r}", "prove.seeds = 1")
     for stage in ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report"):
         run(stage, tmp_path / "study", "mde", *everything)
@@ -61,14 +61,14 @@ def test_autoscale(tmp_path, slimpajama):
 
 @pytest.mark.slow
 def test_ablations(tmp_path):
-    fields = ("Art", "Biology", "Chemistry")
+    fields = ("Art", "Biology", "Chemistry", "Law")
     records = [
         {"text": text((name, i), 400), "metadata": {"s2fieldsofstudy": [name]}} for name in fields for i in range(60)
     ]
     jsonl(tmp_path / "corpus" / "0.json.gz", records)
     named = {name: name.lower() for name in fields}
     corpus = {"s2orc": {"files": "*.json.gz", "domain_field": "metadata.s2fieldsofstudy.0", "domains": named}}
-    few = ("STEPS = 4", "SEED_STEPS = (8,)", "ablate.seq_len = 32", "ablate.units = 6", "ablate.unions = 4")
+    few = ("STEPS = 4", "SEED_STEPS = (8,)", "ablate.seq_len = 32", "ablate.units = 8", "ablate.unions = 4")
     small = ("ablate.settings = {'warmup_steps': 2}", "ablate.tokens_per_domain = 256", "ablate.merged_windows = 1")
     everything = (
         *few,
