@@ -4,9 +4,10 @@ A round is a list of splits (training rows, held-out rows) whose held-out predic
 split, or the folds of a partition. Whatever a regressor tunes, it tunes inside the training rows.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,20 @@ Round = list[Split]
 BUDGET = 2e8  # cubed training rows, summed over the splits, that an expensive method may be fitted on
 
 
+class OutOfFold(NamedTuple):
+    """What a method predicted of each row when it was held out.
+
+    Attributes:
+      mean: [R, J] nats per token, the mean over the rounds that held the row out; NaN in a row that none did.
+      rounds: [R] how many did.
+      spread: [R] standard deviation of the objective over them.
+    """
+
+    mean: np.ndarray
+    rounds: np.ndarray
+    spread: np.ndarray
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What `judge` found.
@@ -33,13 +48,12 @@ class Judgement:
         rounds share their observations, so a standard error speaks of the choice of training rows, not of new
         observations. `coverage` is NaN for regressors that do not say how sure they are.
       domains: the same for every evaluation domain, with a column `domain`.
-      predictions: by method, [R, J] nats per token, each row's mean over the rounds that held it out; NaN in a row
-        that none did.
+      predictions: by method.
     """
 
     objective: pd.DataFrame
     domains: pd.DataFrame
-    predictions: dict[Method, np.ndarray]
+    predictions: dict[Method, OutOfFold]
 
 
 def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[Round]:
@@ -114,7 +128,7 @@ def judge(
         estimator = make(regressor, features)
         used = affordable(estimator, rounds)
         held = held_out(estimator, design, observed, used, objective)
-        predictions[regressor, features] = _mean_by_row(held, observed.shape)
+        predictions[regressor, features] = _by_row(held, observed.shape, objective)
         label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
         overall.append(label | scores.summary(held.mean @ objective, truth @ objective, held.deviation))
         by_domain += [
@@ -210,9 +224,11 @@ def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:
     return [rng.permutation(n_rows) for _ in range(repeats)]
 
 
-def _mean_by_row(held: Held, shape: tuple[int, ...]) -> np.ndarray:
-    total, count = np.zeros(shape), np.zeros((shape[0], 1))
-    for rows, mean in zip(held.rows, held.mean, strict=True):
-        total[rows] += mean
-        count[rows] += 1
-    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+def _by_row(held: Held, shape: tuple[int, ...], objective: np.ndarray) -> OutOfFold:
+    each = np.full((len(held.rows), *shape), np.nan)
+    for found, rows, mean in zip(each, held.rows, held.mean, strict=True):
+        found[rows] = mean
+    rounds = np.isfinite(each[..., 0]).sum(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row that no round held out has no mean
+        return OutOfFold(np.nanmean(each, axis=0), rounds, np.nanstd(each @ objective, axis=0))

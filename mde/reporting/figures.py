@@ -28,7 +28,8 @@ def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, st
     """Out-of-fold predictions against what was observed; the legend shows and hides methods.
 
     Args:
-      predictions: fit/predictions.csv: indexed by run, with regressor, features, observed and predicted.
+      predictions: fit/predictions.csv: indexed by run, with regressor, features, observed, predicted, splits and
+        spread (of the predictions over the splits that held the run out).
       methods: pairs (regressor, features) on offer; the first two are shown at first.
     """
     figure = blank(440)
@@ -45,7 +46,9 @@ def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, st
             name=f"{plain(regressor)}: {short(features)}",
             marker={**mark(i), "opacity": 0.85},
             text=[plain(run) for run in rows.index],
-            hovertemplate="%{text}<br>observed %{x:.4f}<br>predicted %{y:.4f}",
+            customdata=rows[["spread", "splits"]],
+            hovertemplate="%{text}<br>observed %{x:.4f}<br>predicted %{y:.4f} ± %{customdata[0]:.4f}"
+            "<br>when %{customdata[1]} splits held it out",
             visible=True if i < 2 else "legendonly",
         )
     figure.update_xaxes(title_text=f"observed, {LOSS}", nticks=6)

@@ -236,7 +236,9 @@ def _for_auto(features: str) -> str:
 
 
 def _predictions(inputs: Observations, judged: validation.Judgement) -> pd.DataFrame:
-    """A row a method and observation: observed objective and its mean out-of-fold prediction."""
+    """A row a method and observation: the observed objective, the mean of its predictions out of fold, how many splits
+    held the observation out, and the standard deviation of the prediction over them.
+    """
     observed = inputs.losses.to_numpy() @ inputs.objective
     parts = [
         pd.DataFrame(
@@ -245,9 +247,11 @@ def _predictions(inputs: Observations, judged: validation.Judgement) -> pd.DataF
                 "regressor": regressor,
                 "features": features,
                 "observed": observed,
-                "predicted": predicted @ inputs.objective,
+                "predicted": held.mean @ inputs.objective,
+                "splits": held.rounds,
+                "spread": held.spread,
             }
         )
-        for (regressor, features), predicted in judged.predictions.items()
+        for (regressor, features), held in judged.predictions.items()
     ]
     return pd.concat(parts).set_index("run")

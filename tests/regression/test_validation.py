@@ -79,7 +79,7 @@ def test_a_held_out_loss_never_reaches_its_own_prediction(swarm, regressor):
     changed = observed.copy()
     changed[held_out] += 100
     before, after = (
-        judge(table, designs, [(regressor, "mde+log")], repeats=1).predictions[regressor, "mde+log"]
+        judge(table, designs, [(regressor, "mde+log")], repeats=1).predictions[regressor, "mde+log"].mean
         for table in (observed, changed)
     )
     np.testing.assert_array_equal(before[held_out], after[held_out])
@@ -91,7 +91,7 @@ def test_changing_one_loss_leaves_all_its_own_predictions_unchanged(swarm):
     changed = observed.copy()
     changed[7] += 100
     before, after = (
-        judge(table, {"lambda": mixtures}, [("ridge", "lambda")], repeats=30).predictions["ridge", "lambda"]
+        judge(table, {"lambda": mixtures}, [("ridge", "lambda")], repeats=30).predictions["ridge", "lambda"].mean
         for table in (observed, changed)
     )
     np.testing.assert_array_equal(before[7], after[7])
@@ -111,7 +111,7 @@ def test_a_perfect_evaluator_is_judged_perfect(swarm):
     found = judge(observed, {"mde": assemble("mde", mixtures, {"mde": observed})}, [("alone", "mde")])
     assert found.objective.mse[0] == 0
     assert found.objective.spearman[0] == pytest.approx(1)
-    np.testing.assert_allclose(found.predictions["alone", "mde"], observed, atol=1e-12)
+    np.testing.assert_allclose(found.predictions["alone", "mde"].mean, observed, atol=1e-12)
 
 
 def test_a_constant_does_not_rank(swarm):
@@ -150,7 +150,32 @@ def test_folds_hold_every_row_out_once_a_round(swarm):
         assert all(set(train) == set(range(24)) - set(test) for train, test in parts)
     found = validation.judge(observed, DOMAINS, {"lambda": mixtures}, [("ridge", "lambda")], OBJECTIVE, rounds)
     assert found.objective.n[0] == 3
-    assert np.isfinite(found.predictions["ridge", "lambda"]).all()
+    held = found.predictions["ridge", "lambda"]
+    assert np.isfinite(held.mean).all()
+    np.testing.assert_array_equal(held.rounds, 3)
+
+
+def test_a_rows_predictions_are_those_of_the_rounds_that_held_it_out(swarm):
+    mixtures, _, observed = swarm
+    rounds = validation.splits(24, 16, 6, seed=0)
+    held = validation.judge(observed, DOMAINS, {"l": mixtures}, [("ridge", "l")], OBJECTIVE, rounds).predictions[
+        "ridge", "l"
+    ]
+    by_hand = [
+        [
+            estimators.Ridge().fit(mixtures[train], observed[train]).predict(mixtures[row : row + 1])[0]
+            for [(train, test)] in rounds
+            if row in test
+        ]
+        for row in range(24)
+    ]
+    np.testing.assert_array_equal(held.rounds, [len(found) for found in by_hand])
+    for row, found in enumerate(by_hand):
+        if found:
+            np.testing.assert_allclose(held.mean[row], np.mean(found, axis=0), rtol=1e-12)
+            np.testing.assert_allclose(held.spread[row], np.std(np.array(found) @ OBJECTIVE), atol=1e-13)
+        else:
+            assert np.isnan(held.mean[row]).all()
 
 
 def test_leave_one_out_is_scikit_learns(swarm):
@@ -159,7 +184,7 @@ def test_leave_one_out_is_scikit_learns(swarm):
     assert len(rounds) == 1
     found = validation.judge(observed, DOMAINS, {"lambda": mixtures}, [("ridge", "lambda")], OBJECTIVE, rounds)
     expected = cross_val_predict(estimators.Ridge(), mixtures, observed, cv=LeaveOneOut())
-    np.testing.assert_allclose(found.predictions["ridge", "lambda"], expected, atol=1e-12)
+    np.testing.assert_allclose(found.predictions["ridge", "lambda"].mean, expected, atol=1e-12)
     assert found.objective.mse[0] == pytest.approx(np.mean(((expected - observed) @ OBJECTIVE) ** 2), rel=1e-10)
 
 

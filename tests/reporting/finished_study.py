@@ -98,7 +98,8 @@ def fit(study, methods=METHODS):
     runs = [f"observation-{i}" for i in range(20)]
     predicted = [
         pd.DataFrame(
-            {"regressor": r, "features": f, "observed": range(20), "predicted": range(20)}, pd.Index(runs, name="run")
+            {"regressor": r, "features": f, "observed": range(20), "predicted": range(20), "splits": 21, "spread": 0.5},
+            pd.Index(runs, name="run"),
         )
         for r, f in zip(table["regressor"], table["features"], strict=True)
     ]
