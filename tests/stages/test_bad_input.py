@@ -49,7 +49,7 @@ def _at_the_repository(monkeypatch):
         ("train.steps = 0", ["steps=0", "positive"]),
         ("train.checkpoint_every = 0", ["checkpoint_every=0", "positive"]),
         ("train.seed_steps = -5", ["steps=-5", "positive"]),
-        ("train.observations = 0", ["0 mixtures", "at least one"]),
+        ("train.observations = -1", ["-1 mixtures", "at least one"]),
         ("train.preset = 'tny'", ["preset 'tny'", "did you mean 'tiny'"]),
         ("train.preset = ", ["gin"]),
         ("train.mixtures = 'nowhere.csv'", ["nowhere.csv", "no such file"]),
