@@ -14,10 +14,9 @@ from mde.reporting.style import (
     COLOURS,
     GRAY,
     LOSS,
-    MAX_WRITTEN,
-    SHADES,
     VERMILLION,
     blank,
+    heat_map,
     log_ticks,
     mark,
     plain,
@@ -98,24 +97,8 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
       losses: a row an expert, a column an evaluation domain, nats per token.
     """
     behind = losses - losses.min()
-    figure = blank(150 + 34 * len(losses))
-    figure.add_heatmap(
-        z=behind.to_numpy(),
-        x=[plain(name) for name in losses.columns],
-        y=[plain(name) for name in losses.index],
-        customdata=losses.to_numpy(),
-        colorscale=SHADES,
-        texttemplate="%{z:.2f}" if losses.size <= MAX_WRITTEN else None,
-        hovertemplate=f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {LOSS}<br>%{{z:.3f}} more than the best",
-        name="",
-        showscale=losses.size > MAX_WRITTEN,
-        colorbar={"thickness": 10},
-        xgap=1,
-        ygap=1,
-    )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    return figure
+    hover = f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {LOSS}<br>%{{z:.3f}} more than the best"
+    return heat_map(behind, hover, customdata=losses.to_numpy())
 
 
 def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:

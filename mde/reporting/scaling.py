@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mde.reporting.style import SHADES, blank, mark, plain
+from mde.reporting.style import blank, heat_map, mark, plain
 from mde.reporting.table import Table
 from mde.reporting.tables import NOTHING
 from mde.study import Study
@@ -137,22 +137,7 @@ def path_figure(study: Study) -> go.Figure:
 def cross_effects_figure(study: Study) -> go.Figure:
     """The matrix of `cross_effects` as a heat map."""
     effects, _ = _largest(study)
-    figure = blank(150 + 34 * len(effects))
-    figure.add_heatmap(
-        z=effects.to_numpy(),
-        x=[plain(name) for name in effects.columns],
-        y=[plain(name) for name in effects.index],
-        colorscale=SHADES,
-        texttemplate="%{z:.2f}",
-        hovertemplate="more of %{y} takes %{z:.4f} from the loss on %{x}",
-        name="",
-        showscale=False,
-        xgap=1,
-        ygap=1,
-    )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    return figure
+    return heat_map(effects, "more of %{y} takes %{z:.4f} from the loss on %{x}")
 
 
 def tokens(count: float) -> str:

@@ -8,6 +8,7 @@ import html
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -35,6 +36,36 @@ def blank(height: int) -> go.Figure:
     )
     figure.update_xaxes(automargin=True, zeroline=False, showgrid=True)
     figure.update_yaxes(automargin=True, zeroline=False, showgrid=True)
+    return figure
+
+
+def heat_map(table: pd.DataFrame, hover: str, colours: Any = SHADES, **more: Any) -> go.Figure:
+    """A table as a heat map, its numbers in the cells while there is room for them.
+
+    Args:
+      table: [rows, columns].
+      hover: what a cell says, of %{y}, %{x} and %{z}.
+      colours: from the least to the greatest number.
+      more: further properties of Plotly's heat map.
+    """
+    figure = blank(150 + 34 * len(table))
+    crowded = table.size > MAX_WRITTEN
+    figure.add_heatmap(
+        z=table.to_numpy(),
+        x=[plain(name) for name in table.columns],
+        y=[plain(name) for name in table.index],
+        colorscale=colours,
+        texttemplate=None if crowded else "%{z:.2f}",
+        hovertemplate=hover,
+        name="",
+        showscale=crowded,
+        colorbar={"thickness": 10},
+        xgap=1,
+        ygap=1,
+        **more,
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mde.optimization import objectives
 from mde.reporting import findings, markup
-from mde.reporting.style import DIVERGING, LOSS, MAX_WRITTEN, SHADES, SKY, VERMILLION, blank, mark, plain
+from mde.reporting.style import DIVERGING, LOSS, SHADES, SKY, VERMILLION, blank, heat_map, mark, plain
 from mde.study import Study
 
 DATA = "surface.npz"  # what `mde optimize` leaves
@@ -191,23 +191,4 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) ->
 
 def correlation_map(ranks: pd.DataFrame) -> go.Figure:
     """A heat map of correlations, from −1 to 1."""
-    names = [plain(name) for name in ranks.columns]
-    figure = blank(150 + 34 * len(ranks))
-    figure.add_heatmap(
-        z=ranks.to_numpy(),
-        x=names,
-        y=names,
-        zmin=-1,
-        zmax=1,
-        colorscale=DIVERGING,
-        texttemplate="%{z:.2f}" if ranks.size <= MAX_WRITTEN else None,
-        hovertemplate="%{y} and %{x}: %{z:.2f}",
-        name="",
-        showscale=ranks.size > MAX_WRITTEN,
-        colorbar={"thickness": 10},
-        xgap=1,
-        ygap=1,
-    )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    return figure
+    return heat_map(ranks, "%{y} and %{x}: %{z:.2f}", DIVERGING, zmin=-1, zmax=1)

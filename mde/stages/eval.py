@@ -12,8 +12,7 @@ from etils import epath
 from mde.domains import tokenizers
 from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.language_model import ExpertMixture
-from mde.optimization import simplex
-from mde.stages.problem import tokens_of
+from mde.stages import mixtures
 from mde.stages.train import load_run, model_config
 from mde.study import Study, digest
 
@@ -105,23 +104,10 @@ def _model(study: Study, kind: str, value: Any, tau: float) -> tuple[ExpertMixtu
 
 
 def _weights(study: Study, kind: str, value: Mapping[str, float] | str) -> np.ndarray:
-    """The weights [K] that a mapping or a name stands for."""
-    names = study.domains.training
-    if isinstance(value, str):
-        runs = study.mixtures()[list(names)]
-        shares = {"uniform": dict.fromkeys(names, 1 / len(names))}
-        if tokens := tokens_of(study):
-            shares["proportional"] = {name: tokens[name] / sum(tokens.values()) for name in names}
-        if (study.root / "optimum.json").exists():
-            shares["recommended"] = study.read_json("optimum.json", "optimize")["shares"]
-        shares |= {str(run): dict(zip(names, row, strict=True)) for run, row in runs.iterrows()}
-        if value not in shares:
-            raise unknown(f"mixture in --{kind}", value, shares)
-        value = shares[value]
-    for name in value:
-        if name not in names:
-            raise unknown(f"domain in --{kind}", name, names)
-    return simplex.check_mixtures([value.get(name, 0.0) for name in names], names, where=f"--{kind}")[0]
+    """The weights [K] that a mapping or a name stands for; a run's name is its mixture's."""
+    names = list(study.domains.training)
+    runs = {str(run): dict(zip(names, row[names], strict=True)) for run, row in study.mixtures().iterrows()}
+    return mixtures.mixture(study, value, f"--{kind}", runs)
 
 
 def _table(found: Mapping[str, Any]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """What `mde optimize` and `mde iterate` minimise, and under what: names out of a study become numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,17 +12,9 @@ from mde.optimization.objectives import Objective
 from mde.regression import estimators
 from mde.regression import features as feature_sets
 from mde.regression.laws import MixingLaw
+from mde.stages.mixtures import Shares, natural, tokens_of
 from mde.stages.predict import Predictor
 from mde.study import Study
-
-Shares = Mapping[str, float]
-
-
-def tokens_of(study: Study) -> dict[str, float] | None:
-    """Training tokens by domain, where the study has token stores."""
-    if "stores" not in study.about:
-        return None
-    return {name: float(study.about["stores"][f"{name}/train"]["tokens"]) for name in study.domains.training}
 
 
 def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarray) -> pd.DataFrame:
@@ -34,13 +25,9 @@ def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarra
       mixtures: of the observations, [R, K].
       observed: their objective, [R].
     """
-    names = list(study.domains.training)
-    rows: dict[str, Any] = {"uniform": np.full(len(names), 1 / len(names))}
-    if tokens := tokens_of(study):
-        sizes = np.array(list(tokens.values()))
-        rows["proportional"] = sizes / sizes.sum()
-    rows["best observed"] = mixtures.to_numpy()[int(np.argmin(observed))]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    rows = pd.DataFrame.from_dict(natural(study.domains.training, tokens_of(study)), orient="index")
+    best = mixtures.iloc[[int(np.argmin(observed))]].set_axis(["best observed"])
+    return pd.concat([rows[list(mixtures)], best])
 
 
 def constraints(
@@ -71,9 +58,7 @@ def constraints(
             raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the least and the greatest sum")
     tokens = tokens or tokens_of(study)
     if isinstance(prior, str):
-        priors: dict[str, Shares] = {"uniform": dict.fromkeys(names, 1 / len(names))}
-        if tokens is not None:
-            priors["proportional"] = {name: tokens[name] / sum(tokens.values()) for name in tokens}
+        priors = natural(names, tokens)
         if prior not in priors:
             raise unknown("prior", prior, priors)
         prior = priors[prior]

@@ -10,7 +10,8 @@ from mde.errors import UserError, check_positive, unknown
 from mde.regression import swarm
 from mde.reporting import scaling as report
 from mde.scaling.effects import FITS
-from mde.stages import problem, scale_mde, scale_proof, scale_runs
+from mde.stages import scale_mde, scale_proof, scale_runs
+from mde.stages.mixtures import mixture, tokens_of
 from mde.stages.scale_answer import Terms, answer
 from mde.study import Study
 
@@ -133,15 +134,15 @@ def _train(
     steps, target = own.steps(budgets, terms.target, unit)
     if proof_seeds and not target:
         raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
-    tokens = {**(problem.tokens_of(study) or {}), **(terms.tokens or {})}
+    tokens = {**(tokens_of(study) or {}), **(terms.tokens or {})}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
-    shares = scale_runs.base_mixture(study, base)
+    shares = mixture(study, base, "base")
     runs = scale_runs.plan(names, shares, steps, factor, orders, own.per_step)
     if mde_mixtures:
         runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
-    rivals = {name: scale_runs.base_mixture(study, name) for name in ("uniform", "proportional")}
+    rivals = {name: mixture(study, name, "proof") for name in ("uniform", "proportional")}
     proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)

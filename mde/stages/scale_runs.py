@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mde.data import epochs
-from mde.errors import UserError, unknown
+from mde.errors import UserError
 from mde.regression import swarm
 from mde.study import Study, digest
 
@@ -179,37 +179,7 @@ def read_runs(quantities: str, losses: str) -> tuple[pd.DataFrame, pd.DataFrame]
     return runs, observed.loc[runs.index]
 
 
-def base_mixture(study: Study, base: str | Mapping[str, float]) -> np.ndarray:
-    """The shares of the base run, [K]: uniform, proportional, recommended, or by domain.
-
-    Raises:
-      UserError: an unknown name; shares that are no mixture.
-    """
-    from mde.optimization import simplex
-
-    names = study.domains.training
-    if isinstance(base, str):
-        known = {"uniform": np.full(len(names), 1 / len(names)), "proportional": proportional(study)}
-        if base == "recommended":
-            shares = study.read_json("optimum.json", "optimize")["shares"]
-            return np.array([shares[name] for name in names])
-        if base not in known:
-            raise unknown("base mixture", base, [*known, "recommended"])
-        return known[base]
-    for name in base:
-        if name not in names:
-            raise unknown("domain in the base mixture", name, names)
-    return simplex.check_mixtures([[base.get(name, 0.0) for name in names]], names, where="base mixture")[0]
-
-
 def shares_of(names: Sequence[str], quantities: Mapping[str, float]) -> np.ndarray:
     """Shares [K] of quantities by domain."""
     tokens = np.array([quantities[name] for name in names])
-    return tokens / tokens.sum()
-
-
-def proportional(study: Study) -> np.ndarray:
-    """Shares in proportion to the domains' tokens, [K]."""
-    stores = study.about["stores"]
-    tokens = np.array([stores[f"{name}/train"]["tokens"] for name in study.domains.training], float)
     return tokens / tokens.sum()
