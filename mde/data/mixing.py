@@ -101,6 +101,30 @@ def batches(
     return mixed.batch(batch_size)
 
 
+def grouped(batch: Mapping[str, np.ndarray], weights: np.ndarray, first: int, multiple: int) -> dict[str, np.ndarray]:
+    """A batch with a place for each domain: where one has fewer sequences than another, padding stands.
+
+    Args:
+      batch: arrays [B, L + 1], the sequences `first` to `first` + B of the mixture.
+      weights: [K] of the mixture.
+      first: how many sequences came before.
+      multiple: the number of places of a domain is a multiple of this.
+
+    Returns:
+      Arrays [N, K, L + 1], zero where nothing is; N is the same for all batches of a uniform mixture.
+    """
+    selection = ProportionalSelection(weights)
+    sequences = next(iter(batch.values()))
+    B, K = len(sequences), len(weights)
+    domains_B = np.array([selection[first + b][0] for b in range(B)])
+    places_B = np.array([np.sum(domains_B[:b] == domains_B[b]) for b in range(B)])
+    N = -(-max(int(places_B.max()) + 1, -(-B // K)) // multiple) * multiple
+    placed = {name: np.zeros((N, K, values.shape[1]), values.dtype) for name, values in batch.items()}
+    for name, values in batch.items():
+        placed[name][places_B, domains_B] = values
+    return placed
+
+
 def iterate(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches start, …, stop − 1, read ahead by a few threads."""
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)

@@ -27,6 +27,7 @@ RULES = {
     r"layers/mlp/(gate|up)/kernel": (None, "data", "model"),
     r"layers/mlp/down/kernel": (None, "model", "data"),
     r"norm/scale": (),
+    r"^(weights|scores)": (),  # of domains, in a state that re-weights them
 }
 
 

@@ -45,20 +45,47 @@ def loss(
     Returns:
       Two scalars, the same where `z_loss` is 0. Only the first has a gradient.
     """
-    mask_BxL = decoder.target_mask(segments)
-    shown_BxL, documents_BxL = tokens[:, :-1], segments[:, :-1]
-    if config.masked:
-        (shown_BxL, _, mask_BxL), documents_BxL = masking.drawn(config, tokens[:, 1:], mask_BxL), segments[:, 1:]
+    shown_BxL, documents_BxL, mask_BxL = reading(config, tokens, segments)
     weights_BxL = mask_BxL / (jnp.maximum(jnp.sum(mask_BxL), 1) if count is None else count)
-    hidden_BxLxD = decoder.hidden(config, params, shown_BxL, documents_BxL)
-    matrix_VxD = decoder.output_matrix(config, params).astype(config.dtype)
+    hidden_BxLxD, matrix_VxD = outputs(config, params, shown_BxL, documents_BxL)
     return weighted_loss(z_loss, chunks, hidden_BxLxD, matrix_VxD, tokens[:, 1:], weights_BxL)
+
+
+def reading(config: DecoderConfig, tokens: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a batch [B, L + 1], each [B, L]: what is read, its document numbers, and which targets the loss is over."""
+    mask_BxL = decoder.target_mask(segments)
+    if not config.masked:
+        return tokens[:, :-1], segments[:, :-1], mask_BxL
+    shown_BxL, _, hidden_BxL = masking.drawn(config, tokens[:, 1:], mask_BxL)
+    return shown_BxL, segments[:, 1:], hidden_BxL
+
+
+def outputs(
+    config: DecoderConfig, params: decoder.Params, shown: jax.Array, documents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden rows [B, L, D] and the output matrix [V, D]: logits are their products."""
+    return decoder.hidden(config, params, shown, documents), decoder.output_matrix(config, params).astype(config.dtype)
 
 
 def predictions(config: DecoderConfig, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """How many tokens of a batch [B, L + 1] the loss is over: all targets, or those that are hidden from an encoder."""
-    mask_BxL = decoder.target_mask(segments)
-    return jnp.sum(masking.drawn(config, tokens[:, 1:], mask_BxL).hidden if config.masked else mask_BxL)
+    return jnp.sum(reading(config, tokens, segments)[2])
+
+
+def token_losses(chunks: int, hidden_BxLxD: jax.Array, matrix_VxD: jax.Array, targets_BxL: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each target, [B, L] in nats, `chunks` parts of the positions one after another."""
+    B, L, _ = hidden_BxLxD.shape
+
+    def chunk(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
+        rows_TxD, targets_T = (x.reshape(-1, *x.shape[2:]) for x in inputs)
+        logits_TxV = constrain(_product(rows_TxD, matrix_VxD.T), "data", "model")
+        nll_T = jax.nn.logsumexp(logits_TxV, axis=1) - _of_target(logits_TxV, targets_T)
+        return None, nll_T.reshape(B, -1)
+
+    if chunks == 1:
+        return chunk(None, (hidden_BxLxD, targets_BxL))[1]
+    parts = jax.lax.scan(chunk, None, _cut(chunks, (hidden_BxLxD, targets_BxL)))[1]
+    return parts.swapaxes(0, 1).reshape(B, L)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -91,7 +118,7 @@ def _forward(
         rows_TxD, targets_T, weights_T = (x.reshape(-1, *x.shape[2:]) for x in inputs)
         logits_TxV = constrain(_product(rows_TxD, matrix_VxD.T), "data", "model")
         lse_T = jax.nn.logsumexp(logits_TxV, axis=1)
-        nll_T = lse_T - jnp.take_along_axis(logits_TxV, targets_T[:, None], axis=1)[:, 0]
+        nll_T = lse_T - _of_target(logits_TxV, targets_T)
         slope_T = weights_T * (1 + 2 * z_loss * lse_T)
         softmax_TxV = jnp.exp(logits_TxV - lse_T[:, None])
         is_target_TxV = jnp.arange(V) == targets_T[:, None]
@@ -108,10 +135,18 @@ def _forward(
     if chunks == 1:
         (total, nll, gradient_VxD), gradient_BxLxD = chunk(carry, inputs)
     else:
-        cut = tuple(x.reshape(B, chunks, L // chunks, *x.shape[2:]).swapaxes(0, 1) for x in inputs)
-        (total, nll, gradient_VxD), parts = jax.lax.scan(chunk, carry, cut)
+        (total, nll, gradient_VxD), parts = jax.lax.scan(chunk, carry, _cut(chunks, inputs))
         gradient_BxLxD = parts.swapaxes(0, 1).reshape(B, L, D)
     return (total, nll), (gradient_BxLxD, gradient_VxD.astype(matrix_VxD.dtype))
+
+
+def _cut(chunks: int, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Arrays [B, L, ...] as [chunks, B, L / chunks, ...]."""
+    return tuple(x.reshape(len(x), chunks, x.shape[1] // chunks, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+
+
+def _of_target(logits_TxV: jax.Array, targets_T: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits_TxV, targets_T[:, None], axis=1)[:, 0]
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

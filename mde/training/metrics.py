@@ -46,21 +46,30 @@ class Curves:
       failed: by name of each run whose loss was not finite, when that was.
     """
 
-    def __init__(self, runs: Mapping[str, TrainSettings], rows: int, config: DecoderConfig, extra: Sequence[str] = ()):
+    def __init__(
+        self,
+        runs: Mapping[str, TrainSettings],
+        rows: int,
+        config: DecoderConfig,
+        method: Sequence[str] = (),
+        validation: Sequence[str] = (),
+    ):
         self._runs, self._steps = list(runs), [settings.steps for settings in runs.values()]
         settings = next(iter(runs.values()))
         self._tokens, self._flops = settings.batch_size * settings.seq_len, config.train_flops(settings.seq_len)
         self.rates = np.zeros((rows, max(self._steps)), np.float32)
         for row, settings in enumerate(runs.values()):
             self.rates[row, : settings.steps] = schedule(settings)(np.arange(settings.steps))
-        self.values = {name: np.full(self.rates.shape, np.nan, np.float32) for name in (*KEPT, *extra)}
+        self._kept, self._more = (*KEPT, *method), (*method, *validation)
+        names = (*KEPT, *self._more)
+        self.values = {name: np.full(self.rates.shape, np.nan, np.float32) for name in names}
         self.failed: dict[str, str] = {}
         self._unread: list[tuple[slice, Mapping[str, jax.Array]]] = []
         self._writers: list[Any] = []
 
     def of(self, row: int) -> dict[str, np.ndarray]:
         """One run's metrics, to keep with its state; not validation, so that a state goes with any way of watching."""
-        return {name: self.values[name][row, : self._steps[row]].copy() for name in KEPT}
+        return {name: self.values[name][row, : self._steps[row]].copy() for name in self._kept}
 
     def restore(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Takes up the metrics that were kept of each run."""
@@ -113,5 +122,5 @@ class Curves:
             line["tokens_per_second"] = round(speed, 1)
             if peak := devices.peak_flops():  # of all devices, those that a mesh leaves idle as well
                 line["mfu"] = speed * self._flops * len(self.values["loss"]) / (jax.device_count() * peak)
-        validation = {name: values[row, step] for name, values in self.values.items() if name.startswith("validation/")}
-        return line | {name: float(value) for name, value in validation.items() if math.isfinite(value)}
+        more = {name: float(self.values[name][row, step]) for name in self._more}
+        return line | {name: value for name, value in more.items() if math.isfinite(value)}

@@ -144,6 +144,12 @@ def spread(mesh: Mesh, params: Any) -> Any:
     return jax.tree.map(place, params, sharding.stacked(mesh, params))
 
 
+def stack_params(mesh: Mesh, models: Sequence[Any]) -> Any:
+    """Parameters of a model a row, on the host, as a stack whose devices are each given only their part."""
+    where = sharding.stacked(mesh, models[0])
+    return jax.tree.map(lambda where, *xs: _place(where, np.stack(xs)), where, *models)
+
+
 def zeros(like: Any) -> Any:
     """Zeros where the shapes, dtypes and shardings of a tree say."""
 

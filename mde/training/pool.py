@@ -23,14 +23,15 @@ from tqdm import tqdm
 from mde import hosts
 from mde.data import mixing
 from mde.errors import UserError
-from mde.models import sharding
+from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
 from mde.training import checkpoints, placement
 from mde.training.interruptions import Termination, writing
+from mde.training.method import PLAIN, Method, State
 from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape, on_pool, pool_mesh, read_by_all, stack, unstack
 from mde.training.runs import Recipe, Run, pending
-from mde.training.step import TrainSettings, TrainState, begin, initial, train_step
+from mde.training.step import TrainSettings, begin, initial
 from mde.training.validation import Validation
 
 __all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
@@ -137,8 +138,9 @@ class _Trainer:
     ):
         self._recipe, self._directory, self._mesh = recipe, directory, mesh
         self._every, self._minutes, self._watching = every, minutes, watching
-        self._state = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
-        self._advance = advance(mesh, recipe.model, recipe.settings)
+        self._plain = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
+        self._state = jax.eval_shape(recipe.method.begin, self._plain)
+        self._advance = advance(mesh, recipe.model, recipe.settings, recipe.method)
         self._validate = Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
 
@@ -146,7 +148,8 @@ class _Trainer:
         """Trains one run a row from where they stopped to the end; the first `real` of the rows are kept."""
         runs = rows[:real]
         settings = {run.name: self._recipe.settings_of(run) for run in runs}
-        curves = Curves(settings, len(rows), self._recipe.model, self._validate.names if self._validate else ())
+        validation = self._validate.names if self._validate else ()
+        curves = Curves(settings, len(rows), self._recipe.model, self._recipe.method.metrics, validation)
         if hosts.is_first():
             for run in runs:
                 checkpoints.begin_progress(self._states_of(run), self._recipe.record(run))
@@ -171,7 +174,7 @@ class _Trainer:
     def _states_of(self, run: Run) -> epath.Path:
         return self._directory / run.name / "progress"
 
-    def _steps(self, wave: _Wave, bar: tqdm, termination: Termination) -> TrainState:
+    def _steps(self, wave: _Wave, bar: tqdm, termination: Termination) -> State:
         """All steps of a wave from where it stopped; returns the states."""
         curves = wave.curves
         lengths = [self._recipe.settings_of(run).steps for run in wave.rows[: len(wave.progress)]]
@@ -180,13 +183,14 @@ class _Trainer:
         state, start = self._resume(wave)
         end = max(lengths)
         bar.update(tokens(start))
-        data = self._data(wave, start, end)
+        data, references = self._data(wave, start, end), self._references(wave.rows)
         saved = time.monotonic()
         for step in range(start, end, STEPS_PER_CALL):
             stop = min(step + STEPS_PER_CALL, end)
             begun = time.perf_counter()
             rates = stack(self._mesh, list(curves.rates[:, step:stop]))
-            state, metrics = self._advance(state, stack(self._mesh, data(stop - step), None, "data"), rates)
+            batches = stack(self._mesh, data(stop - step), None, "data")
+            state, metrics = self._advance(state, batches, rates, *references)
             curves.read()  # one call late, so that the devices never wait for us
             curves.expect(slice(step, stop), metrics)
             loss = curves.values["loss"][0, max(step - 1, 0)]
@@ -212,7 +216,7 @@ class _Trainer:
     def _data(self, wave: _Wave, start: int, end: int) -> Callable[[int], list[dict[str, np.ndarray]]]:
         """A function that reads so many steps on, for every row; rows of other processes are theirs to read."""
         readers = {
-            row: _batches(run, self._recipe, start, end)
+            row: self._arranged(run, _batches(run, self._recipe, start, end), start)
             for row, run in enumerate(wave.rows)
             if hosts.index() in placement.processes_of(self._mesh, row)
         }
@@ -225,12 +229,29 @@ class _Trainer:
 
         return read
 
-    def _save(self, wave: _Wave, step: int, state: TrainState) -> None:
+    def _arranged(
+        self, run: Run, batches: Iterator[dict[str, np.ndarray]], start: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of a run from step `start` on, as its method takes them."""
+        recipe, weights = self._recipe, np.asarray(run.weights)
+        for step, batch in enumerate(batches, start):
+            first = step * recipe.settings.batch_size
+            yield recipe.method.arranged(batch, weights, first, self._mesh.shape["data"])
+
+    def _references(self, rows: list[Run]) -> list[decoder.Params]:
+        """The stack of the models that the runs are compared with, if they are."""
+        names = [self._recipe.references.get(run.name) for run in rows]
+        found = [
+            checkpoints.load_params(self._directory / name / "params", self._plain.params) for name in names if name
+        ]
+        return [placement.stack_params(self._mesh, found)] if found else []
+
+    def _save(self, wave: _Wave, step: int, state: State) -> None:
         for row, progress in enumerate(wave.progress):
             if wave.rows[row].name not in wave.curves.failed:
                 progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
 
-    def _resume(self, wave: _Wave) -> tuple[TrainState, int]:
+    def _resume(self, wave: _Wave) -> tuple[State, int]:
         """States, and metrics, of the newest step that all runs have whole, or those to start with."""
         rows = [placement.abstract_member(self._mesh, self._state, row) for row in range(len(wave.rows))]
         for step in sorted(set.intersection(*(one.steps() for one in wave.progress)), reverse=True):
@@ -243,26 +264,29 @@ class _Trainer:
                 return placement.join(self._mesh, members), step
         return self._fresh(wave.rows), 0
 
-    def _fresh(self, rows: list[Run]) -> TrainState:
+    def _fresh(self, rows: list[Run]) -> State:
         """The states to start with, made where they will lie."""
-        recipe, where = self._recipe, sharding.stacked(self._mesh, self._state)
+        recipe, where = self._recipe, sharding.stacked(self._mesh, self._plain)
         if recipe.start:
             given = placement.spread(self._mesh, recipe.start())
             make: Any = functools.partial(begin, recipe.settings)
         else:
             given = stack(self._mesh, [np.int32(run.seed) for run in rows])
             make = functools.partial(initial, recipe.model, recipe.settings)
-        return on_pool(self._mesh, make, donate=False, out_shardings=where)(given)
+        plain = on_pool(self._mesh, make, donate=False, out_shardings=where)(given)
+        where = sharding.stacked(self._mesh, self._state)
+        return on_pool(self._mesh, recipe.method.begin, out_shardings=where)(plain)
 
 
-def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings) -> jax.stages.Wrapped:
+def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings, method: Method = PLAIN) -> jax.stages.Wrapped:
     """Several train steps of every model of a pool, jitted.
 
-    Takes states, batches and learning rates [pool, steps]; returns states and metrics [pool, steps].
+    Takes states, batches, learning rates [pool, steps] and the models to compare with, if any; returns states and
+    metrics [pool, steps].
     """
-    state = jax.eval_shape(functools.partial(initial, config, settings), 0)
+    state = jax.eval_shape(lambda seed: method.begin(initial(config, settings, seed)), 0)
     out = (sharding.stacked(mesh, state), NamedSharding(mesh, read_by_all()))
-    return on_pool(mesh, functools.partial(_advance, config, settings), out_shardings=out)
+    return on_pool(mesh, functools.partial(_advance, config, settings, method), out_shardings=out)
 
 
 def _passed(step: int, stop: int, every: int) -> bool:
@@ -273,15 +297,16 @@ def _passed(step: int, stop: int, every: int) -> bool:
 def _advance(
     config: DecoderConfig,
     settings: TrainSettings,
-    state: TrainState,
+    method: Method,
+    state: State,
     batches: Mapping[str, jax.Array],
     rates: jax.Array,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    *reference: decoder.Params,
+) -> tuple[State, dict[str, jax.Array]]:
     """Several train steps of one model; returns the state and the metrics of each step."""
 
-    def one(state: TrainState, step: tuple[Mapping[str, jax.Array], jax.Array]) -> Any:
-        batch, rate = step
-        return train_step(config, settings, state, batch["tokens"], batch["segments"], rate)
+    def one(state: State, step: tuple[Mapping[str, jax.Array], jax.Array]) -> Any:
+        return method.step(config, settings, state, *step, *reference)
 
     return jax.lax.scan(one, state, (batches, rates))
 

@@ -11,6 +11,7 @@ from mde.data.tokens import TokenStore
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import DecoderConfig, on_record
+from mde.training.method import PLAIN, Method
 from mde.training.step import TrainSettings
 
 NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
@@ -44,6 +45,8 @@ class Recipe:
       start: loads the parameters that every run continues from; None for fresh ones.
       origin: names what `start` and the stores are, for the record beside each checkpoint.
       validation: text to measure losses on along the way, by domain.
+      method: what a run does with its batches.
+      references: by name of a run, the finished run beside it that it is compared with, where the method needs one.
     """
 
     model: DecoderConfig
@@ -52,6 +55,8 @@ class Recipe:
     start: Callable[[], decoder.Params] | None
     origin: Mapping[str, Any]
     validation: Mapping[str, TokenStore] = dataclasses.field(default_factory=dict)
+    method: Method = PLAIN
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def settings_of(self, run: Run) -> TrainSettings:
         """The training of a run."""
@@ -65,6 +70,8 @@ class Recipe:
             "mixture": dict(zip(self.stores, run.weights, strict=True)),
             "seed": run.seed,
             **self.origin,
+            **self.method.record(),
+            **({"reference": self.references[run.name]} if run.name in self.references else {}),
         }
 
 

@@ -158,9 +158,14 @@ def train_step(
       The new state, and the batch's `loss` (nats per token) and `grad_norm` (before clipping) at the old one.
     """
     grads, nll = _gradient(config, settings, state.params, tokens, segments)
-    updates, opt_state = optimizer(settings, rate).update(grads, state.opt_state, state.params)
     metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+    return descend(settings, state, grads, rate), metrics
+
+
+def descend(settings: TrainSettings, state: TrainState, grads: decoder.Params, rate: jax.Array | float) -> TrainState:
+    """The state after the optimizer's step with these gradients."""
+    updates, opt_state = optimizer(settings, rate).update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
 def _gradient(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from mde.data.mixing import ProportionalSelection, batches, iterate
+from mde.data.mixing import ProportionalSelection, batches, grouped, iterate
 from mde.errors import UserError
 
 SEQ_LEN, BATCH = 4, 3
@@ -160,3 +160,26 @@ def test_an_empty_domain_is_an_error_only_if_it_is_to_be_read(stores, tmp_path):
 def test_weights_must_be_one_a_domain(stores):
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         run(stores, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("multiple", [1, 2])
+@pytest.mark.parametrize("size", [5, 6, 7, 8])
+def test_every_sequence_of_a_uniform_batch_has_a_place_in_its_domain(size, multiple):
+    """Sequences carry their number; their domains go round."""
+    K = 5
+    uniform = np.full(K, 1 / K)
+    shapes = set()
+    for first in (0, size, 7 * size):
+        numbers = np.arange(first, first + size)
+        batch = {"tokens": 1 + numbers[:, None] * np.ones((1, 4), int), "segments": np.ones((size, 4), int)}
+        placed = grouped(batch, uniform, first, multiple)
+        shapes.add(placed["tokens"].shape)
+        for k in range(K):
+            found = placed["tokens"][:, k, 0]
+            assert_array_equal(found[found > 0] - 1, [n for n in numbers if ProportionalSelection(uniform)[n][0] == k])
+            assert (found > 0).any()
+            assert_array_equal(placed["segments"][:, k] > 0, (found > 0)[:, None] * np.ones(4, bool))
+    assert len(shapes) == 1  # so that programs are compiled once
+    ((places, *_),) = shapes
+    assert places % multiple == 0
+    assert places * K >= size
