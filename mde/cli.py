@@ -26,6 +26,7 @@ HELP = {
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "scale": "the best mixture at small budgets, carried to a large one",
     "ablate": "models of parts of a corpus, what their merges say of unions, which parts to take",
+    "reweight": "mixtures found while a proxy is trained: DoReMi and DoGE",
     "swarm": "write the observations as two CSV files that RegMix or Olmix reads",
     "eval": "lm-evaluation-harness's tasks on a run, a merged model or a mixture of experts",
     "models": "the presets and their sizes",

@@ -27,6 +27,8 @@
     ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
                            values, additions; seed-STEPS/ has the runs that continue from a seed model
     scale.json             the best mixture at small budgets and at the target
+    reweighting/           mixtures that `mde reweight` found: METHOD.json, shares.csv; METHOD.csv has the weights and
+                           scores of each step; runs/ has its proxies and references
     scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
     stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again

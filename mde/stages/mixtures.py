@@ -1,4 +1,4 @@
-"""Mixtures by their names: uniform, proportional, recommended, or shares by domain."""
+"""Mixtures by their names: uniform, proportional, recommended, found by re-weighting, or shares by domain."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,7 @@ from mde.study import Study
 
 Shares = Mapping[str, float]
 RECOMMENDED = "recommended"
+REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
 
 
 def tokens_of(study: Study) -> dict[str, float] | None:
@@ -32,12 +33,12 @@ def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Sh
 
     Args:
       study: the study.
-      value: uniform, proportional, recommended, a name in `more`, or shares.
+      value: uniform, proportional, recommended, doremi, doge, a name in `more`, or shares.
       where: what the mixture is for, for messages.
       more: other mixtures that have a name.
 
     Raises:
-      UserError: an unknown name or domain, shares that are no mixture, a study without a recommendation.
+      UserError: an unknown name or domain, shares that are no mixture, a mixture that is not found yet.
     """
     names = study.domains.training
     shares = _named(study, value, where, more or {}) if isinstance(value, str) else value
@@ -50,7 +51,9 @@ def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Sh
 def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
     if name == RECOMMENDED:
         return study.read_json("optimum.json", "optimize")["shares"]
+    if name in REWEIGHTED:
+        return study.read_json(f"reweighting/{name}.json", f"reweight --method={name}")["shares"]
     known = {**natural(study.domains.training, tokens_of(study)), **more}
     if name not in known:
-        raise unknown(f"mixture in {where}", name, [*known, RECOMMENDED])
+        raise unknown(f"mixture in {where}", name, [*known, RECOMMENDED, *REWEIGHTED])
     return known[name]

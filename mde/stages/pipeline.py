@@ -20,7 +20,7 @@ from mde.study import STAGES, Study, digest
 from mde.versions import versions
 
 # Commands that belong to no place in the order and leave no record.
-TOOLS = ("predict", "swarm", "iterate", "scale", "ablate", "eval", "export", "import", "models", "plan")
+TOOLS = ("predict", "swarm", "iterate", "scale", "ablate", "reweight", "eval", "export", "import", "models", "plan")
 WITHOUT_STUDY = ("models", "plan")
 
 
