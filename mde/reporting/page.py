@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from plotly.offline import get_plotlyjs
 
-from mde.reporting import explorer, findings, sections, surface
+from mde.reporting import explorer, findings, reweighting, sections, surface
 from mde.study import Study
 
 
@@ -54,6 +54,7 @@ SECTIONS = (
     Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
     Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", sections.proof),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
+    Section("Online re-weighting", reweighting.SHARES, "reweight", "", sections.online_reweighting),
     Section("Parts of the corpus", "ablation/cost.csv", "ablate", "", sections.ablations),
     Section("Training curves", "mixtures.csv", "train", "Nothing is trained yet", sections.curves),
     Section("Provenance", "study.json", "prepare", "The study holds no text yet", sections.provenance),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mde.ablation import HOME
-from mde.reporting import ablation, accuracy, figures, findings, markup, scaling, tables
+from mde.reporting import ablation, accuracy, figures, findings, markup, reweighting, scaling, tables
 from mde.study import Study
 from mde.versions import versions
 
@@ -189,6 +189,22 @@ def along_the_budget(study: Study) -> list[str]:
         )
         parts += [chart, markup.table(scaling.laws(study))]
     return [*parts, *([markup.table(scaling.proof(study))] if found.get("proof") else [])]
+
+
+def online_reweighting(study: Study) -> list[str]:
+    """The mixtures of DoReMi and DoGE, and how they came about."""
+    return [
+        "<p>DoReMi and DoGE find a mixture while one proxy model is trained: a domain's weight grows where the proxy "
+        "is behind a reference (DoReMi), or where the domain's gradient points the way of those of all (DoGE). No "
+        "mixture is compared with another on the way.</p>",
+        markup.figure(
+            reweighting.trajectories(study),
+            "Weight of each domain while the proxies are trained",
+            "Bold: mean over the seeds; thin: each seed; dotted: uniform. The mixture is the mean over the steps; "
+            "of several rounds the last is shown.",
+        ),
+        markup.table(reweighting.mixtures(study)),
+    ]
 
 
 def ablations(study: Study) -> list[str]:
