@@ -129,7 +129,8 @@ def path_figure(study: Study) -> go.Figure:
             marker={**mark(k), "symbol": ["circle"] * len(budgets) + ["diamond-open"] * (len(x) - len(budgets))},
             hovertemplate="%{x:.3s} tokens: %{y:.1%}",
         )
-    figure.update_xaxes(title_text="tokens", type="log")
+    ticks = [*budgets, ddo["target"]] if "target" in ddo else budgets
+    figure.update_xaxes(title_text="tokens", type="log", tickvals=ticks, ticktext=[tokens(count) for count in ticks])
     figure.update_yaxes(title_text="best share", tickformat=".0%", rangemode="tozero")
     return figure
 
