@@ -138,8 +138,9 @@ class _Trainer:
     ):
         self._recipe, self._directory, self._mesh = recipe, directory, mesh
         self._every, self._minutes, self._watching = every, minutes, watching
-        self._plain = jax.eval_shape(functools.partial(initial, recipe.model, recipe.settings), 0)
-        self._state = jax.eval_shape(recipe.method.begin, self._plain)
+        fresh = functools.partial(initial, recipe.model, recipe.settings)
+        self._state = jax.eval_shape(lambda seed: recipe.method.begin(fresh(seed)), 0)
+        self._begin = _begin(mesh, recipe, self._state)
         self._advance = advance(mesh, recipe.model, recipe.settings, recipe.method)
         self._validate = Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
@@ -242,7 +243,7 @@ class _Trainer:
         """The stack of the models that the runs are compared with, if they are."""
         names = [self._recipe.references.get(run.name) for run in rows]
         found = [
-            checkpoints.load_params(self._directory / name / "params", self._plain.params) for name in names if name
+            checkpoints.load_params(self._directory / name / "params", self._state.params) for name in names if name
         ]
         return [placement.stack_params(self._mesh, found)] if found else []
 
@@ -266,16 +267,17 @@ class _Trainer:
 
     def _fresh(self, rows: list[Run]) -> State:
         """The states to start with, made where they will lie."""
-        recipe, where = self._recipe, sharding.stacked(self._mesh, self._plain)
-        if recipe.start:
-            given = placement.spread(self._mesh, recipe.start())
-            make: Any = functools.partial(begin, recipe.settings)
-        else:
-            given = stack(self._mesh, [np.int32(run.seed) for run in rows])
-            make = functools.partial(initial, recipe.model, recipe.settings)
-        plain = on_pool(self._mesh, make, donate=False, out_shardings=where)(given)
-        where = sharding.stacked(self._mesh, self._state)
-        return on_pool(self._mesh, recipe.method.begin, out_shardings=where)(plain)
+        if self._recipe.start:
+            return self._begin(placement.spread(self._mesh, self._recipe.start()))
+        return self._begin(stack(self._mesh, [np.int32(run.seed) for run in rows]))
+
+
+def _begin(mesh: Mesh, recipe: Recipe, state: State) -> jax.stages.Wrapped:
+    """States before the first step, jitted; takes parameters where the recipe has some to start from, or else seeds."""
+    fresh = functools.partial(initial, recipe.model, recipe.settings)
+    plain = functools.partial(begin, recipe.settings) if recipe.start else fresh
+    where = sharding.stacked(mesh, state)
+    return on_pool(mesh, lambda given: recipe.method.begin(plain(given)), donate=False, out_shardings=where)
 
 
 def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings, method: Method = PLAIN) -> jax.stages.Wrapped:
