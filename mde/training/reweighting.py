@@ -61,7 +61,7 @@ def doremi_weights(
 
 @jax.jit
 def alignment(gradients: Any, targets_K: jax.Array) -> jax.Array:
-    """Inner product of each domain's gradient with the sum of those of the targets, [K] (W of DoGE, equation 4).
+    """Inner product of each domain's gradient with the sum of those of the targets, [K] (W of DoGE's algorithm 1).
 
     Args:
       gradients: a tree of arrays [K, ...].
@@ -174,7 +174,7 @@ class DoReMi(_Reweighting):
         rate: jax.Array,
         *reference: decoder.Params,
     ) -> tuple[Reweighted, dict[str, jax.Array]]:
-        """Weights by the excess over the reference, then a step on Σ weight · mean loss of the domain (equation 1).
+        """Weights by the excess over the reference, then a step on Σ weight · mean loss of the domain, the minimax objective.
 
         `loss` is that sum without the reference's loss, which has no gradient.
         """

@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
-from mde.training.loss import loss
+from mde.training.loss import loss, outputs, reading
+from mde.training.loss import token_losses as token_losses_of
 from mde.training.reweighting import (
     DoGE,
     DoReMi,
@@ -220,6 +221,31 @@ def test_a_domain_that_is_not_in_a_batch_keeps_its_alignment_and_moves_nothing(b
     weights = by_hand(before.weights, exact * 1e-2 / 0.1)
     assert_allclose(after.weights, weights, **STEP)
     assert_allclose(metrics["grad_norm"], np.linalg.norm(weights @ rows), **STEP)
+
+
+@pytest.mark.slow
+def test_encoders_are_compared_on_the_same_masks(batch):
+    """With itself for a reference nothing is in excess; with another model only hidden tokens count."""
+    config = preset("tiny", 64, objective="masked")
+    models = decoder.init(config, 0), decoder.init(config, 1)
+    method = DoReMi(NAMES)
+    step = jax.jit(functools.partial(method.step, config, SETTINGS))
+    same, metrics = step(method.begin(begin(SETTINGS, models[0])), batch, 1e-2, models[0])
+    assert_array_equal(same.scores, 0)
+    assert_allclose(same.weights, 1 / 3, **RULE)
+    tokens, segments = (values.reshape(-1, 13) for values in batch.values())
+    shown, documents, mask = reading(config, tokens, segments)
+    own, told = (
+        np.asarray(token_losses_of(1, *outputs(config, params, shown, documents), tokens[:, 1:])) for params in models
+    )
+    by_domain = lambda values: np.asarray(values, np.float64).reshape(PLACES, 3, -1).swapaxes(0, 1).reshape(3, -1)  # noqa: E731
+    mask, own, gap = by_domain(mask) > 0, by_domain(own), by_domain(np.maximum(own - told, 0))
+    assert 0 < mask.sum() < 24  # some 15% of the targets
+    assert_allclose(
+        metrics["loss"], np.mean([own[k][mask[k]].mean() if mask[k].any() else 0 for k in range(3)]), **STEP
+    )
+    other, _ = step(method.begin(begin(SETTINGS, models[0])), batch, 1e-2, models[1])
+    assert_allclose(other.scores, [gap[k][mask[k]].mean() if mask[k].any() else 0 for k in range(3)], **STEP)
 
 
 @pytest.mark.parametrize(
