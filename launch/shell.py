@@ -67,6 +67,11 @@ def error_in(output: str) -> str:
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
 
 
+def last_error(log: str) -> str:
+    """The last error in a log; progress bars may come after it."""
+    return next((line.strip() for line in reversed(log.splitlines()) if "error: " in line.lower()), "lost")
+
+
 def say(line: str) -> None:
     """Prints a line at once."""
     print(line, flush=True)
