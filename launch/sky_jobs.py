@@ -24,7 +24,7 @@ from mde.errors import UserError
 from mde.study import Study, digest
 
 CHECK = ["sky", "check", "--output=json"]
-QUEUE = ["sky", "jobs", "queue", "--all", "--verbose", "--output=json"]
+QUEUE = ["sky", "jobs", "queue", "--all", "--all-users", "--verbose", "--output=json"]
 EMPTY = "No in-progress managed jobs"  # said with an error where there is no controller, or one that went to sleep
 SUCCEEDED, GONE = "SUCCEEDED", "GONE"  # the second is ours, of a job that the queue does not know any more
 # Everything else is on its way: PENDING, STARTING, RUNNING, RECOVERING, ...

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     check_positive(cpus=args.cpus, poll=args.poll, **({} if args.workers is None else {"workers": args.workers}))
     root = buckets.study(args.root)
     points = expansion.read(args.sweep, args.gin_bindings)
-    jobs = _sky_jobs(args, root, points) if args.backend == "skypilot" else None
-    if jobs is None and buckets.is_bucket(root):
+    jobs = _sky_jobs(args, root, points) if args.backend == "skypilot" and not args.gather else None
+    if args.backend != "skypilot" and buckets.is_bucket(root):
         raise UserError(
             f"--root={args.root}: expected a directory that all workers see; buckets are for --backend=skypilot"
         )

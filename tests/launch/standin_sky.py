@@ -71,7 +71,7 @@ def launch(argv: list[str]) -> int:
 
 
 def queue(argv: list[str]) -> int:
-    assert argv == ["--all", "--verbose", "--output=json"]
+    assert argv == ["--all", "--all-users", "--verbose", "--output=json"]
     if missing := scenario().get("no_answer"):
         (HOME / "scenario.json").write_text(json.dumps(scenario() | {"no_answer": missing - 1}))
         print("requests.exceptions.ConnectionError: Max retries exceeded", file=sys.stderr)

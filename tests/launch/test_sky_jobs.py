@@ -123,8 +123,21 @@ def test_a_point_that_fails_is_named_with_its_logs_and_tried_again(run, standins
     assert len(launches(standins)) == 4
 
 
+def test_gathering_asks_no_sky(run, swarm, bucket, standins, capsys):
+    standins.scenario(quick=True)
+    assert run(GRID)[0] == 0
+    calls = len(standins.calls())
+    given = [f"--sweep={swarm(GRID)}", f"--root={bucket}/out", "--backend=skypilot", "--gather"]
+    with pytest.raises(SystemExit) as status:
+        sweep.main(given)
+    assert status.value.code == 0
+    assert "2 of 2 points are done" in capsys.readouterr().out
+    assert len(standins.calls()) == calls
+
+
 def test_a_submission_that_is_refused(run, standins):
-    standins.scenario(refuse="sky.exceptions.ResourcesUnavailableError: Quota exceeded", refuse_from=2, quick=True)
+    refusal = "sky.exceptions.ResourcesUnavailableError: \x1b[1mQuota exceeded\x1b[0m"
+    standins.scenario(refuse=refusal, refuse_from=2, quick=True)
     status, said = run(GRID)
     assert status == 2
     assert "was refused: sky.exceptions.ResourcesUnavailableError: Quota exceeded (1 points were submitted" in said
