@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STUDY ?= studies/demo
 
-.PHONY: install demo test test-all lint format docs notebooks bench clean
+.PHONY: install demo test test-all lint format docs notebooks bench tpu clean
 
 install: $(STAMP)
 
@@ -13,6 +13,12 @@ $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
+
+# On a TPU VM: a Python of its own, for the one there may be too old, and JAX for its chips.
+tpu:
+	$(PYTHON) -m pip install --quiet --user uv
+	$(PYTHON) -m uv venv --quiet --allow-existing --python 3.12 $(VENV)
+	$(PYTHON) -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[demo,gcs,tpu]'
 
 demo: $(STAMP)
 	$(BIN)/mde demo --study=$(STUDY)

@@ -61,6 +61,10 @@ EVAL = ["lm-eval>=0.4.13"]
 LAUNCH = ["pyarrow>=20", "pyyaml>=6"]
 RAY = ["ray>=2.50"]
 
+# Corpora and studies in buckets: gs:// and s3://.
+GCS = ["gcsfs>=2026.9"]
+S3 = ["s3fs>=2026.9"]
+
 # The documentation, built by `make docs`.
 DOCS = ["furo>=2025", "myst-parser>=5", "sphinx>=9"]
 
@@ -69,6 +73,7 @@ TEST = [
     *DOCS,
     *EVAL,
     *EXPORT,
+    *GCS,
     *HUGGINGFACE,
     *LAUNCH,
     *RAY,
@@ -106,6 +111,8 @@ setup(
         "export": EXPORT,
         "peers": PEERS,
         "launch": LAUNCH,
+        "gcs": GCS,
+        "s3": S3,
         "ray": RAY,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],

@@ -8,6 +8,7 @@ as there are cores, and the memory of all of them is watched.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import psutil
+import zstandard
 
 from benchmarks.timing import interleaved
 from mde.stages import prepare as stage
@@ -29,6 +31,7 @@ from mde.study import Study
 
 # Read once, so that no contender waits for the disk.
 SOURCES = ("scipy", "sklearn", "pandas", "jax", "numpy", "plotly", "tensorflow", "keras")
+SHARD = 16  # megabytes of text
 
 
 def main() -> None:
@@ -140,24 +143,30 @@ def theirs(directory: Path, tokenizer: Path) -> None:
 
 
 def generate(directory: Path, megabytes: int) -> None:
-    """Four domains of documents of 250 words, put together at random out of the words of installed packages."""
+    """Four domains of documents of 250 words, put together at random out of the words of installed packages.
+
+    They are JSON lines in zstd, in shards of 16 MB of text, as corpora come.
+    """
     generator = random.Random(0)
     words = [word for text in texts(2) for word in text.split()][:200_000]
-    for domain in range(4):
-        with (directory / f"{domain}.jsonl").open("w") as file:
-            written = 0
-            while written < megabytes * 1e6 / 4:
-                start = generator.randrange(len(words) - 400)
-                chosen = words[start : start + 100] + generator.choices(words, k=150)
-                generator.shuffle(chosen)
-                line = json.dumps({"text": " ".join(chosen)}) + "\n"
-                written += len(line)
-                file.write(line)
+    shards = -(-megabytes // (4 * SHARD))
+    for domain, shard in itertools.product(range(4), range(shards)):
+        lines, written = [], 0
+        while written < megabytes * 1e6 / 4 / shards:
+            start = generator.randrange(len(words) - 400)
+            chosen = words[start : start + 100] + generator.choices(words, k=150)
+            generator.shuffle(chosen)
+            lines.append(json.dumps({"text": " ".join(chosen)}) + "\n")
+            written += len(lines[-1])
+        packed = zstandard.compress("".join(lines).encode())
+        (directory / str(domain)).mkdir(exist_ok=True)
+        (directory / str(domain) / f"{shard}.jsonl.zst").write_bytes(packed)
+    (directory / "megabytes").write_text(str(megabytes))
 
 
 def bounded(directory: Path, megabytes: int) -> None:
     """Memory of a preparation, all its processes together, while it reads words put together at random."""
-    if not (directory / "3.jsonl").exists():
+    if not (directory / "megabytes").exists():
         generate(directory, megabytes)
     peak = [0]
     stop = threading.Event()
@@ -173,8 +182,8 @@ def bounded(directory: Path, megabytes: int) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    started = time.perf_counter()
-    places = {f"domain{i}": f"{directory}/{i}.jsonl" for i in range(4)}
+    started, busy = time.perf_counter(), sum(os.times()[:4])
+    places = {f"domain{i}": f"{directory}/{i}/*.jsonl.zst" for i in range(4)}
     try:
         stage.prepare(Study(directory / "study"), places, vocab_size=4096)
     finally:
@@ -182,9 +191,10 @@ def bounded(directory: Path, megabytes: int) -> None:
         thread.join()
         print(f"peak of all processes together {peak[0] / 1e6:,.0f} MB resident", flush=True)
     seconds = time.perf_counter() - started
-    size = sum(path.stat().st_size for path in directory.glob("*.jsonl")) / 1e6
     kept = sum(path.stat().st_size for path in (directory / "study").rglob("*") if path.is_file()) / 1e6
-    print(f"{size:,.0f} MB in {seconds:.0f} s, {size / seconds:.1f} MB/s; the study takes {kept:,.0f} MB")
+    busy = sum(os.times()[:4]) - busy  # of this process and those that it has waited for
+    speeds = f"{megabytes / seconds:.1f} MB/s, {megabytes / busy:.1f} MB a second of a processor's"
+    print(f"{megabytes:,} MB of text in {seconds:.0f} s, {speeds}; the study takes {kept:,.0f} MB")
 
 
 if __name__ == "__main__":

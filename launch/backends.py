@@ -1,6 +1,6 @@
-"""Where the points of a sweep run. A backend is given directories, and yields each with its exit status when it ends.
+"""Where the points of a sweep run: here, or on Ray; all workers see one file system, this repository in the same place.
 
-All workers see the same file system, with this repository in the same place.
+A backend is given directories, and yields each when its point has ended, with why it failed or None.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from launch.shell import last_error
 from mde.errors import UserError
 
 RETRIES = 3  # times that a point is started again because the machine it ran on was lost
@@ -34,21 +35,23 @@ def attempt(directory: str, folder: str, environment: Mapping[str, str], on: str
             process.kill()
 
 
-def local(directories: Sequence[Path], environment: Mapping[str, str], workers: int) -> Iterator[tuple[Path, int]]:
+def local(
+    directories: Sequence[Path], environment: Mapping[str, str], workers: int
+) -> Iterator[tuple[Path, str | None]]:
     """Processes on this machine, as many at a time as there are workers."""
     folder = os.getcwd()
     with ThreadPoolExecutor(workers) as pool:
         running = {pool.submit(attempt, str(path), folder, environment, "local"): path for path in directories}
         try:
             for ended in as_completed(running):
-                yield running[ended], ended.result()
+                yield running[ended], _failure(running[ended], ended.result())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def on_ray(
     directories: Sequence[Path], environment: Mapping[str, str], address: str, resources: Mapping[str, float]
-) -> Iterator[tuple[Path, int]]:
+) -> Iterator[tuple[Path, str | None]]:
     """Tasks of a Ray cluster; one whose worker or machine is lost is run again elsewhere.
 
     Args:
@@ -86,9 +89,17 @@ def on_ray(
                     status = ray.get(ended)
                 except ray.exceptions.RayError:  # lost more often than it is retried
                     status = 1
-                yield waiting.pop(ended), status
+                directory = waiting.pop(ended)
+                yield directory, _failure(directory, status)
     finally:
         ray.shutdown()
+
+
+def _failure(directory: Path, status: int) -> str | None:
+    """What the log of a point says of how it ended, and where it is; None if all went well."""
+    log = directory / "log.txt"
+    text = log.read_text(errors="replace") if status and log.exists() else ""
+    return f"{last_error(text)} (see {log})" if status else None
 
 
 def _on_a_node(directory: str, folder: str, environment: Mapping[str, str]) -> int:

@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import machine as machines
 from launch.machine import Machine
-from mde import cli
+from mde import buckets, cli
 from mde.bindings import REPOSITORY
 from mde.errors import UserError
 from mde.models import config as model_configs
@@ -24,7 +24,7 @@ INSTALL = (
     "python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python 3.12 .venv && "
     "python3 -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[{extras}]'"
 )
-EXTRAS = {"tpu": "text,tpu", "gpu": "text,cuda", "cpu": "text"}
+EXTRAS = {"tpu": ("tpu",), "gpu": ("cuda",), "cpu": ()}
 STOPPED = 130  # exit status of a command that was stopped after saving its state: the same command goes on
 LARGEST_VOCABULARY = 128_000  # where the study's own is not known
 
@@ -37,12 +37,14 @@ class Job:
       name: of whatever is created for it.
       machine: where.
       command: arguments of `mde`.
+      study: the place of the study that it works at.
       secrets: names of environment variables that it is given; their values are never printed.
     """
 
     name: str
     machine: Machine
     command: tuple[str, ...]
+    study: str
     secrets: tuple[str, ...] = ()
 
     @property
@@ -58,7 +60,14 @@ class Job:
     @property
     def install(self) -> str:
         """The shell command that installs it in a clone."""
-        return INSTALL.format(extras=EXTRAS[self.machine.accelerator])
+        return install(self.machine, self.study)
+
+
+def install(machine: Machine, study: str) -> str:
+    """The shell command that installs, in a clone, what a machine needs to work at a study, wherever that is."""
+    bucket = buckets.extra(study)
+    extras = ["demo", *([bucket] if bucket else []), *EXTRAS[machine.accelerator]]
+    return INSTALL.format(extras=",".join(extras))
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -102,15 +111,28 @@ def from_flags(args: argparse.Namespace, bucket: bool) -> Job:
     machine = machines.load(args.machine, args.set)
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", args.name):
         raise UserError(f"--name={args.name}: expected up to 40 lower-case letters, digits and '-', a letter first")
-    for secret in args.secret:
-        if not re.fullmatch(r"[A-Za-z_]\w*", secret) or secret not in os.environ:
-            shown = secret.split("=")[0]  # whoever gave a value as well does not want it in a log
+    check_secrets(args.secret)
+    study = _check_command(machine, args.command, bucket)
+    return Job(args.name, machine, tuple(args.command), study, tuple(args.secret))
+
+
+def check_secrets(names: Sequence[str]) -> None:
+    """Raises UserError unless all are names of variables that are set."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or name not in os.environ:
+            shown = name.split("=")[0]  # whoever gave a value as well does not want it in a log
             raise UserError(f"--secret={shown}: expected the name of a variable of your environment, and no value")
-    _check_command(machine, args.command, bucket)
-    return Job(args.name, machine, tuple(args.command), tuple(args.secret))
 
 
-def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> None:
+def check_model(machine: Machine, given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError if the machine cannot hold the model that is to be trained, by what binds each stage."""
+    preset, changed = given["train"]["preset"], given["train"].get("model") or {}
+    vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
+    machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
+
+
+def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> str:
+    """The study that a command works at, when all is well with the command."""
     name, *rest = command
     if name not in ("demo", *STAGES):
         cli.main([name])  # says which commands there are
@@ -122,15 +144,14 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> No
         )
     for stage in STAGES if name == "demo" else [name]:
         pipeline.arguments(stage, given.get(stage, {}))
-    if not args.study or (bucket and "://" not in args.study):
+    if not args.study or (bucket and not buckets.is_bucket(buckets.study(args.study))):
         where = "in a bucket, such as gs://bucket/study" if bucket else "that all hosts see"
         raise UserError(f"--study={args.study}: expected a directory {where}; hosts keep nothing of their own")
     for file in args.gin_file:
         _check_committed(file)
     if name in ("demo", "train"):
-        preset, changed = given["train"]["preset"], given["train"].get("model") or {}
-        vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
-        machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
+        check_model(machine, given)
+    return args.study
 
 
 def _check_committed(file: str) -> None:

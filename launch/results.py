@@ -6,19 +6,20 @@
 Observations are pooled, as POINT/RUN, where all points trained and scored them alike but for seeds.
 """
 
+import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from etils import epath
 
 from mde.study import STAGES, Study
 
 ALIKE = ("study.json", "training.json", "scoring.json")
 
 
-def gather(root: Path, points: Sequence[str]) -> pd.DataFrame:
+def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
     """Writes the tables of a sweep, and returns the one with a row a point.
 
     Columns: point; status (done, unfinished); STAGE.ARGUMENT for all that points bind; regressor, features, mse and
@@ -33,9 +34,9 @@ def gather(root: Path, points: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame([_row(root / name) for name in points], pd.Index(points, name="point"))
     whole = Study(root)
     whole.write_table("results.csv", table)
-    aside = root / "results.parquet.partial"
-    table.to_parquet(aside)
-    aside.replace(root / "results.parquet")
+    buffer = io.BytesIO()
+    table.to_parquet(buffer)
+    whole.write_bytes("results.parquet", buffer.getvalue())
     observations = _observations(root, points)
     for name in ("mixtures.csv", "losses.csv"):
         if observations is None:
@@ -45,7 +46,7 @@ def gather(root: Path, points: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _row(directory: Path) -> dict[str, Any]:
+def _row(directory: epath.Path) -> dict[str, Any]:
     study = Study(directory)
     point = study.read_json("point.json", "launch.sweep")
     row: dict[str, Any] = {"status": "done" if _is_done(study, point) else "unfinished"}
@@ -68,7 +69,7 @@ def _row(directory: Path) -> dict[str, Any]:
     return row
 
 
-def _observations(root: Path, points: Sequence[str]) -> dict[str, pd.DataFrame] | None:
+def _observations(root: epath.Path, points: Sequence[str]) -> dict[str, pd.DataFrame] | None:
     """Mixtures and losses of all observations of the points that are scored; None if they are not alike, or none is."""
     tables: dict[str, list[pd.DataFrame]] = {"mixtures.csv": [], "losses.csv": []}
     origins = set()

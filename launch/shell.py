@@ -1,11 +1,14 @@
 """Running other programs' commands, or printing them. No shell reads them here: what a binding holds stays one word."""
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 
 from mde.errors import UserError
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Shell:
@@ -55,7 +58,8 @@ class Shell:
         return process.wait(), "\n".join(lines)
 
     def redact(self, text: str) -> str:
-        """The text with stars for the values of secrets."""
+        """The text with stars for the values of secrets, and without colours."""
+        text = _COLOURS.sub("", text)
         for value in self._values:
             text = text.replace(value, "***")
         return text
@@ -65,6 +69,11 @@ def error_in(output: str) -> str:
     """The line of a program's output that says what went wrong: the first error, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
+
+
+def last_error(log: str) -> str:
+    """The last error in a log; progress bars may come after it."""
+    return next((line.strip() for line in reversed(log.splitlines()) if "error: " in line.lower()), "lost")
 
 
 def say(line: str) -> None:

@@ -12,15 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from launch import job
-from launch.job import Job
+from launch.machine import Machine
 from launch.shell import Shell, error_in, say
 from mde.bindings import REPOSITORY
 from mde.errors import UserError
 
 
-def task(described: Job) -> dict[str, Any]:
-    """The task file's content."""
-    machine = described.machine
+def task(name: str, machine: Machine, run: str, study: str) -> dict[str, Any]:
+    """The task file's content.
+
+    Args:
+      name: of the task.
+      machine: where.
+      run: the shell command that runs in a clone of the repository.
+      study: the place that it works at.
+
+    Raises:
+      UserError: a machine that SkyPilot does not launch, or a description that leaves out what it needs.
+    """
+    if machine.slices > 1:
+        raise UserError(f"SkyPilot launches single slices; the machine has {machine.slices}")
+    if machine.accelerator == "tpu":
+        machine.needs("launch.skypilot", "runtime")
     resources: dict[str, Any] = {"use_spot": machine.spot}
     if machine.accelerator == "tpu":
         # One node of SkyPilot is a whole slice, and it runs the command on all of its hosts.
@@ -33,12 +46,12 @@ def task(described: Job) -> dict[str, Any]:
     else:
         resources["cpus"] = f"{machine.chips_per_host}+"
     return {
-        "name": described.name,
+        "name": name,
         "workdir": str(REPOSITORY),
         "num_nodes": 1 if machine.accelerator == "tpu" else machine.hosts,
         "resources": resources,
-        "setup": described.install,
-        "run": shlex.join(described.argv()),
+        "setup": job.install(machine, study),
+        "run": run,
     }
 
 
@@ -47,12 +60,9 @@ def main(args: argparse.Namespace) -> int:
     import yaml
 
     described = job.from_flags(args, bucket=True)
-    if described.machine.slices > 1:
-        raise UserError(f"SkyPilot launches single slices; the machine has {described.machine.slices}")
-    if described.machine.accelerator == "tpu":
-        described.machine.needs("launch.skypilot", "runtime")
+    made = task(described.name, described.machine, shlex.join(described.argv()), described.study)
     shell = Shell(args.dry_run, described.secrets)
-    text = yaml.safe_dump(task(described), sort_keys=False, width=1000)
+    text = yaml.safe_dump(made, sort_keys=False, width=1000)
     file = Path(f"{described.name}.sky.yaml")
     secrets = [flag for name in described.secrets for flag in ("--secret", name)]
     launch = ["sky", "jobs", "launch", "--yes", "--name", described.name, *secrets, str(file)]

@@ -8,7 +8,8 @@ The directory is the point's study, and holds beside it
     log.txt           what its stages printed
     done.json         written last
 
-Stages are resumed like those of any study, so a point that was killed goes on, wherever it is started again.
+Stages are resumed like those of any study, so a point that was killed goes on, wherever it is started again. In a
+bucket there is no lock to keep a second process away: whoever starts points there starts each once.
 """
 
 import argparse
@@ -17,16 +18,16 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from launch.expansion import Point
-from mde import gin_text
+from mde import buckets, cli, gin_text
 from mde.errors import UserError
 from mde.stages import pipeline
 from mde.study import STAGES, Study
@@ -35,10 +36,10 @@ from mde.study import STAGES, Study
 LEFT_BY = {
     "prepare": ("study.json", "tokenizer", "tokens", "corpus.csv", "problems.csv"),
     "train": ("runs", "training.json", "mixtures.csv", "iterate", "rounds.csv"),
-    "score": ("scores", "scoring.json", "losses.csv", "evaluation.csv"),
-    "evaluate": ("features.csv", "candidates.csv", "evaluators.json"),
+    "score": ("scores", "choices", "scoring.json", "losses.csv", "accuracies.csv", "evaluation.csv"),
+    "evaluate": ("features.csv", "answers.csv", "candidates.csv", "evaluators.json", "portable.npz"),
     "fit": ("fit",),
-    "optimize": ("optimum.json",),
+    "optimize": ("optimum.json", "surface.npz"),
     "prove": ("proof",),
     "report": ("report.html",),
 }
@@ -47,7 +48,7 @@ OWN = ("point.json", "point.gin", "attempts.jsonl", "log.txt", "done.json", ".lo
 PATIENCE = 30  # seconds that a point waits for an earlier attempt at it to be gone
 
 
-def write(point: Point, directory: Path) -> None:
+def write(point: Point, directory: epath.Path) -> None:
     """Puts down what the point is."""
     study = Study(directory)
     lines = [gin_text.binding(stage, key, given[key]) for stage, given in point.given.items() for key in given]
@@ -55,7 +56,7 @@ def write(point: Point, directory: Path) -> None:
     study.write_json("point.json", {**dataclasses.asdict(point), "digest": point.digest})
 
 
-def is_done(directory: Path, digest: str) -> bool:
+def is_done(directory: epath.Path, digest: str) -> bool:
     """Whether the point was finished as it is now."""
     path = directory / "done.json"
     return path.exists() and json.loads(path.read_text())["digest"] == digest
@@ -64,10 +65,11 @@ def is_done(directory: Path, digest: str) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Runs the point's stages, unless they are done."""
     parser = argparse.ArgumentParser(prog="launch.worker", description=__doc__.split("\n")[0])
-    parser.add_argument("directory", type=Path, help="of the point")
+    parser.add_argument("directory", type=epath.Path, help="of the point")
     parser.add_argument("--on", default="", help="a name for the place where it runs, for the record")
     parser.add_argument("--tied", action="store_true", help="end at once when standard input does")
     args = parser.parse_args(argv)
+    cli.set_environment()
     if args.tied:
         threading.Thread(target=_end_with_input, daemon=True).start()
     try:
@@ -79,15 +81,16 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def run(directory: Path, on: str) -> None:
+def run(directory: epath.Path, on: str) -> None:
     """Runs a point that was put down by `write`, unless it is done."""
     with _alone(directory):
         point = json.loads((directory / "point.json").read_text())
         if is_done(directory, point["digest"]):
             return
         _note(directory, "started", on)
-        if point["study"] and not (directory / "stages").exists():
-            start_from(Path(point["study"]), directory, point["stages"][0])
+        first = point["stages"][0]
+        if point["study"] and not (directory / _last_before(first)).exists():
+            start_from(epath.Path(point["study"]), directory, first)
         for stage in point["stages"]:
             started = time.time()
             ran = pipeline.run(Study(directory), stage, point["given"][stage])
@@ -96,14 +99,19 @@ def run(directory: Path, on: str) -> None:
         _note(directory, "done", on)
 
 
-def check_start(study: Path, first: str) -> None:
+def check_start(study: epath.Path, first: str) -> None:
     """Raises UserError if a study has nothing that a point could start from at a stage."""
-    before = STAGES[STAGES.index(first) - 1]
-    if not (study / "stages" / f"{before}.json").exists():
+    if not (study / _last_before(first)).exists():
+        before = STAGES[STAGES.index(first) - 1]
         raise UserError(f"sweep.study = {str(study)!r}: {first!r} needs {before!r}, which is not done there")
 
 
-def start_from(study: Path, directory: Path, first: str) -> None:
+def _last_before(first: str) -> str:
+    """The record of the stage before another: the last that a point takes over, when all the rest is there."""
+    return f"stages/{STAGES[STAGES.index(first) - 1]}.json"
+
+
+def start_from(study: epath.Path, directory: epath.Path, first: str) -> None:
     """Takes over what a study's stages before `first` have left; files are linked, for stages change none in place.
 
     Raises:
@@ -117,34 +125,34 @@ def start_from(study: Path, directory: Path, first: str) -> None:
         if source.name not in left | {"stages"}:
             _link(source, directory / source.name)
     # The records come last: they say that the rest is complete.
-    aside = directory / "stages.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for record in [study / f"stages/{name}{suffix}" for name in records for suffix in (".json", ".gin")]:
-        if record.exists():
-            shutil.copy2(record, aside)
-    aside.rename(directory / "stages")
+    target = Study(directory)
+    for record in [f"stages/{name}{suffix}" for name in records for suffix in (".gin", ".json")]:
+        if (study / record).exists():
+            target.write_bytes(record, (study / record).read_bytes())
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard links of a file or of all files in a directory, or copies where there are no links across file systems."""
+def _link(source: epath.Path, target: epath.Path) -> None:
+    """Hard links of a file or of all files in a directory, or copies where no link leads: across disks, in buckets."""
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_file, dirs_exist_ok=True)
-    else:
-        _link_file(source, target)
-
-
-def _link_file(source: str | Path, target: str | Path) -> None:
-    Path(target).unlink(missing_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        for inside in source.iterdir():
+            _link(inside, target / inside.name)
+        return
+    target.unlink(missing_ok=True)
     try:
+        if buckets.is_bucket(source) or buckets.is_bucket(target):
+            raise OSError
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        source.copy(target)
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _alone(directory: epath.Path) -> Iterator[None]:
     """Keeps a second process away from the point; the kernel lifts the lock when this one ends, however it ends."""
+    if buckets.is_bucket(directory):
+        yield
+        return
     with open(directory / ".lock", "w") as lock:
         for _ in range(PATIENCE):
             with contextlib.suppress(BlockingIOError):
@@ -156,10 +164,11 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _note(directory: Path, event: str, on: str) -> None:
+def _note(directory: epath.Path, event: str, on: str) -> None:
     line: Mapping[str, Any] = {"event": event, "on": on, "pid": os.getpid(), "time": time.time()}
-    with open(directory / "attempts.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = directory / "attempts.jsonl"
+    before = path.read_text() if path.exists() else ""  # to what is in a bucket nothing can be added
+    Study(directory).write_text(path.name, before + json.dumps(line) + "\n")
 
 
 def _end_with_input() -> None:

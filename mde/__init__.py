@@ -5,7 +5,14 @@ TensorFlow.
 """
 
 import importlib
+import os
 from typing import Any
+
+# Buckets are reached by fsspec, whatever else is installed: TensorFlow knows no s3:// and takes seconds to import. What
+# another process has written is seen at once.
+os.environ.setdefault("EPATH_USE_TF", "false")
+for _scheme in ("GCS", "S3"):
+    os.environ.setdefault(f"FSSPEC_{_scheme}", '{"use_listings_cache": false}')
 
 _PUBLIC = {
     "Study": "mde.api",

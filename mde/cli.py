@@ -119,6 +119,7 @@ def set_environment() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cores}".strip()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises as well
 
 
 def parse(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
@@ -136,6 +137,7 @@ def parse(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str,
 
 
 def _run(name: str, argv: Sequence[str]) -> None:
+    from mde import buckets
     from mde.stages import pipeline
     from mde.study import STAGES, Study
 
@@ -144,6 +146,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
         hosts.connect(args.coordinator, args.processes, args.process)
     demo = name == "demo"
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
+    buckets.check(study.root)
     started = time.time()
     for stage in STAGES if demo else [name]:
         begun = time.time()

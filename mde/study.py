@@ -52,7 +52,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from mde import hosts
+from mde import buckets, hosts
 from mde.errors import UserError, unknown
 
 if TYPE_CHECKING:  # those who bring tables need no TensorStore
@@ -74,7 +74,7 @@ class Study:
     """Paths of a study, and typed reads and writes of what it holds."""
 
     def __init__(self, root: epath.PathLike):
-        self.root = epath.Path(root).expanduser()
+        self.root = buckets.study(root)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -87,13 +87,23 @@ class Study:
         except ValueError as e:
             raise UserError(f"{path}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file, aside and then into its place."""
+        if not hosts.is_first():
+            return
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f"{path.name}.partial"
+        aside.write_bytes(content)
+        aside.replace(path)
+
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""
-        self._write(name, json.dumps(content, indent=1, default=_plain).encode())
+        self.write_bytes(name, json.dumps(content, indent=1, default=_plain).encode())
 
     def write_text(self, name: str, content: str) -> None:
         """Writes a text file."""
-        self._write(name, content.encode())
+        self.write_bytes(name, content.encode())
 
     def read_table(self, name: str, made_by: str) -> pd.DataFrame:
         """The CSV table `name`, indexed by its first column."""
@@ -101,7 +111,7 @@ class Study:
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV table with its index; floats are kept to the last bit."""
-        self._write(name, table.to_csv().encode())
+        self.write_bytes(name, table.to_csv().encode())
 
     def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
         """The arrays of the npz file `name`."""
@@ -112,7 +122,7 @@ class Study:
         """Writes an npz file."""
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        self._write(name, buffer.getvalue())
+        self.write_bytes(name, buffer.getvalue())
 
     def read_object(self, name: str, made_by: str) -> Any:
         """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
@@ -126,7 +136,7 @@ class Study:
 
         buffer = io.BytesIO()
         joblib.dump(content, buffer)
-        self._write(name, buffer.getvalue())
+        self.write_bytes(name, buffer.getvalue())
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
@@ -192,15 +202,6 @@ class Study:
         if not path.exists():
             raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
         return path
-
-    def _write(self, name: str, content: bytes) -> None:
-        if not hosts.is_first():
-            return
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.parent / f"{path.name}.partial"
-        aside.write_bytes(content)
-        aside.replace(path)
 
 
 def digest(content: Any) -> str:

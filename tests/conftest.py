@@ -1,10 +1,13 @@
-"""Two virtual devices for every test, set before anything imports JAX, and the same examples of properties."""
+"""Two virtual devices for every test, set before anything imports JAX, the same examples of properties, and buckets."""
 
+import importlib.util
+import itertools
 import os
 import sys
 
 import psutil
 import pytest
+import standin_gcs
 from hypothesis import settings
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
@@ -21,3 +24,19 @@ def _bounded_memory():
     yield
     if "jax" in sys.modules and psutil.Process().memory_info().rss > 4 * 2**30:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="session")
+def _storage():
+    """Stands in for Google Cloud Storage, here and in processes that tests start; clients remember where."""
+    if importlib.util.find_spec("gcsfs") is None:  # which looks at the environment when it is imported
+        pytest.skip("buckets need the extra gcs")
+    with standin_gcs.running() as environment:
+        os.environ.update(environment)
+        yield itertools.count()
+
+
+@pytest.fixture
+def bucket(_storage) -> str:
+    """The address of an empty bucket."""
+    return f"gs://bucket-{next(_storage)}"

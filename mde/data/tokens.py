@@ -22,6 +22,7 @@ from mde.data.arrays import open_array
 from mde.errors import UserError
 
 START = 0  # begins every document; the padding id of seqio vocabularies, which no text contains
+_ABOUT = "store.json"
 _END_TASK = ("answers", "examples")
 _CHUNK = 1 << 16
 _BLOCK = 1 << 20  # tokens that are written at a time
@@ -74,7 +75,7 @@ class TokenStore:
     def __init__(self, directory: epath.PathLike):
         self.directory = epath.Path(directory)
         try:
-            about = json.loads((self.directory / "store.json").read_text())
+            about = json.loads((self.directory / _ABOUT).read_text())
             self.n_tokens: int = about["tokens"]
             self.n_documents: int = about["documents"]
             self.n_bytes: int = about["bytes"]
@@ -173,7 +174,7 @@ def write_blocks(
     dtype: type[np.integer] = np.int32,
     end_task: Sequence[np.ndarray] = (),
 ) -> TokenStore:
-    """Writes a store aside and moves it into place, so that a store that exists is whole.
+    """Writes a store; `store.json` comes last, so that a store that has it is whole, in a bucket too.
 
     Args:
       directory: where to; replaced if it exists.
@@ -186,11 +187,11 @@ def write_blocks(
       The store, opened.
     """
     directory = epath.Path(directory)
-    aside = directory.parent / f"{directory.name}.partial"
-    if aside.exists():
-        aside.rmtree()
-    aside.mkdir(parents=True)
-    tokens = _open(aside / "tokens", create=dtype)
+    if directory.exists():
+        (directory / _ABOUT).unlink(missing_ok=True)  # first: what is left must not look whole
+        directory.rmtree(missing_ok=True)
+    directory.mkdir(parents=True)
+    tokens = _open(directory / "tokens", create=dtype)
     lengths, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     written = 0
     for block_tokens, block_lengths, block_sizes in blocks:
@@ -199,16 +200,15 @@ def write_blocks(
         sizes.append(block_sizes)
     bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     n_bytes = np.concatenate(sizes)
-    _append(_open(aside / "bounds", create=np.int64), 0, bounds)
-    _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
+    _append(_open(directory / "bounds", create=np.int64), 0, bounds)
+    _append(_open(directory / "bytes", create=np.int64), 0, n_bytes)
     for name, values in zip(_END_TASK, end_task, strict=False):
-        _append(_open(aside / name, create=np.int64), 0, values)
+        _append(_open(directory / name, create=np.int64), 0, values)
     about = {"tokens": written, "documents": len(n_bytes), "bytes": int(n_bytes.sum()), "digest": digest}
     about |= {"end_task": True} if end_task else {}
-    (aside / "store.json").write_text(json.dumps(about))
-    if directory.exists():
-        directory.rmtree()
-    aside.rename(directory)
+    aside = directory / f"{_ABOUT}.partial"
+    aside.write_text(json.dumps(about))
+    aside.replace(directory / _ABOUT)
     return TokenStore(directory)
 
 

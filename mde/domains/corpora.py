@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from mde import buckets
 from mde.domains import reading, registry
 from mde.domains.reading import Piece, Problem, Record
 from mde.errors import UserError, unknown
@@ -113,7 +114,7 @@ def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_fie
             raise unknown(f"format of domain {name!r}", given["format"], FORMATS)
         for key in ("files", "validation"):
             if root and key in given and not re.match(r"tfds:|mde:|\w+://", given[key]):
-                given[key] = str(epath.Path(root) / given[key])
+                given[key] = str(buckets.path(root) / given[key])
         if isinstance(given.get("domains"), list | tuple):
             given["domains"] = {value: value for value in given["domains"]}
         corpus = Corpus(name, **{"text_field": text_field, **given}, trained=trained)
@@ -167,7 +168,8 @@ def _shards(corpus: Corpus, place: str, split: str | None, shard_bytes: int) -> 
 def _files(corpus: Corpus, place: str) -> tuple[bool, list[tuple[epath.Path, bool]]]:
     """Whether the place is one file, and its files, each with whether a folder was named that it lies in."""
     files: list[tuple[epath.Path, bool]] = []
-    path = epath.Path(place).expanduser()
+    buckets.check(place)
+    path = buckets.path(place)
     if path.is_file():
         return True, [(path, False)]
     if path.is_dir():
@@ -184,7 +186,7 @@ def _matching(place: str) -> Iterator[epath.Path]:
     """What matches a pattern, which means the same locally and in a bucket; `**` is any number of folders."""
     sign = min((place.index(sign) for sign in "*?[" if sign in place), default=len(place))
     fixed = place[: place.rfind("/", 0, sign) + 1]
-    root, pattern = epath.Path(fixed or ".").expanduser(), place[len(fixed) :]
+    root, pattern = buckets.path(fixed or "."), place[len(fixed) :]
     if "**" not in pattern:
         yield from root.glob(pattern) if root.exists() else ()
         return

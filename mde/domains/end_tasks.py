@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
+from mde import buckets
 from mde.data.tokens import Answer
 from mde.domains import corpora, reading
 from mde.domains.corpora import NAME, Corpus
@@ -91,7 +91,7 @@ def parse(tasks: Mapping[str, Any], root: str | None) -> list[EndTask]:
         if not NAME.fullmatch(name):
             raise UserError(f"task {name!r}: a name has letters, digits, '_', '-' and '.'")
         if root and not re.match(r"tfds:|\w+://", given["files"]):
-            given["files"] = str(epath.Path(root) / given["files"])
+            given["files"] = str(buckets.path(root) / given["files"])
         for key in ("choices", "labels"):
             given |= {key: tuple(given[key])} if isinstance(given.get(key), list) else {}
         found.append(EndTask(name, **given))

@@ -69,7 +69,7 @@ class Scores:
         directory = self._directory / run / domain
         if directory.exists():
             (directory / "score.json").unlink(missing_ok=True)  # first: what is left must not look whole
-            directory.rmtree()
+            directory.rmtree(missing_ok=True)
         directory.mkdir(parents=True)
         n = len(log_probs)
         array = open_array(directory / "log_probs", np.float32, _CHUNK).resize(exclusive_max=[n]).result()

@@ -12,9 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
-from mde import gin_text
+from mde import buckets, gin_text
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 from mde.versions import versions
@@ -115,7 +113,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _contents(resolved: Mapping[str, Any]) -> list[str]:
     """Digests of the files among the arguments: an edited file is another input."""
-    files = [epath.Path(value) for value in resolved.values() if isinstance(value, str) and value]
+    places = [value for value in resolved.values() if isinstance(value, str) and value]
+    for place in places:
+        buckets.check(place)
+    files = [buckets.path(place) for place in places]
     return [digest(path.read_bytes().hex()) for path in files if path.is_file()]
 
 

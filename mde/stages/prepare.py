@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from mde import buckets
 from mde.data import tokens
 from mde.errors import UserError, check_positive, unknown
 from mde.stages.tasks import NEXT, TaskStores
@@ -111,7 +112,7 @@ def prepare(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
         )
     settings = Settings(
-        corpus_dir=str(study.root / "corpus"),
+        corpus_dir=str(_on_disk(study) / "corpus"),
         validation_share=validation_share,
         validation_bytes=validation_bytes,
         shortest=shortest,
@@ -337,8 +338,13 @@ def _facts(settings: Any) -> dict[str, Any]:
 
 
 def _scratch(study: Study) -> Path:
-    """Where shards are kept until all is done: in the study, or on this machine's disk if the study is in a bucket."""
-    if "://" in str(study.root):
+    """Where shards are kept until all is done."""
+    return _on_disk(study) / "corpus" / "parts"
+
+
+def _on_disk(study: Study) -> Path:
+    """The study, or if it is in a bucket, a folder of its own on this machine's disk."""
+    if buckets.is_bucket(study.root):
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         return home / "mde" / digest(str(study.root))
-    return Path(study.root) / "corpus" / "parts"
+    return Path(study.root)

@@ -39,7 +39,9 @@ class StandIns:
         self.scenario()
 
     def scenario(self, **fields: object) -> None:
-        (self.home / "scenario.json").write_text(json.dumps(fields))
+        aside = self.home / "scenario.partial"
+        aside.write_text(json.dumps(fields))
+        aside.replace(self.home / "scenario.json")  # programs that run may look at any time
 
     def add(self, name: str, body: str) -> None:
         path = self.programs / name
@@ -59,8 +61,9 @@ def standins(tmp_path, monkeypatch) -> StandIns:
     # A worker's own Python: "installing" makes the environment with the stand-in for `mde`.
     script = f"printf '#!/bin/sh\\nexec {sys.executable} -S {HERE / 'standin_mde.py'} \"$@\"\\n' > .venv/bin/python"
     made.add("python3", f"#!/bin/sh\nmkdir -p .venv/bin && {script} && chmod +x .venv/bin/python\n")
-    for name in ("sbatch", "srun", "scontrol", "squeue", "sacct", "kubectl", "xpk", "sky"):
+    for name in ("sbatch", "srun", "scontrol", "squeue", "sacct", "kubectl", "xpk"):
         made.add(name, f'#!/bin/sh\nexec {sys.executable} -S {HERE / "standin_queue.py"} {name} "$@"\n')
+    made.add("sky", f'#!/bin/sh\nexec {sys.executable} -S {HERE / "standin_sky.py"} "$@"\n')
     monkeypatch.setenv("STANDIN", str(tmp_path))
     for tool in TOOLS:
         (made.programs / tool).symlink_to(shutil.which(tool))

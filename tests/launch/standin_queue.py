@@ -1,4 +1,4 @@
-"""Stands in for the programs of Slurm, Kubernetes, xpk and SkyPilot: notes each call, and answers as they would.
+"""Stands in for the programs of Slurm, Kubernetes and xpk: notes each call, and answers as they would.
 
 `scenario.json` may have `refuse`, a message with which everything is refused; `exits`, the exit statuses that `srun`
 ends with, one after the other; and `states`, what `squeue` and the state of a JobSet say, one after the other.

@@ -81,9 +81,10 @@ def test_skypilot(standins, launched):
     assert task["num_nodes"] == 2
     assert task["resources"] == {"use_spot": False, "accelerators": "H100:8"}
     assert shlex.split(task["run"]) == TOGETHER
-    assert "'.[text,cuda]'" in task["setup"]
+    assert "'.[demo,gcs,cuda]'" in task["setup"]
     assert standins.calls() == [["sky", "jobs", "launch", "--yes", "--name", "pool", "pool.sky.yaml"]]
-    tpu = skypilot.task(_job(V5E))
+    v5e = machine.load(V5E.removeprefix("--machine="))
+    tpu = skypilot.task("pool", v5e, "true", "gs://bucket/study")
     assert tpu["resources"]["accelerators"] == "tpu-v5litepod-16:1"
     assert tpu["resources"]["accelerator_args"] == {"runtime_version": "v2-alpha-tpuv5-lite"}
     assert tpu["num_nodes"] == 1
@@ -202,10 +203,14 @@ def test_a_dry_run_does_nothing(standins, launched, tmp_path, launcher, flags):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def _sky_task(described):
+    return skypilot.task(described.name, described.machine, shlex.join(described.argv()), described.study)
+
+
 def _job(flag, command=COMMAND[1:]):
     from launch.job import Job
 
-    return Job("pool", machine.load(flag.removeprefix("--machine=")), tuple(command))
+    return Job("pool", machine.load(flag.removeprefix("--machine=")), tuple(command), "gs://bucket/study")
 
 
 def test_no_binding_is_a_command(standins, launched, tmp_path):
@@ -217,7 +222,7 @@ def test_no_binding_is_a_command(standins, launched, tmp_path):
     assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], *command]]
     described = _job(CPU, command)
     xpk = gke.workload(_job(V4, command), "i", "c", "p")[-1].removeprefix("--command=")
-    sky = yaml.safe_load(yaml.safe_dump(skypilot.task(described)))["run"]
+    sky = yaml.safe_load(yaml.safe_dump(_sky_task(described)))["run"]
     for text in (xpk, sky):
         # The program's place is taken by one that prints its arguments, each ended by a zero byte.
         printed = subprocess.run(

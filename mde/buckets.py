@@ -1,0 +1,69 @@
+"""Places in buckets, `gs://` and `s3://`: whether they can be reached, said before any work is done.
+
+All paths go through `etils.epath`, which leaves buckets to fsspec (`mde/__init__.py` sees to that), arrays through
+TensorStore, checkpoints through Orbax. A bucket has no folders and no locks, and only single objects are renamed.
+"""
+
+import importlib.util
+import os
+
+from etils import epath
+
+from mde.errors import UserError, unknown
+
+# By scheme, the package that fsspec needs for it, which is also the extra to install, and how one logs in.
+SCHEMES = {
+    "gs": ("gcsfs", "gcs", "gcloud auth application-default login"),
+    "s3": ("s3fs", "s3", "aws configure"),
+}
+
+
+def is_bucket(place: epath.PathLike) -> bool:
+    """Whether a place is in a bucket."""
+    return "://" in os.fspath(place)
+
+
+def extra(place: epath.PathLike) -> str | None:
+    """The extra of `mde` that reaches a place; None for a disk.
+
+    Raises:
+      UserError: a scheme that is not known.
+    """
+    if not is_bucket(place):
+        return None
+    scheme = os.fspath(place).split("://")[0]
+    if scheme not in SCHEMES:
+        raise unknown(f"kind of bucket in {os.fspath(place)}", f"{scheme}://", [f"{known}://" for known in SCHEMES])
+    return SCHEMES[scheme][1]
+
+
+def path(place: epath.PathLike) -> epath.Path:
+    """The path of a place; raises UserError at a kind of bucket that is not known."""
+    extra(place)
+    return epath.Path(place).expanduser()
+
+
+def study(place: epath.PathLike) -> epath.Path:
+    """The path of a study; raises UserError where none can be: checkpoints have only been seen to work in `gs://`."""
+    found = path(place)
+    if is_bucket(found) and not os.fspath(found).startswith("gs://"):
+        raise UserError(f"{found}: a study is on a disk or in gs://; corpora may be in s3:// as well")
+    return found
+
+
+def check(place: epath.PathLike) -> None:
+    """Raises UserError if a place is in a bucket that cannot be reached; a place with nothing there yet is fine."""
+    named = extra(place)
+    if named is None:
+        return
+    text = os.fspath(place)
+    package, _, login = SCHEMES[text.split("://")[0]]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{text}: buckets of this kind need {package}: pip install 'mde[{named}]'")
+    try:
+        epath.Path(text).exists()
+    except Exception as error:  # whatever a cloud's library raises: no credentials, no bucket, no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{text}: cannot be reached ({reason}); is it there, and are you logged in (`{login}`)?"
+        ) from error
