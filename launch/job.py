@@ -112,7 +112,8 @@ def from_flags(args: argparse.Namespace, bucket: bool) -> Job:
 
 def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> None:
     name, *rest = command
-    if name not in ("demo", *STAGES):
+    name = cli.meant(name, rest)
+    if name not in ("demo", "final", *STAGES):
         cli.main([name])  # says which commands there are
     args, given = cli.parse(name, rest)
     if machine.all_hosts > 1 and name not in cli.TOGETHER:
@@ -127,8 +128,9 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> No
         raise UserError(f"--study={args.study}: expected a directory {where}; hosts keep nothing of their own")
     for file in args.gin_file:
         _check_committed(file)
-    if name in ("demo", "train"):
-        preset, changed = given["train"]["preset"], given["train"].get("model") or {}
+    sized = given.get("train" if name == "demo" else name, {})
+    if name in ("demo", "train", "final") and (preset := sized.get("preset")):
+        changed = sized.get("model") or {}
         vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
         machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
 
