@@ -1,5 +1,7 @@
 """What `mde final` found: tables for the terminal, and the section of the page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -86,18 +88,20 @@ def _tables(part: Study) -> list[Table]:
 def _shown(part: Study) -> list[str]:
     """One kind of final models on the page."""
     first, *others = _tables(part)
+    verdict, *notes = first.notes
     runs, found = _whole(part), _summary(part)
     objective = part.read_table("objective.csv", "final").loc[runs.index, "objective"]
     seen = runs[["role", "seed"]].rename(columns={"role": "mixture"}).assign(objective=objective)
     measured = part.losses("losses.csv", "final").loc[runs.index].groupby(runs["role"], sort=False).mean()
     against = part.read_json("final.json", "final")["against"]
     pieces = [
+        markup.verdict(verdict),
         markup.figure(
             figures.measured(found, seen),
             f"Measured objective of the final models {part.root.name}",
             "Left is better. Dots: one run each; bar: their mean. The table below has the same numbers.",
         ),
-        markup.table(first),
+        markup.table(replace(first, notes=tuple(notes))),
     ]
     if len(found) > 1:
         chart = markup.figure(

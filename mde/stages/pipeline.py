@@ -25,6 +25,7 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan"),
 )
 WITHOUT_STUDY = ("models", "plan")
+SHOWN = ("scale.json", "ablation/cost.csv", "final/*/summary.csv")  # what tools leave that the report shows
 
 
 def command(name: str) -> Callable[..., None]:
@@ -135,5 +136,6 @@ def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
             if name not in done:
                 raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
         done = done[-1:]
+    left = [path for pattern in SHOWN for path in sorted(study.root.glob(pattern))] if stage == "report" else []
     records = [study.read_json(f"stages/{name}.json", name) for name in done]
-    return [[record["digest"], record["finished"]] for record in records]
+    return [[record["digest"], record["finished"]] for record in records] + [digest(p.read_text()) for p in left]
