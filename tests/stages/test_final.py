@@ -18,6 +18,7 @@ from mde.reporting import final as report
 from mde.reporting import page
 from mde.stages import final
 from mde.study import Study
+from mde.training import pool
 
 # Another preset, length, batch and sequence length than those of the fixture's runs.
 ANOTHER = ["--preset=demo", "--model={'n_layers': 1}", "--steps=4", "--batch_size=2", "--seq_len=32"]
@@ -41,10 +42,32 @@ def times(part: Study) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in Path(part.root).glob("runs/*/run.json")}
 
 
-def test_the_whole_path(study, tmp_path, capsys):
+def interrupted(study: Study, arguments: list[str], monkeypatch) -> tuple[str, int]:
+    """The program ends when the first run is written; that run, and when it was written."""
+    write = pool._finish
+
+    def then_end(lines, record, directory):
+        write(lines, record, directory)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "_finish", then_end)
+        with pytest.raises(SystemExit) as status:
+            train(study, *arguments)
+    assert status.value.code == 130
+    (path,) = Path(study.root).glob("final/*/runs/*/run.json")
+    return path.parent.name, path.stat().st_mtime_ns
+
+
+def test_the_whole_path(study, tmp_path, capsys, monkeypatch):
     before = (study.root / "stages" / "train.json").read_bytes()
-    part = train(study, HUMAN, *ANOTHER, "--seeds=2", "--half=true")
+    arguments = [HUMAN, *ANOTHER, "--seeds=2", "--half=true"]
+    first, when = interrupted(study, arguments, monkeypatch)
+    assert not report.parts(study)
+    assert "They are in training" in page.html(study)
+    part = train(study, *arguments)
     out = capsys.readouterr().out
+    assert times(part)[first] == when  # what was done is not trained again
     assert (study.root / "stages" / "train.json").read_bytes() == before  # the pool of small models stands as it was
     record = part.read_json("runs/" + next(iter(times(part))) + "/run.json", "final")
     assert (record["model"]["d_model"], record["training"]["seq_len"]) == (96, 32)
@@ -78,14 +101,9 @@ def test_the_whole_path(study, tmp_path, capsys):
     assert 'id="the-final-models"' in html
     assert f"Measured objective of the final models {part.root.name}" in html
 
-    # Another seed trains what is new; the same command again trains nothing.
-    done = times(part)
-    assert len(done) == 6
-    part = train(study, HUMAN, *ANOTHER, "--seeds=3")
-    assert len(times(part)) == 8
-    assert {run: when for run, when in times(part).items() if run in done} == done
-    before = (part.root / "summary.csv").read_bytes()
-    assert times(train(study, HUMAN, *ANOTHER, "--seeds=3")) == times(part)
+    # The same command again trains nothing and finds the same.
+    done, before = times(part), (part.root / "summary.csv").read_bytes()
+    assert times(train(study, *arguments)) == done
     assert (part.root / "summary.csv").read_bytes() == before
 
     # For other commands they are runs of a study.
@@ -93,31 +111,7 @@ def test_the_whole_path(study, tmp_path, capsys):
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["hidden_size"] == 96
 
 
-def test_what_was_interrupted_goes_on(study, monkeypatch):
-    """The first run is written, then the program ends; the others are trained and the first is not trained again."""
-    from mde.training import pool
-
-    write = pool._finish
-
-    def then_end(lines, record, directory):
-        write(lines, record, directory)
-        raise KeyboardInterrupt
-
-    command = [HUMAN, *ANOTHER, "--mesh=pool=1"]
-    monkeypatch.setattr(pool, "_finish", then_end)
-    with pytest.raises(SystemExit) as status:
-        train(study, *command)
-    assert status.value.code == 130
-    (first,) = Path(study.root).glob("final/*/runs/*/run.json")
-    when = first.stat().st_mtime_ns
-    assert not report.parts(study)
-    assert "They are in training" in page.html(study)
-    monkeypatch.setattr(pool, "_finish", write)
-    part = train(study, *command)
-    assert len(times(part)) == 2
-    assert first.stat().st_mtime_ns == when
-
-
+@pytest.mark.slow
 def test_they_go_on_from_the_seed_model_if_asked(prepared):
     """With the study's seed model, a run with the small models' own training is the small model, to the bit."""
     few = ["--preset=tiny", "--steps=4", "--batch_size=4", "--seq_len=32", "--learning_rate=1e-2", "--seed_steps=4"]
@@ -126,7 +120,9 @@ def test_they_go_on_from_the_seed_model_if_asked(prepared):
     study = Study(prepared)
     mixture = study.mixtures().loc["observation-00", list(study.domains.training)].to_dict()
     seed = (prepared / "runs/seed/run.json").stat().st_mtime_ns
-    part = train(study, f"--mixture={mixture}", "--steps=4", "--from_seed_model=true", "--first_seed=7")
+    # Two seeds, so that runs lie on the devices as those of the pool: one each.
+    few = ["--steps=4", "--from_seed_model=true", "--first_seed=7", "--seeds=2"]
+    part = train(study, f"--mixture={mixture}", *few)
     assert (prepared / "runs/seed/run.json").stat().st_mtime_ns == seed
     assert not (part.root / "runs" / "seed").exists()
     ours, theirs = part.losses("losses.csv", "final"), study.losses()
