@@ -206,7 +206,8 @@ def verdict(table: pd.DataFrame, against: str = RECOMMENDED) -> str:
     if gap > 0 and clear:
         return f"{subject} won: {than} ({times}, more than seeds explain)."
     beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
-    also = f" It beats {' and '.join(beaten)} by more than seeds explain." if beaten else ""
+    named = " and ".join(filter(None, [", ".join(beaten[:-1]), *beaten[-1:]]))
+    also = f" It beats {named} by more than seeds explain." if beaten else ""
     if gap <= 0 and clear:
         return f"{subject} did NOT win: {than} ({times}, more than seeds explain).{also}"
     outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
