@@ -25,7 +25,7 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan"),
 )
 WITHOUT_STUDY = ("models", "plan")
-SHOWN = ("scale.json", "ablation/cost.csv", "final/*/summary.csv")  # what tools leave that the report shows
+SHOWN = ("scale.json", "ablation/cost.csv", "reweighting/*.csv", "final/*/summary.csv")  # what tools leave that the report shows
 
 
 def command(name: str) -> Callable[..., None]:
