@@ -124,17 +124,20 @@ def check_secrets(names: Sequence[str]) -> None:
             raise UserError(f"--secret={shown}: expected the name of a variable of your environment, and no value")
 
 
-def check_model(machine: Machine, given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError if the machine cannot hold the model that is to be trained, by what binds each stage."""
-    preset, changed = given["train"]["preset"], given["train"].get("model") or {}
-    vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
-    machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
+def check_model(machine: Machine, given: Mapping[str, Mapping[str, Any]], stage: str = "train") -> None:
+    """Raises UserError if the machine cannot hold the model that a stage names, by what binds each stage."""
+    sized = given.get(stage, {})
+    if preset := sized.get("preset"):
+        vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
+        changed = sized.get("model") or {}
+        machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
 
 
 def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> str:
     """The study that a command works at, when all is well with the command."""
     name, *rest = command
-    if name not in ("demo", *STAGES):
+    name = cli.meant(name, rest)
+    if name not in ("demo", "final", *STAGES):
         cli.main([name])  # says which commands there are
     args, given = cli.parse(name, rest)
     if machine.all_hosts > 1 and name not in cli.TOGETHER:
@@ -149,8 +152,8 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> st
         raise UserError(f"--study={args.study}: expected a directory {where}; hosts keep nothing of their own")
     for file in args.gin_file:
         _check_committed(file)
-    if name in ("demo", "train"):
-        check_model(machine, given)
+    if name in ("demo", "train", "final"):
+        check_model(machine, given, "train" if name == "demo" else name)
     return args.study
 
 

@@ -115,7 +115,8 @@ def _value(flag: str, text: str, hint: Any) -> Any:
     """The value of a flag: text where the argument takes text, Python's notation otherwise; lists need no brackets."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     lists = [option for option in options if typing.get_origin(option) is Sequence]
-    if lists and typing.get_args(lists[0])[0] is str and not text.startswith(("[", "(", "{")):
+    items = typing.get_args(typing.get_args(lists[0])[0]) or typing.get_args(lists[0]) if lists else ()
+    if str in items and not text.startswith(("[", "(", "{")):
         return [part.strip() for part in text.split(",")]
     if str in options and not (text.startswith("{") and any(typing.get_origin(o) is Mapping for o in options)):
         return text
@@ -123,7 +124,8 @@ def _value(flag: str, text: str, hint: Any) -> Any:
         value = ast.literal_eval(text.strip().title() if bool in options else text)
     except (ValueError, SyntaxError):
         raise UserError(f"{flag}={text}: expected {pipeline.described(hint)}") from None
-    return [value] if lists and not isinstance(value, list | tuple | dict) else value
+    single = not isinstance(value, list | tuple) and not pipeline.fits(value, hint)
+    return [value] if lists and single else value
 
 
 @functools.cache

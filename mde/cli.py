@@ -21,6 +21,7 @@ HELP = {
     "fit": "judge regressors out of fold and choose one; also on two CSV files",
     "optimize": "find the mixture of least predicted loss",
     "prove": "train the recommended mixture and its rivals",
+    "final": "full models on the mixtures that were found; the same as `mde train --mixture=...`",
     "report": "print the tables and write report.html",
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
@@ -34,7 +35,7 @@ HELP = {
     "export": "a run as a model that Hugging Face's transformers loads",
     "import": "such a model as a run of a study",
 }
-TOGETHER = ("train", "score", "prove")  # what several processes can do together
+TOGETHER = ("train", "score", "prove", "final")  # what several processes can do together
 DEMO_CONFIG = "configs/demo.gin"
 DEMO_STUDY = "studies/demo"
 SWARM_STUDY = "studies/swarm"
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit status 0, or 2 after one line that says what was wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = _commands().parse_args(argv[:1]).command
+    name = meant(name, argv[1:])
     set_environment()
     try:
         _run(name, argv[1:])
@@ -109,6 +111,11 @@ def _flags(name: str) -> argparse.ArgumentParser:
     if demo or name not in pipeline.TOOLS:
         parser.add_argument("--force", action="store_true", help="run the stage even if it is done")
     return parser
+
+
+def meant(name: str, argv: Sequence[str]) -> str:
+    """The command that is meant: `train --mixture=…` trains full models and no pool of small ones, which is `final`."""
+    return "final" if name == "train" and any(word.split("=")[0] == "--mixture" for word in argv) else name
 
 
 def set_environment() -> None:

@@ -22,6 +22,7 @@
     optimum.json           the recommended mixture
     surface.npz            predicted losses around it: ternary slices, and draws all over the simplex
     proof/                 what was trained to check it
+    final/NAME/            full models of one kind: a study with the text of this one, and runs and losses of its own
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
     ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
@@ -138,9 +139,31 @@ class Study:
         joblib.dump(content, buffer)
         self.write_bytes(name, buffer.getvalue())
 
+    def part(self, name: str) -> "Study":
+        """A study inside this one that has its text; `write_part` makes it one that can be opened by itself."""
+        part = Study(self.root / name)
+        part.whole = self
+        return part
+
+    def write_part(self) -> None:
+        """Leaves, in a part of a study, how far up the study is that it belongs to."""
+        levels = len(self.root.parts) - len(self.whole.root.parts)
+        self.write_json("study.json", {"format": FORMAT, "part_of": levels})
+
+    @functools.cached_property
+    def whole(self) -> "Study":
+        """The study whose text, tokenizer and seed model this one uses: itself, unless it is a part of another."""
+        levels = self._own_about.get("part_of", 0)
+        root = self.root if len(self.root.parents) > levels else self.root.resolve()
+        return Study(root.parents[levels - 1]) if levels else self
+
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What `mde prepare` wrote about the study."""
+        return self._own_about if self.whole is self else self.whole.about
+
+    @functools.cached_property
+    def _own_about(self) -> dict[str, Any]:
         about = self.read_json("study.json", "prepare")
         if about["format"] != FORMAT:
             raise UserError(f"{self.root}: study format {about['format']}, this version of mde reads {FORMAT}")
@@ -162,7 +185,7 @@ class Study:
 
         if domain not in self.domains.evaluation:
             raise unknown("domain", domain, self.domains.evaluation)
-        store = TokenStore(self.root / "tokens" / domain / split)
+        store = TokenStore(self.whole.root / "tokens" / domain / split)
         wanted = self.about["stores"].get(f"{domain}/{split}", {}).get("digest")
         if store.digest != wanted:
             raise UserError(

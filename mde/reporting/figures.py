@@ -160,23 +160,32 @@ def proof(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
     """What was predicted of each mixture, and what its runs measured.
 
     Args:
-      summary: a row a mixture: predicted, low, high, measured.
+      summary: a row a mixture: predicted, low_any_seed, high_any_seed, measured.
       runs: a row a run: mixture, seed, objective.
     """
-    names = [plain(name) for name in summary.index]
     figure = blank(150 + 56 * len(summary))
-    _add_interval(figure, summary)
+    _add_interval(figure, summary.assign(low=summary["low_any_seed"], high=summary["high_any_seed"]))
     figure.add_scatter(
         x=summary["predicted"],
-        y=names,
+        y=[plain(name) for name in summary.index],
         mode="markers",
         name="predicted",
         marker={"color": GRAY, "symbol": "diamond-open", "size": 12, "line": {"width": 2}},
         hovertemplate="%{y}<br>predicted %{x:.4f}",
     )
+    return _add_measured(figure, summary, runs)
+
+
+def measured(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
+    """What the runs of each mixture measured; arguments as of `proof`, without predictions."""
+    return _add_measured(blank(150 + 44 * len(summary)), summary, runs)
+
+
+def _add_measured(figure: go.Figure, summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
+    """Measured means and every seed of them, a row a mixture."""
     figure.add_scatter(
         x=summary["measured"],
-        y=names,
+        y=[plain(name) for name in summary.index],
         mode="markers",
         name="measured, mean",
         marker={"color": VERMILLION, "symbol": "line-ns-open", "size": 18, "line": {"width": 3}},

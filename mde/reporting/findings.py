@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from mde.optimization import objectives
+from mde.regression import blocks
 from mde.regression.features import evaluated_parts
 from mde.study import STAGES, Study
 
@@ -159,30 +159,42 @@ def proof_losses(study: Study) -> pd.DataFrame:
 def proof(study: Study) -> pd.DataFrame:
     """A row a mixture: what `mde prove` found, and how far it is from the recommended one.
 
-    Columns beside those of proof/summary.csv: seeds; difference, measured minus the recommended mixture's measured
-    loss; error, the standard error of a difference; clear, whether it is beyond what seeds explain (two-sided t-test at
-    5%). Runs of one seed share their data order and with it much of their noise, so seeds are blocks: the error is that
-    of what is left of the losses when each mixture's and each seed's mean is taken away. A single seed says nothing of
-    noise: error is NaN and clear false.
+    Columns beside those of proof/summary.csv: seeds, difference, error and clear, as `blocks.compare` has them;
+    low_difference and high_difference, the interval that was predicted of the difference; low_any_seed and
+    high_any_seed, the interval of the loss when it may be that of other seeds than the observations' (see
+    `blocks.seed_reach`; that of the regressor alone where the proof has one seed).
     """
     table = study.read_table("proof/summary.csv", "prove")
-    runs = proof_runs(study).pivot(index="seed", columns="mixture", values="objective")
-    losses = runs.to_numpy()
-    left = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
-    seeds, mixtures = losses.shape
-    freedom = (seeds - 1) * (mixtures - 1)
-    error = float(np.sqrt(2 * (left**2).sum() / freedom / seeds)) if freedom else np.nan
-    best = runs[RECOMMENDED].mean()
-    table["seeds"] = seeds
-    table["difference"] = table["measured"] - best
-    table["error"] = error
-    table["clear"] = table["difference"].abs() > error * stats.t.ppf(0.975, max(freedom, 1))
-    return table
+    runs = proof_runs(study).pivot(index="seed", columns="mixture", values="objective")[table.index]
+    compared = blocks.compare(runs, RECOMMENDED)[["seeds", "difference", "error", "clear"]]
+    level = study.read_json("optimum.json", "optimize")["interval_level"]
+    reach = np.nan_to_num(blocks.seed_reach(runs, level))
+    wider = {
+        "low_any_seed": table["predicted"] - np.hypot(table["predicted"] - table["low"], reach),
+        "high_any_seed": table["predicted"] + np.hypot(table["high"] - table["predicted"], reach),
+    }
+    return with_differences(table, RECOMMENDED).join(compared).assign(**wider)
 
 
-def proof_verdict(table: pd.DataFrame) -> str:
-    """Whether the recommended mixture won, in one or two sentences; `table` is that of `proof`."""
-    rivals = table.drop(index=RECOMMENDED)
+def with_differences(table: pd.DataFrame, against: str) -> pd.DataFrame:
+    """A table of predictions (predicted, low, high) with the intervals of their differences to one of them.
+
+    Columns low_difference and high_difference; the difference of a mixture to itself has none.
+    """
+    one = table.loc[against]
+    bounds = blocks.difference_interval(
+        table["predicted"], table[["low", "high"]], one["predicted"], one[["low", "high"]]
+    )
+    bounds[table.index == against] = np.nan
+    return table.assign(low_difference=bounds[:, 0], high_difference=bounds[:, 1])
+
+
+def verdict(table: pd.DataFrame, against: str = RECOMMENDED) -> str:
+    """Whether a mixture won, in one or two sentences; `table` has the columns of `blocks.compare`, against this one."""
+    subject = "The recommended mixture" if against == RECOMMENDED else f"Mixture {against!r}"
+    rivals = table.drop(index=against)
+    if rivals.empty:
+        return f"{subject} alone was trained: name others to compare it with."
     best = rivals.sort_values("measured").iloc[0]
     gap, clear = best["difference"], best["clear"]
     size = f"{abs(gap):.4f} nats per token"
@@ -190,26 +202,43 @@ def proof_verdict(table: pd.DataFrame) -> str:
     times = f"{abs(gap) / best['error']:.1f} standard errors"
     if np.isnan(best["error"]):
         outcome = "has the lowest measured loss" if gap > 0 else "did not win"
-        return f"The recommended mixture {outcome}: {than}. One seed each: it may be noise."
+        return f"{subject} {outcome}: {than}. One seed each: it may be noise."
     if gap > 0 and clear:
-        return f"The recommended mixture won: {than} ({times}, more than seeds explain)."
+        return f"{subject} won: {than} ({times}, more than seeds explain)."
     beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
-    also = f" It beats {' and '.join(beaten)} by more than seeds explain." if beaten else ""
+    named = " and ".join(filter(None, [", ".join(beaten[:-1]), *beaten[-1:]]))
+    also = f" It beats {named} by more than seeds explain." if beaten else ""
     if gap <= 0 and clear:
-        return f"The recommended mixture did NOT win: {than} ({times}, more than seeds explain).{also}"
+        return f"{subject} did NOT win: {than} ({times}, more than seeds explain).{also}"
     outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
-    return f"The recommended mixture {outcome} within seed noise: {than} ({times}).{also}"
+    return f"{subject} {outcome} within seed noise: {than} ({times}).{also}"
 
 
 def calibration(table: pd.DataFrame, level: float) -> str:
-    """In how many mixtures of the table of `proof` the measured loss lies in its interval, and how far off it is."""
-    inside = int(table["measured"].between(table["low"], table["high"]).sum())
-    off = table["measured"] - table["predicted"]
+    """How often measured differences and losses lie in the predicted intervals; `table` is that of `proof`.
+
+    A seed moves all mixtures together, and the observations have a single one. So differences are what a prediction can
+    be held to; of a loss the interval has to be wider, by what the proof's seeds differ.
+    """
+    rivals = table.drop(index=RECOMMENDED)
+    told = int(rivals["difference"].between(rivals["low_difference"], rivals["high_difference"]).sum())
+    off = (table["measured"] - table["predicted"]).mean()
+    differences = (
+        f"Of the differences to the recommended mixture, {told} of {len(rivals)} lie in their predicted {level:.0%} "
+        "intervals"
+    )
+    losses = f"Losses are {off:+.4f} off their predictions on average"
+    within = int(table["measured"].between(table["low"], table["high"]).sum())
+    if table["seeds"].iloc[0] == 1:
+        return (
+            f"{differences}. {losses}, and {within} of {len(table)} lie in the regressor's intervals, which are of "
+            "runs with the observations' own seed: how far seeds move all mixtures together, one seed does not tell."
+        )
+    wider = int(table["measured"].between(table["low_any_seed"], table["high_any_seed"]).sum())
     return (
-        f"The measured loss lies in the predicted {level:.0%} interval in {inside} of {len(table)} mixtures (the "
-        "interval covers the regressor's uncertainty, not the noise of a training run). It is "
-        f"{off.mean():+.4f} off on average, and ±{off.std(ddof=0):.4f} around that: what all mixtures share is the "
-        "proof's seeds, which the observations have not."
+        f"{differences}. {losses}: a seed moves all mixtures together, and the observations have one seed. "
+        f"{wider} of {len(table)} losses lie in the {level:.0%} intervals shown, which allow for that by what the "
+        f"proof's seeds differ; {within} in those of the regressor alone."
     )
 
 
@@ -226,6 +255,12 @@ def proof_is_current(study: Study) -> bool:
     trained = runs.loc[runs["role"] == RECOMMENDED, names].to_numpy()
     shares = study.read_json("optimum.json", "optimize")["shares"]
     return bool(np.allclose(trained, [shares[name] for name in names], atol=1e-9))
+
+
+def proof_is_of_known(study: Study) -> bool:
+    """Whether the proof trained nothing but the mixtures that the recommendation's own table shows."""
+    optimum = study.read_json("optimum.json", "optimize")
+    return set(study.mixtures("proof/mixtures.csv", "prove")["role"]) <= set(optimum["predictions"])
 
 
 def expert_losses(study: Study) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from plotly.offline import get_plotlyjs
 
-from mde.reporting import explorer, findings, reweighting, sections, surface
+from mde.reporting import explorer, final, findings, reweighting, sections, surface
 from mde.study import Study
 
 
@@ -53,6 +53,7 @@ SECTIONS = (
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
     Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
     Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", sections.proof),
+    Section("The final models", final.FOLDER, "final", "", final.body),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
     Section("Online re-weighting", reweighting.SHARES, "reweight", "", sections.online_reweighting),
     Section("Parts of the corpus", "ablation/cost.csv", "ablate", "", sections.ablations),

@@ -143,9 +143,11 @@ def proof(study: Study) -> list[str]:
         markup.figure(
             figures.proof(findings.proof(study), findings.proof_runs(study)),
             "Predicted interval and measured objective of the recommended mixture and its rivals",
-            "Left is better. Dots: one run each; bar: their mean. The table below has the same numbers.",
+            "Left is better. Dots: one run each; bar: their mean. Whiskers: the predicted interval, widened by what "
+            "seeds move all mixtures together. The table below has the same numbers.",
         ),
         markup.table(replace(table, notes=tuple(notes))),
+        markup.details(tables.proof_shares(study)),
         markup.figure(
             figures.trade_off(losses, reference),
             f"Measured loss of each domain less that of the {reference} mixture",

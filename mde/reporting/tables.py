@@ -1,5 +1,7 @@
 """The tables of a study, as people read them: on the terminal and in the page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,7 @@ GROUP_TITLES = {
     findings.MERGED: "with merged experts",
 }
 NOTHING = "–"
+MANY = 6  # columns of numbers beyond which a table of domains is turned on its side
 
 
 def text(study: Study) -> str:
@@ -27,7 +30,11 @@ def text(study: Study) -> str:
     if findings.has(study, "optimum.json"):
         found.append(recommendation(study))
     if findings.has(study, "proof/summary.csv"):
-        found += [proof(study), proof_losses(study)]
+        found += [
+            proof(study),
+            *([] if findings.proof_is_of_known(study) else [proof_shares(study)]),
+            proof_losses(study),
+        ]
     if not findings.stages(study).empty:
         found.append(times(study))
     return "\n\n".join(map(str, found))
@@ -85,18 +92,17 @@ def proof(study: Study) -> Table:
         {
             "predicted": found["predicted"].map("{:.4f}".format),
             f"{optimum['interval_level']:.0%} interval": [
-                f"{low:.4f} to {high:.4f}" for low, high in zip(found["low"], found["high"], strict=True)
+                f"{low:.4f} to {high:.4f}"
+                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
             ],
             "measured": found["measured"].map("{:.4f}".format),
-            "difference": [
-                f"{difference:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
-                for difference, error in zip(found["difference"], found["error"], strict=True)
-            ],
+            "difference": list(map(difference, found["difference"], found["error"])),
+            "as predicted": list(map(difference_interval, found["low_difference"], found["high_difference"])),
             "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
         }
     )
-    frame.loc[findings.RECOMMENDED, "difference"] = NOTHING
-    notes = [findings.proof_verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
+    frame.loc[findings.RECOMMENDED, ["difference", "as predicted"]] = NOTHING
+    notes = [findings.verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
     if not findings.proof_is_current(study):
         notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
     title = f"Proof: {findings.objective_name(study, optimum['objective'])}, nats per token"
@@ -105,12 +111,54 @@ def proof(study: Study) -> Table:
 
 def proof_losses(study: Study) -> Table:
     """Measured losses by evaluation domain."""
-    losses = findings.proof_losses(study).T
-    frame = losses.map("{:.3f}".format).rename_axis("domain")
-    bits = findings.bits_per_byte(study, losses[findings.RECOMMENDED])
+    losses = findings.proof_losses(study)
+    of = findings.RECOMMENDED
+    return losses_by_domain(losses, of, findings.bits_per_byte(study, losses.T[of]))
+
+
+def losses_by_domain(losses: pd.DataFrame, of: str, bits: pd.Series) -> Table:
+    """Losses of mixtures [M, J] by domain, and of one of them in bits per byte; domains in columns if M is large."""
+    frame = losses.T.map("{:.3f}".format).rename_axis("domain")
     frame["in bits per byte"] = bits.map("{:.3f}".format)
-    note = "The last column is the recommended mixture's loss again, in bits per UTF-8 byte of text."
-    return Table("Measured losses by domain, nats per token, mean over seeds", frame, (note,))
+    note = f"Bits per byte are those of {of}: its loss again, in bits per UTF-8 byte of text."
+    return Table("Measured losses by domain, nats per token, mean over seeds", _lying(frame, "mixture"), (note,))
+
+
+def with_row(table: Table, label: str, cells: pd.Series) -> Table:
+    """A table of `losses_by_domain` with another row, or column, of a cell a domain."""
+    frame = table.frame
+    if frame.index.name == "domain":
+        return replace(table, frame=frame.assign(**{label: cells}))
+    row = pd.DataFrame([cells], [label]).reindex(columns=frame.columns)
+    return replace(table, frame=pd.concat([frame, row]).rename_axis(str(frame.index.name)))
+
+
+def shares_of(mixtures: pd.DataFrame) -> Table:
+    """What the compared mixtures are, [M, K]; domains in columns if M is large."""
+    frame = mixtures.T.map(_percent).rename_axis("domain")
+    return Table("The mixtures: share of the training tokens", _lying(frame, "mixture"))
+
+
+def proof_shares(study: Study) -> Table:
+    """What `mde prove` trained."""
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    names = list(study.domains.training)
+    return shares_of(runs.groupby("role", sort=False)[names].first())
+
+
+def difference(value: float, error: float) -> str:
+    """A difference with its standard error, where it has one."""
+    return f"{value:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+
+
+def difference_interval(low: float, high: float) -> str:
+    """The interval of a difference, where there is one."""
+    return NOTHING if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
+
+
+def _lying(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table of domains with its rows as columns, if it has too many columns for a terminal."""
+    return frame.T.rename_axis(name) if frame.shape[1] > MANY else frame
 
 
 def expert_losses(study: Study) -> Table:
@@ -150,8 +198,8 @@ def _noise(found: pd.DataFrame) -> str:
     noise = np.sqrt((found["noise"] ** 2).mean())
     return (
         f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
-        "Mixtures share their seeds, so differences (± standard error) are surer than that. "
-        "Rank 1 is the least loss of all trained mixtures."
+        "Mixtures share their seeds, so differences (± standard error) are surer than that; “as predicted” is the "
+        "interval of a difference that the regressor gave. Rank 1 is the least loss of all trained mixtures."
     )
 
 

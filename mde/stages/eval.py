@@ -64,7 +64,7 @@ def eval(
         from mde.evaluation.downstream import HarnessModel, results_of
     except ImportError as error:
         raise UserError(f"lm-evaluation-harness is missing ({error}); pip install 'mde[eval]'") from error
-    tokenizer = tokenizers.load(study.root / "tokenizer")
+    tokenizer = tokenizers.load(study.whole.root / "tokenizer")
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
     harness = HarnessModel(model, tokenizer, length, batch_size)
     found = results_of(harness, tasks, include_path, num_fewshot, limit)

@@ -26,7 +26,7 @@ def export(study: Study, run: str, output: str, format: str = "huggingface") -> 
     if run not in done:
         raise unknown(f"run of {study}", run, done)
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
-    model_file = study.root / "tokenizer" / "sentencepiece.model"
+    model_file = study.whole.root / "tokenizer" / "sentencepiece.model"
     if not model_file.exists():
         raise UserError(f"{study}: no tokenizer at {model_file}")
     params = load_run(study, run, config)

@@ -1,16 +1,22 @@
-"""Mixtures by their names: uniform, proportional, recommended, found by re-weighting, or shares by domain."""
+"""Mixtures by their names: uniform, proportional, recommended, those of other methods, or shares by domain."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mde.errors import unknown
-from mde.optimization import simplex
+from mde.errors import UserError, unknown
+from mde.optimization import objectives, simplex
+from mde.regression import baselines
 from mde.study import Study
 
 Shares = Mapping[str, float]
-RECOMMENDED = "recommended"
+RECOMMENDED, BEST_OBSERVED, GIVEN = "recommended", "best observed", "given"
 REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
+THIS = "study"  # stands before a name as another study's directory does: study:recommended is recommended
+_SEED = 0  # of the searches of other methods: a name stands for one mixture
 
 
 def tokens_of(study: Study) -> dict[str, float] | None:
@@ -33,27 +39,124 @@ def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Sh
 
     Args:
       study: the study.
-      value: uniform, proportional, recommended, doremi, doge, a name in `more`, or shares.
+      value: uniform, proportional, a name in `SOURCES` or in `more`, one of another study (DIRECTORY:NAME), or shares.
       where: what the mixture is for, for messages.
       more: other mixtures that have a name.
 
     Raises:
-      UserError: an unknown name or domain, shares that are no mixture, a mixture that is not found yet.
+      UserError: an unknown name or domain, shares that are no mixture, a name whose method has not been run.
     """
     names = study.domains.training
-    shares = _named(study, value, where, more or {}) if isinstance(value, str) else value
+    return simplex.check_mixtures(_shares(study, value, where, more or {}), names, where=where)[0]
+
+
+def mixtures(study: Study, given: Sequence[str | Mapping[str, Any]], where: str) -> pd.DataFrame:
+    """Several mixtures [M, K], each in a row under its name.
+
+    Args:
+      study: the study.
+      given: names, as `mixture` takes them; {NAME: shares by domain}; or shares by domain alone, which are `given`.
+      where: what they are for, for messages.
+
+    Raises:
+      UserError: as `mixture`; no mixture, or a name that is given twice.
+    """
+    rows: dict[str, np.ndarray] = {}
+    for one in given:
+        if isinstance(one, str):
+            named: Mapping[str, Any] = {one.removeprefix(f"{THIS}:"): one}
+        else:
+            named = {GIVEN: one} if all(isinstance(share, Real) for share in one.values()) else one
+        for name, value in named.items():
+            if name in rows:
+                raise UserError(f"mixture {name!r} is given twice in {where}")
+            if not isinstance(value, str | Mapping):
+                raise UserError(f"mixture {name!r} in {where}: {value!r}, expected a name or shares by domain")
+            rows[name] = _exact(study, value, where if isinstance(value, str) else f"{where}, mixture {name!r}")
+    if not rows:
+        raise UserError(f"no mixture in {where}: expected names such as {RECOMMENDED}, or shares by domain")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(study.domains.training)).rename_axis("mixture")
+
+
+def objective_of(study: Study) -> objectives.Objective:
+    """What the study's recommendation minimises; raises UserError where there is none."""
+    optimum = study.read_json("optimum.json", "optimize")
+    return objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
+
+
+def _exact(study: Study, value: Shares | str, where: str) -> np.ndarray:
+    """A mixture [K] that keeps its bits if it sums to one but for rounding: runs are named and resumed by them."""
+    shares = _shares(study, value, where, {})
+    checked = simplex.check_mixtures(shares, study.domains.training, where=where)[0]
+    return np.array(shares) if abs(sum(shares) - 1) < 1e-12 else checked
+
+
+def _shares(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares]) -> list[float]:
+    """The shares of the training domains, in their order, as they were given."""
+    names = study.domains.training
+    shares = _named(study, value, where, more) if isinstance(value, str) else value
     for name in shares:
         if name not in names:
             raise unknown(f"domain in {where}", name, names)
-    return simplex.check_mixtures([shares.get(name, 0.0) for name in names], names, where=where)[0]
+    return [shares.get(name, 0.0) for name in names]
 
 
 def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
-    if name == RECOMMENDED:
-        return study.read_json("optimum.json", "optimize")["shares"]
-    if name in REWEIGHTED:
-        return study.read_json(f"reweighting/{name}.json", f"reweight --method={name}")["shares"]
     known = {**natural(study.domains.training, tokens_of(study)), **more}
-    if name not in known:
-        raise unknown(f"mixture in {where}", name, [*known, RECOMMENDED, *REWEIGHTED])
-    return known[name]
+    if name in known:
+        return known[name]
+    if name in SOURCES:
+        return SOURCES[name](study)
+    place, _, rest = name.rpartition(":")
+    if not place:
+        raise unknown(f"mixture in {where}", name, [*known, *SOURCES])
+    if place == THIS:
+        return _named(study, rest, where, more)
+    other = Study(place)
+    if not (other.root / "study.json").exists():
+        raise UserError(f"mixture in {where} {name!r}: {place} is no study; expected a name, or DIRECTORY:NAME")
+    return _named(other, rest, where, {})
+
+
+def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Mixtures [R, K] and losses [R, J] of the observations."""
+    runs = study.mixtures()
+    found = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    return found.to_numpy(), study.losses().loc[found.index].to_numpy()
+
+
+def _regmix(study: Study) -> Shares:
+    known = natural(study.domains.training, tokens_of(study))
+    prior = known.get("proportional", known["uniform"])
+    shares = np.array([prior[name] for name in study.domains.training])
+    return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), shares, _SEED))
+
+
+def _mixing_law(study: Study) -> Shares:
+    return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study), _SEED))
+
+
+def _by_domain(study: Study, shares: np.ndarray) -> Shares:
+    return dict(zip(study.domains.training, shares.tolist(), strict=True))
+
+
+def _scaled(study: Study) -> Shares:
+    found = study.read_json("scale.json", "scale")["ddo"]
+    if "tokens" not in found:
+        raise UserError(f"{study.root / 'scale.json'}: a mixture at one budget only; give `mde scale` two, or a target")
+    return {name: count / sum(found["tokens"].values()) for name, count in found["tokens"].items()}
+
+
+def _reweighted(method: str) -> Callable[[Study], Shares]:
+    return lambda study: study.read_json(f"reweighting/{method}.json", f"reweight --method={method}")["shares"]
+
+
+# Where the mixtures come from that some command has found.
+SOURCES: Mapping[str, Callable[[Study], Shares]] = {
+    RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["shares"],
+    BEST_OBSERVED: lambda study: study.read_json("optimum.json", "optimize")["predictions"][BEST_OBSERVED]["mixture"],
+    "regmix": _regmix,
+    "mixing-law": _mixing_law,
+    "scale": _scaled,
+    **{method: _reweighted(method) for method in REWEIGHTED},
+}

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 from tqdm import tqdm
 
 from mde.errors import check_positive, unknown
@@ -85,7 +84,8 @@ def optimize(
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
     best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
-    shares, intervals = _intervals(predictor, inputs, goal, bounds, table, candidates, refits, seed)
+    shares = _shares(predictor, inputs, goal, bounds, table, candidates, refits, seed)
+    intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
     predictions = _predictions(predictor, inputs, goal, bounds, table, intervals)
     epochs, binding = bounds.epochs(best.mixture), bounds.binding(best.mixture)
     study.write_json(
@@ -191,7 +191,7 @@ def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions
             print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} nats per token")
 
 
-def _intervals(
+def _shares(
     predictor: Predictor,
     inputs: Observations,
     goal: Objective,
@@ -200,8 +200,8 @@ def _intervals(
     candidates: int,
     refits: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals of the optimum's shares [2, K] and of the objective of each row of the table [R, 2].
+) -> np.ndarray:
+    """Interval of each of the optimum's shares, [2, K].
 
     The refits choose among draws all over the region and ever closer to the recommendation.
     """
@@ -214,11 +214,4 @@ def _intervals(
     best = uncertainty.half_sample_optima(
         design, losses, predictor.design(pool), predictor.regressor, weights, refits, seed, bounds.penalty(pool)
     )
-    shares = np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    if goal.worst and getattr(predictor.regressor, "calibrated", False):
-        mean, deviations = predictor.with_deviations(table.to_numpy())
-        reach = norm.ppf((1 + LEVEL) / 2) * deviations
-        return shares, np.stack([goal(mean - reach), goal(mean + reach)], axis=1)
-    around = predictor.design(table.to_numpy())
-    regressor = predictor.regressor
-    return shares, uncertainty.objective_intervals(design, losses, around, regressor, weights, LEVEL, seed)
+    return np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

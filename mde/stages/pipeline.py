@@ -18,8 +18,13 @@ from mde.study import STAGES, Study, digest
 from mde.versions import versions
 
 # Commands that belong to no place in the order and leave no record.
-TOOLS = ("predict", "swarm", "iterate", "scale", "ablate", "reweight", "eval", "export", "import", "models", "plan")
+TOOLS = (
+    *("predict", "swarm", "iterate", "final", "scale", "ablate", "reweight"),
+    *("eval", "export", "import", "models", "plan"),
+)
 WITHOUT_STUDY = ("models", "plan")
+# What tools leave that the report shows.
+SHOWN = ("scale.json", "ablation/cost.csv", "reweighting/*.csv", "final/*/summary.csv")
 
 
 def command(name: str) -> Callable[..., None]:
@@ -46,7 +51,7 @@ def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         if key not in known:
             raise unknown(f"argument of stage {name!r}", key, known)
-        if not _fits(value, known[key].annotation):
+        if not fits(value, known[key].annotation):
             raise UserError(f"{name}.{key} = {value!r}: expected {described(known[key].annotation)}")
     resolved = {key: parameter.default for key, parameter in known.items()} | dict(given)
     missing = [key for key, value in resolved.items() if value is inspect.Parameter.empty]
@@ -95,15 +100,15 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     return True
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, as far as arguments go: numbers, text, None, sequences and mappings."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in inner)
+        return any(fits(value, option) for option in inner)
     if origin is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(v, inner[0]) for v in value)
+        return isinstance(value, list | tuple) and all(fits(v, inner[0]) for v in value)
     if origin is Mapping:
-        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if hint is Any:
         return True
     if hint is float:
@@ -133,5 +138,6 @@ def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
             if name not in done:
                 raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
         done = done[-1:]
+    left = [path for pattern in SHOWN for path in sorted(study.root.glob(pattern))] if stage == "report" else []
     records = [study.read_json(f"stages/{name}.json", name) for name in done]
-    return [[record["digest"], record["finished"]] for record in records]
+    return [[record["digest"], record["finished"]] for record in records] + [digest(p.read_text()) for p in left]

@@ -1,18 +1,21 @@
 """What `mde optimize` and `mde iterate` minimise, and under what: names out of a study become numbers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mde.errors import UserError, unknown
 from mde.optimization import losses
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
-from mde.regression import estimators
+from mde.regression import estimators, uncertainty
 from mde.regression import features as feature_sets
 from mde.regression.laws import MixingLaw
-from mde.stages.mixtures import Shares, natural, tokens_of
+from mde.stages.fit import Observations
+from mde.stages.mixtures import BEST_OBSERVED, Shares, natural, tokens_of
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -26,7 +29,7 @@ def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarra
       observed: their objective, [R].
     """
     rows = pd.DataFrame.from_dict(natural(study.domains.training, tokens_of(study)), orient="index")
-    best = mixtures.iloc[[int(np.argmin(observed))]].set_axis(["best observed"])
+    best = mixtures.iloc[[int(np.argmin(observed))]].set_axis([BEST_OBSERVED])
     return pd.concat([rows[list(mixtures)], best])
 
 
@@ -101,6 +104,35 @@ def values(predictor: Predictor, objective: Objective, mixtures: np.ndarray) -> 
         return objective(predictor(mixtures))
     mean, deviations = predictor.with_deviations(mixtures)
     return objective.of_prediction(mean, deviations, getattr(predictor.regressor, "correlation_", None))
+
+
+def intervals(
+    predictor: Predictor, inputs: Observations, objective: Objective, mixtures: np.ndarray, level: float, seed: int
+) -> np.ndarray:
+    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, nats per token.
+
+    Args:
+      predictor: the regressor.
+      inputs: what it was fitted on.
+      objective: whose intervals.
+      mixtures: [C, K], chosen beforehand.
+      level: of the intervals.
+      seed: of the folds, where a regressor needs some.
+    """
+    if objective.worst and getattr(predictor.regressor, "calibrated", False):
+        mean, deviations = predictor.with_deviations(mixtures)
+        reach = norm.ppf((1 + level) / 2) * deviations
+        return np.stack([objective(mean - reach), objective(mean + reach)], axis=1)
+    weights: Any = objective if objective.worst else objective.weights
+    return uncertainty.objective_intervals(
+        inputs.design(predictor.features),
+        inputs.losses.to_numpy(),
+        predictor.design(mixtures),
+        predictor.regressor,
+        weights,
+        level,
+        seed,
+    )
 
 
 def _structured(predictor: Predictor, objective: Objective) -> losses.Linear | losses.Separable | None:

@@ -1,17 +1,26 @@
 """`mde prove`: train the recommended mixture and its rivals, and see who wins."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from mde.errors import check_positive
-from mde.optimization import objectives
-from mde.stages.score import score_choices, score_runs
+from mde.stages import comparison
+from mde.stages.mixtures import RECOMMENDED, mixtures, objective_of
 from mde.stages.train import train_runs
-from mde.study import Study, digest
+from mde.study import Study
 
 
-def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: int = 500) -> None:
-    """Trains the recommended mixture, uniform, proportional and the best one observed, each with several data orders.
+def prove(
+    study: Study,
+    seeds: int = 3,
+    rivals: Sequence[str | Mapping[str, Any]] | None = None,
+    first_seed: int = 1,
+    checkpoint_every: int = 500,
+) -> None:
+    """Trains the recommended mixture and its rivals, each with several data orders, and compares them.
 
     The seeds are others than the observations', so that the best observed mixture has no luck left from being chosen.
     Runs are named by their mixture: another recommendation is trained anew, and rivals that stay are kept.
@@ -19,52 +28,37 @@ def prove(study: Study, seeds: int = 3, first_seed: int = 1, checkpoint_every: i
     Args:
       study: a study with an optimum.
       seeds: runs of each mixture.
+      rivals: names of mixtures (uniform, proportional, best observed, regmix, mixing-law, scale, doremi, doge, or
+        DIRECTORY:NAME of another study), or shares by domain under a name of your own, such as
+        {'human': {'web': .7, 'code': .3}}; uniform, proportional and best observed by default.
       first_seed: seed of the first one.
       checkpoint_every: steps between states to resume from.
+
+    Raises:
+      UserError: an unknown name or domain, a rival whose method has not been run, runs that were trained another way.
     """
     check_positive(seeds=seeds, checkpoint_every=checkpoint_every)
+    training, scoring = study.read_json("training.json", "train"), study.read_json("scoring.json", "score")
     optimum = study.read_json("optimum.json", "optimize")
-    names = list(study.domains.training)
-    rows, index = [], []
-    for label, predicted in optimum["predictions"].items():
-        for seed in range(first_seed, first_seed + seeds):
-            index.append(f"proof-{label.replace(' ', '-')}-{digest(predicted['mixture'])[:6]}-{seed}")
-            rows.append({"role": label, "seed": seed, **predicted["mixture"]})
-    table = pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", *names]]
-    train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
-    scoring = study.read_json("scoring.json", "score")
-    losses = score_runs(study, scoring, list(table.index))
-    if (accuracies := score_choices(study, scoring, list(table.index))) is not None:
-        study.write_table("proof/accuracies.csv", accuracies)
-    study.write_table("proof/mixtures.csv", table)
-    study.write_table("proof/losses.csv", losses)
-    study.write_table("proof/summary.csv", summary(study, table, losses, optimum))
+    others = [name for name in optimum["predictions"] if name != RECOMMENDED] if rivals is None else rivals
+    compared = mixtures(study, [RECOMMENDED, *(name for name in others if name != RECOMMENDED)], "rivals")
+    predicted = comparison.predictions(study, compared)
+    table = comparison.runs(compared, range(first_seed, first_seed + seeds), "proof")
+    train_runs(study, training, table, checkpoint_every)
+    losses = comparison.scored(study, scoring, table, "proof/")
+    study.write_table("proof/summary.csv", summary(study, table, losses, predicted))
 
 
-def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, optimum: dict) -> pd.DataFrame:
+def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
 
     Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), rank (1 is best,
     among these mixtures and the observations) and of (how many there are). Nats per token.
     """
-    goal = objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
-    trained = study.mixtures()
+    goal, trained = objective_of(study), study.mixtures()
     observed = goal(study.losses().loc[trained.index[trained["role"] == "observation"]].to_numpy())
     measured = pd.Series(goal(losses.to_numpy()), losses.index).groupby(table["role"], sort=False).agg(["mean", "std"])
     everything = np.concatenate([measured["mean"].to_numpy(), observed])
-    rows = {}
-    for label, predicted in optimum["predictions"].items():
-        mean, noise = measured.loc[label, ["mean", "std"]]
-        low, high = predicted["objective_interval"]
-        rows[label] = {
-            "predicted": predicted["objective"],
-            "low": low,
-            "high": high,
-            "measured": mean,
-            "noise": noise,
-            "rank": int((everything < mean).sum()) + 1,
-            "of": len(everything),
-        }
-    result = pd.DataFrame.from_dict(rows, orient="index")
-    result.index.name = "mixture"
-    return result
+    ranks = [int((everything < mean).sum()) + 1 for mean in measured["mean"]]
+    found = predicted.join(measured.rename(columns={"mean": "measured", "std": "noise"}))
+    return found.assign(rank=ranks, of=len(everything))

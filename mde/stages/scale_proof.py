@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from mde.regression import blocks
 from mde.stages import scale_runs
 from mde.study import Study
 
@@ -52,14 +53,8 @@ def summary(runs: pd.DataFrame, losses: pd.DataFrame, goal: np.ndarray) -> pd.Da
     labels = list(dict.fromkeys(table["role"]))
     at_SxM = table[table["steps"] == target].pivot(index="seed", columns="role", values="objective")[labels]
     half = table[table["steps"] < target].set_index("role").loc[labels]
-    slope_M = half["objective"].to_numpy() - at_SxM.loc[half["seed"].iloc[0]].to_numpy()
-    left_SxM = at_SxM.to_numpy() - at_SxM.to_numpy().mean(axis=0)
-    left_SxM = left_SxM - left_SxM.mean(axis=1, keepdims=True)
-    freedom = (left_SxM.shape[0] - 1) * (left_SxM.shape[1] - 1)
-    found = pd.DataFrame({"objective": at_SxM.mean()})
-    found["difference"] = found["objective"] - found["objective"][PREDICTED]
-    found["error"] = np.sqrt(2 * (left_SxM**2).sum() / freedom / len(left_SxM)) if freedom else np.nan
-    found["slope"] = slope_M
-    doublings_M = found["difference"].to_numpy() / np.where(slope_M > 0, slope_M, np.nan)
-    found["tokens_to_equal"] = (target / half["steps"].to_numpy()) ** doublings_M
-    return found.rename_axis("mixture")
+    found = blocks.compare(at_SxM, PREDICTED).rename(columns={"measured": "objective"})
+    found["slope"] = half["objective"].to_numpy() - at_SxM.loc[half["seed"].iloc[0]].to_numpy()
+    growth = target / half["steps"].to_numpy()
+    found["tokens_to_equal"] = blocks.tokens_to_equal(found["difference"], found["slope"], growth)
+    return found[["objective", "difference", "error", "slope", "tokens_to_equal"]]

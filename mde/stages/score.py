@@ -40,10 +40,8 @@ def score(
     _warn_of_long_answers(study)
     losses = score_runs(study, about, runs)
     accuracies = score_choices(study, about, runs)
-    data = evaluation_data(study, about)
-    text = pd.DataFrame({"tokens": data.token_counts, "bytes": data.bytes.astype(int)}, data.domains)
     study.write_json("scoring.json", about)
-    study.write_table("evaluation.csv", text.rename_axis("domain"))
+    study.write_table("evaluation.csv", evaluation_table(study, about))
     if accuracies is not None:
         study.write_table("accuracies.csv", accuracies)
     study.write_table("losses.csv", losses)
@@ -123,6 +121,13 @@ def _score(
 def evaluation_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
     """The text that the study's runs are scored on; `about` is the content of `scoring.json`."""
     return _data(study, about, study.domains.evaluation, RIGHT)
+
+
+def evaluation_table(study: Study, about: Mapping[str, Any]) -> pd.DataFrame:
+    """By evaluation domain, the tokens that are scored and the UTF-8 bytes of their text."""
+    data = evaluation_data(study, about)
+    text = pd.DataFrame({"tokens": data.token_counts, "bytes": data.bytes.astype(int)}, data.domains)
+    return text.rename_axis("domain")
 
 
 def wrong_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:

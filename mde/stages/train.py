@@ -158,11 +158,12 @@ def train_runs(
         return
     uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
     fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data, validation)
-    origin = {**data, "seed_model": digest(imported(directory / SEED_RUN) or fresh.record(uniform))}
-    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study, SEED_RUN, model), origin, validation)
-    pending([uniform], fresh, directory)
+    first = study.whole.root / "runs"
+    origin = {**data, "seed_model": digest(imported(first / SEED_RUN) or fresh.record(uniform))}
+    recipe = pool.Recipe(model, settings, stores, lambda: load_run(study.whole, SEED_RUN, model), origin, validation)
+    pending([uniform], fresh, first)
     pending(runs, recipe, directory)  # refuse before the seed model is paid for
-    train_pool([uniform], fresh, mesh=mesh and mesh.alone(model, fresh.settings.sequences))
+    train_pool([uniform], fresh, directory=first, mesh=mesh and mesh.alone(model, fresh.settings.sequences))
     train_pool(runs, recipe, mesh=mesh)
 
 

@@ -174,7 +174,7 @@ class DoReMi(_Reweighting):
         rate: jax.Array,
         *reference: decoder.Params,
     ) -> tuple[Reweighted, dict[str, jax.Array]]:
-        """Weights by the excess over the reference, then a step on Σ weight · mean loss of the domain, the minimax objective.
+        """Weights by the excess over the reference, then a step on Σ weight · mean loss of the domain (minimax).
 
         `loss` is that sum without the reference's loss, which has no gradient.
         """

@@ -21,7 +21,7 @@ from mde.stages import pipeline
 from mde.study import STAGES
 
 ROOT = Path(__file__).parents[2]
-STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "scale", "ablate", "reweight", "tools")]
+STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "final", "scale", "ablate", "reweight", "tools")]
 BLOCK = re.compile(r"^(?:<!-- (run|slow|needs: [^>]+) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "build" not in path.parts)]
 

@@ -181,6 +181,7 @@ def test_no_binding_is_a_command(standins, launched):
         ([V4, *FLAGS, *OPTIMIZE, "--gin_bindings=optimize.refit = 3"], "did you mean 'refits'"),
         ([V4, *FLAGS, *OPTIMIZE, "--refits=many"], "--refits=many: expected int"),
         ([V5E, *FLAGS, "--", "train", "--study=gs://b/s"], "'train' needs preset"),
+        ([V5E, *FLAGS, "--", "train", "--study=gs://b/s", "--mixture=recommended"], "'final' needs steps"),
         ([V5E, *FLAGS, *COMMAND, "--gin_file=nowhere.gin"], "no gin file 'nowhere.gin'"),
     ],
 )
@@ -210,6 +211,8 @@ def test_a_model_that_does_not_fit(standins, launched, monkeypatch):
     assert "preset 'large' does not fit on v5litepod-16" in said
     assert "16 chips have 256 GB" in said
     assert launched(tpu_vm, "--machine=launch/machines/v6e_64.py", *FLAGS, "--dry_run", "--", *command)[0] == 0
+    full = ["train", "--study=gs://b/s", "--mixture=recommended", "--steps=9", "--preset=large"]
+    assert "preset 'large' does not fit on v5litepod-16" in launched(tpu_vm, V5E, *FLAGS, "--", *full)[1]
 
 
 def test_no_credentials_and_no_gcloud(standins, launched, monkeypatch):

@@ -108,12 +108,12 @@ def test_with_two_mixtures_clear_is_the_paired_t_test_at_five_percent(study, by)
 )
 def test_verdict(study, by, verdict):
     prove(study, shifted(by))
-    assert verdict in findings.proof_verdict(findings.proof(study))
+    assert verdict in findings.verdict(findings.proof(study))
 
 
 def test_verdict_names_the_rivals_that_are_beaten_clearly(study):
     prove(study, shifted(0.31))
-    sentence = findings.proof_verdict(findings.proof(study))
+    sentence = findings.verdict(findings.proof(study))
     assert sentence.endswith("It beats proportional and best observed by more than seeds explain.")
 
 
@@ -122,14 +122,43 @@ def test_a_single_seed_tells_nothing_of_noise(study, by, outcome):
     prove(study, {name: seeds[:1] for name, seeds in shifted(by).items()})
     table = findings.proof(study)
     assert not table["clear"].any()
-    sentence = findings.proof_verdict(table)
+    sentence = findings.verdict(table)
     assert outcome in sentence
     assert "One seed each" in sentence
 
 
-def test_calibration_counts_measured_losses_in_their_intervals(study):
-    # measured 2.01, 2.31, 2.61, 2.91; intervals 2.0 to 2.2, 2.1 to 2.3, 2.2 to 2.4, 2.3 to 2.5
-    assert "90% interval in 1 of 4 mixtures" in findings.calibration(findings.proof(study), 0.9)
+def test_losses_are_held_to_intervals_that_allow_for_the_seeds_and_differences_to_those_of_the_regressor(study):
+    """The four mixtures together have a loss of 2.46 with either seed, so the intervals are those of the regressor."""
+    table = findings.proof(study)
+    # measured 2.01, 2.31, 2.61, 2.91; predicted 2.1, 2.2, 2.3, 2.4 ± .1: differences .3, .6, .9 and .1, .2, .3 ± .1414
+    np.testing.assert_allclose(table["low_difference"][1:], np.array([0.1, 0.2, 0.3]) - np.hypot(0.1, 0.1))
+    np.testing.assert_allclose(table["high_difference"][1:], np.array([0.1, 0.2, 0.3]) + np.hypot(0.1, 0.1))
+    sentence = findings.calibration(table, 0.9)
+    assert "Of the differences to the recommended mixture, 0 of 3 lie in their predicted 90% intervals" in sentence
+    assert "Losses are +0.2100 off" in sentence
+    assert "1 of 4 losses lie in the 90% intervals shown" in sentence
+    assert "1 in those of the regressor alone" in sentence
+
+
+def test_a_seed_that_is_worse_for_all_mixtures_widens_intervals_of_losses_and_not_of_differences(study):
+    before = findings.proof(study)
+    losses = {name: [tuple(x + 0.1 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in PROOF.items()}
+    prove(study, losses)
+    table = findings.proof(study)
+    pd.testing.assert_series_equal(table["low_difference"], before["low_difference"])
+    # Two seeds a tenth apart: their means deviate by .1 / √2; t(95%, 1) = 6.3138; another seed against a mean of two.
+    reach = 6.3137515 * 0.1 / np.sqrt(2) * np.sqrt(1.5)
+    np.testing.assert_allclose(table["high_any_seed"] - table["predicted"], np.hypot(0.1, reach), rtol=1e-6)
+    np.testing.assert_allclose(table["predicted"] - table["low_any_seed"], np.hypot(0.1, reach), rtol=1e-6)
+    # measured 2.06, 2.36, 2.66, 2.96; predicted up to 2.656, 2.756, 2.856, 2.956
+    assert "3 of 4 losses lie" in findings.calibration(table, 0.9)
+
+
+def test_one_seed_says_that_it_cannot_tell_what_seeds_do(study):
+    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
+    table = findings.proof(study)
+    assert table["low_any_seed"].tolist() == table["low"].tolist()
+    assert "one seed does not tell" in findings.calibration(table, 0.9)
 
 
 def test_proof_objective_and_losses_are_joined_by_run_and_domain(study):

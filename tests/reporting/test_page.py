@@ -54,6 +54,7 @@ def test_is_well_formed_and_shows_every_section(html, reader):
     headings = re.findall(r"<h2[^>]*>([^<]+)", html)
     elsewhere = (
         "End tasks",
+        "The final models",
         "Along the budget",
         "Online re-weighting",
         "Parts of the corpus",

@@ -93,3 +93,12 @@ def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
 def test_digests_tell_content_apart_and_nothing_else():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_a_report_is_written_again_when_a_tool_has_left_something_to_show(mde, study):
+    where = f"--study={study}"
+    assert not mde("report", where)
+    Study(study).write_json("scale.json", {"domains": ["web"], "ddo": {"budgets": [1e6], "optima": [{"web": 1e6}]}})
+    assert mde("report", where)
+    assert "Best mixture along the budget" in (study / "report.html").read_text()
+    assert not mde("report", where)

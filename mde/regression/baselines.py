@@ -1,0 +1,65 @@
+"""What others would recommend on the same observations: RegMix's way, and that of the data mixing laws.
+
+Shapes: R observations, K training domains, J evaluation domains.
+"""
+
+import numpy as np
+
+from mde.optimization import losses as functions
+from mde.optimization import search
+from mde.optimization.objectives import Objective
+from mde.optimization.region import Region
+from mde.regression.estimators import GradientBoosting, make
+from mde.regression.laws import MixingLaw
+
+ROWS = 40  # observations with which LightGBM's leaves of 20 rows can split for the first time
+DRAWS, BEST = 100_000, 128  # as in RegMix's own notebook
+
+
+def regmix(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, prior: np.ndarray, seed: int) -> np.ndarray:
+    """RegMix's mixture [K]: the mean of the 128 best of 100,000 draws of Dirichlet(prior), by trees fitted on λ.
+
+    Source: arXiv 2407.01492 and `regression_fitting/regression.ipynb` of its repository: LightGBM with 1,000 trees at
+    rate 0.01 on the target itself. It stops early on test rows there; here no rows are left for that. With fewer than
+    `ROWS` observations its leaves of 20 rows could not split and the trees would be a constant, so leaves may have two.
+
+    Args:
+      mixtures: of the observations, [R, K].
+      losses: of these, [R, J], nats per token.
+      objective: the target.
+      prior: what draws are centred on, the domains' shares of the text, [K].
+      seed: of the draws.
+    """
+    few = GradientBoosting(1000, 0.01, num_leaves=31, min_child_samples=2, min_data_in_bin=1)
+    trees = (make("gbm-regmix") if len(mixtures) >= ROWS else few).fit(mixtures, objective(losses)[:, None])
+    found = search.minimize(
+        lambda candidates: trees.predict(candidates)[:, 0],
+        Region.simplex(mixtures.shape[1]),
+        seed,
+        "simulation",
+        n_candidates=DRAWS,
+        top=BEST,
+        concentration=prior,
+    )
+    return found.mixture
+
+
+def mixing_law(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, seed: int) -> np.ndarray:
+    """The mixture [K] of least objective under exponential laws, one an evaluation domain.
+
+    Source: Data Mixing Laws, arXiv 2403.16952, equation 7. The laws are convex, so for an average this is their optimum
+    over the whole simplex; a worst case is searched by its values.
+
+    Args:
+      mixtures: of the observations, [R, K].
+      losses: of these, [R, J], nats per token.
+      objective: what is minimised.
+      seed: of the starts.
+    """
+    laws = MixingLaw().fit(mixtures, losses)
+    region = Region.simplex(mixtures.shape[1])
+    if objective.worst:
+        return search.minimize(lambda candidates: objective(laws.predict(candidates)), region, seed).mixture
+    predicted = laws.jax_predict()
+    average = functions.Smooth(lambda mixture: predicted(mixture) @ objective.weights, convex=True)
+    return search.minimize(average, region, seed, "exact").mixture

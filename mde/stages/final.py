@@ -1,0 +1,263 @@
+"""`mde final`, which is `mde train --mixture=…`: full models on the mixtures that were found, and how they compare."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde import hosts
+from mde.errors import UserError, check_positive
+from mde.models import config as model_configs
+from mde.models.config import DecoderConfig, on_record
+from mde.optimization import objectives
+from mde.optimization.objectives import Objective
+from mde.regression import blocks
+from mde.reporting import final as report
+from mde.stages import comparison
+from mde.stages.mixtures import RECOMMENDED, mixtures
+from mde.stages.score import evaluation_table
+from mde.stages.train import train_runs
+from mde.study import Study, digest
+from mde.training.metrics import Watching
+from mde.training.step import TrainSettings
+
+HALF = "half"  # how the names of runs of half the length end
+OWN = ("steps", "batch_size", "seq_len", "learning_rate")  # settings that have arguments of their own
+
+
+def final(
+    study: Study,
+    steps: int,
+    mixture: Sequence[str | Mapping[str, Any]] = (RECOMMENDED,),
+    preset: str | None = None,
+    seeds: int = 1,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    learning_rate: float | None = None,
+    from_seed_model: bool = False,
+    half: bool = False,
+    first_seed: int = 1,
+    tokens_per_domain: int | None = None,
+    model: Mapping[str, str | float | bool] | None = None,
+    settings: Mapping[str, str | float | bool] | None = None,
+    mesh: str | None = None,
+    checkpoint_every: int = 500,
+    checkpoint_minutes: float | None = None,
+    validate_every: int = 0,
+    tensorboard: bool = False,
+) -> None:
+    """Trains full models on named mixtures, scores them on all evaluation domains and end tasks, and compares them.
+
+    They are left in a folder of their own, STUDY/final/PRESET-STEPS-…, which `mde export` and `mde eval` take as a
+    study. The same command goes on after a kill; more mixtures or seeds train what is new, and the table is of those
+    that the last command has named.
+
+    Args:
+      study: a study with scored runs.
+      steps: optimizer steps.
+      mixture: names of mixtures (recommended, uniform, proportional, best observed, regmix, mixing-law, scale, doremi,
+        doge, or DIRECTORY:NAME of another study), shares by domain, or these under a name of your own, such as
+        {'human': {'web': .7, 'code': .3}}. The first one, or the recommended, is what others are compared with.
+      preset: name of the model; that of the study by default.
+      seeds: runs of each mixture.
+      batch_size: sequences a step; those of the study by default.
+      seq_len: predicted tokens a sequence; those of the study by default.
+      learning_rate: peak of the schedule; by default that of the study's runs from fresh parameters (of its seed model,
+        if it has one), times its models' width over these models'.
+      from_seed_model: whether runs continue from the study's seed model, whose architecture they then have, rather than
+        start afresh.
+      half: whether each mixture is trained for half of the steps too, with the first seed: this tells how many tokens
+        it would need to be as good as the one that others are compared with.
+      first_seed: seed of the first run: of data orders and fresh parameters.
+      tokens_per_domain: whole documents of each evaluation domain are scored until they have this many tokens; as many
+        as of the study's own runs by default.
+      model: fields of the preset to change, such as {'dtype': 'bfloat16', 'remat': 'full'}.
+      settings: further settings of the training that differ from the study's, such as {'warmup_steps': 500}.
+      mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
+      checkpoint_every: steps between states to resume from.
+      checkpoint_minutes: minutes after which a state is saved as well.
+      validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.
+      tensorboard: whether each run's directory gets event files (this imports TensorFlow).
+
+    Raises:
+      UserError: an unknown name or domain, a mixture whose method has not been run, a seed model of another
+        architecture, settings that make no sense.
+    """
+    check_positive(seeds=seeds, steps=steps, checkpoint_every=checkpoint_every)
+    about = _training(study, preset, model, from_seed_model)
+    given = {"steps": steps, "batch_size": batch_size, "seq_len": seq_len, "learning_rate": learning_rate}
+    about["settings"] = dataclasses.asdict(_settings(about["settings"], given, settings))
+    about["mesh"] = mesh
+    scoring = {**study.read_json("scoring.json", "score"), "batch_size": None}
+    if tokens_per_domain is not None:
+        check_positive(tokens_per_domain=tokens_per_domain)
+        scoring["tokens_per_domain"] = tokens_per_domain
+    compared = mixtures(study, mixture, "mixture")
+    goal = _Goal(study, list(compared.index))
+    table = _runs(compared, range(first_seed, first_seed + seeds), steps, half)
+    what = [about[key] for key in ("model", "settings", "seed_settings")]
+    part = study.part(f"{report.FOLDER}/{about['preset']}-{steps}-{digest(what)[:6]}")
+    if hosts.is_first():
+        print(_announcement(about, len(table), part), flush=True)
+    train_runs(part, about, table, checkpoint_every, checkpoint_minutes, Watching(validate_every, tensorboard))
+    part.write_part()
+    part.write_json("training.json", about)
+    part.write_json("scoring.json", scoring)
+    hosts.wait("the study of the final models can be read")
+    part.write_table("evaluation.csv", evaluation_table(part, scoring))
+    losses = comparison.scored(part, scoring, table)
+    against = RECOMMENDED if RECOMMENDED in compared.index else str(compared.index[0])
+    found, objective = summary(table, losses, goal, against)
+    if (study.root / "fit/regressor.joblib").exists() and (study.root / "optimum.json").exists():
+        found = found.join(comparison.predictions(study, compared))
+    part.write_json("final.json", {"objective": goal.name, "against": against, "cost": _cost(study, about, table)})
+    part.write_table("objective.csv", objective.to_frame("objective"))
+    part.write_table("summary.csv", found)
+    if hosts.is_first():
+        print(report.text(part))
+
+
+def summary(table: pd.DataFrame, losses: pd.DataFrame, goal: "_Goal", against: str) -> tuple[pd.DataFrame, pd.Series]:
+    """A row a mixture, and the objective of each run.
+
+    Columns: those of `blocks.compare`, and where there are runs of half the length slope (what the last doubling of the
+    tokens took off the objective, first seed) and tokens_to_equal (how many times its tokens the mixture needs to be as
+    good as `against`). Nats per token.
+
+    Args:
+      table: of the runs: role, seed, steps.
+      losses: of these, [runs, J].
+      goal: what is minimised.
+      against: the mixture that others are compared with.
+    """
+    whole = table["steps"] == table["steps"].max()
+    losses = losses.loc[table.index]
+    objective = pd.Series(goal.of(losses, table["role"], whole), table.index)
+    runs = table.assign(objective=objective)
+    labels = list(dict.fromkeys(table["role"]))
+    full = runs[whole].pivot(index="seed", columns="role", values="objective")[labels]
+    found = blocks.compare(full, against)
+    if not whole.all():
+        halves = runs[~whole].set_index("role").loc[labels]
+        found["slope"] = halves["objective"] - full.loc[halves["seed"].iloc[0]]
+        growth = table["steps"].max() / halves["steps"].iloc[0]
+        found["tokens_to_equal"] = blocks.tokens_to_equal(found["difference"], found["slope"], growth)
+    return found, objective
+
+
+class _Goal:
+    """What the mixtures are compared by: the objective of the recommendation, or the average of all domains.
+
+    Attributes:
+      name: of the objective.
+
+    Raises:
+      UserError: the objective is measured from a mixture that is not trained.
+    """
+
+    def __init__(self, study: Study, labels: Sequence[str]):
+        there = (study.root / "optimum.json").exists()
+        optimum = study.read_json("optimum.json", "optimize") if there else {}
+        self.name = optimum.get("objective", "avg-all")
+        self._rival, self._domains = optimum.get("reference"), study.domains
+        if self._rival and self._rival not in labels:
+            raise UserError(
+                f"objective {self.name!r} is measured from the losses of {self._rival!r}: name it among the mixtures"
+            )
+
+    def of(self, losses: pd.DataFrame, roles: pd.Series, whole: pd.Series) -> np.ndarray:
+        """The objective of runs, whose reference are the mean losses of its own full models."""
+        names = list(self._domains.evaluation)
+        reference = losses.loc[whole & (roles == self._rival), names].mean().to_numpy() if self._rival else None
+        goal: Objective = objectives.make(self.name, names, self._domains.training, reference)
+        return goal(losses[names].to_numpy())
+
+
+def _training(
+    study: Study, preset: str | None, model: Mapping[str, Any] | None, from_seed_model: bool
+) -> dict[str, Any]:
+    """What the study's runs have in common, with another model and the learning rate that goes with it."""
+    proxies = study.read_json("training.json", "train")
+    theirs, first = DecoderConfig.from_dict(proxies["model"]), proxies["seed_settings"]
+    if preset is None:
+        config = DecoderConfig.from_dict({**proxies["model"], **(model or {})})
+    else:
+        kind = {"objective": theirs.objective} if theirs.masked else {}
+        config = model_configs.preset(preset, theirs.vocab_size, **{**kind, **(model or {})})
+    if from_seed_model:
+        if first is None:
+            raise UserError(f"study {study} has no seed model to continue from")
+        for name, value in on_record(theirs).items():
+            if getattr(config, name) != value:
+                raise UserError(
+                    f"from_seed_model: the seed model has {name}={value!r} and the final models "
+                    f"{getattr(config, name)!r}; give no other preset or model, or start afresh"
+                )
+    rate = proxies["settings" if from_seed_model or first is None else "seed_settings"]["learning_rate"]
+    return {
+        **proxies,
+        "preset": preset or proxies["preset"],
+        "model": dataclasses.asdict(config),
+        "settings": {**proxies["settings"], "learning_rate": rate * theirs.d_model / config.d_model},
+        "seed_settings": first if from_seed_model else None,
+    }
+
+
+def _settings(
+    theirs: Mapping[str, Any], given: Mapping[str, float | None], more: Mapping[str, Any] | None
+) -> TrainSettings:
+    """The study's settings with those that are given."""
+    for name in more or {}:
+        if name in OWN:
+            raise UserError(f"settings: {name} has an argument of its own")
+    own = {name: value for name, value in given.items() if value is not None}
+    return TrainSettings.from_dict({**theirs, **(more or {}), **own})
+
+
+def _runs(compared: pd.DataFrame, seeds: Sequence[int], steps: int, half: bool) -> pd.DataFrame:
+    """The table of runs, with their steps; those of half the length have the first seed."""
+    table = comparison.runs(compared, seeds, "final")
+    table.insert(2, "steps", steps)
+    if not half:
+        return table
+    if steps < 2:
+        raise UserError(f"steps={steps} cannot be halved")
+    halves = table[table["seed"] == seeds[0]].assign(steps=steps // 2)
+    halves.index = pd.Index([f"{run}-{HALF}" for run in halves.index], name="run")
+    return pd.concat([table, halves])
+
+
+def _announcement(about: Mapping[str, Any], runs: int, part: Study) -> str:
+    """What is going to be trained, in a line."""
+    model, settings = DecoderConfig.from_dict(about["model"]), TrainSettings.from_dict(about["settings"])
+    start = "the seed model" if about["seed_settings"] else "fresh parameters"
+    return (
+        f"{runs} full models, {about['preset']}: {model.parameters:,} parameters, {settings.steps:,} steps of "
+        f"{settings.batch_size} × {settings.seq_len} tokens from {start}, learning rate {settings.learning_rate:.3g}; "
+        f"in {part.root}"
+    )
+
+
+def _cost(study: Study, about: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """Tokens and FLOPs of a full model, of all of them, and of the small models that the mixture was found with."""
+    one, tokens = _spent(about)
+    proxies = study.read_json("training.json", "train")
+    runs = int(study.mixtures()["role"].isin(["expert", "observation"]).sum())
+    theirs, each = _spent(proxies)
+    first = TrainSettings.from_dict(proxies["seed_settings"]).tokens if proxies["seed_settings"] else 0
+    found = {"runs": runs, "tokens": runs * each + first, "flops": theirs * (runs * each + first)}
+    all_tokens = int(tokens * table["steps"].sum() / table["steps"].max())
+    return {
+        "run": {"tokens": tokens, "flops": one * tokens},
+        "runs": len(table),
+        "tokens": all_tokens,
+        "proxies": found,
+    }
+
+
+def _spent(about: Mapping[str, Any]) -> tuple[float, int]:
+    """FLOPs of a token and tokens of a run."""
+    model, settings = DecoderConfig.from_dict(about["model"]), TrainSettings.from_dict(about["settings"])
+    return float(model.train_flops(settings.seq_len)), settings.tokens
