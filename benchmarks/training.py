@@ -1,84 +1,93 @@
-"""Training beside PyTorch's, and a pool beside processes: python -m benchmarks.training steps | pool
+"""Training beside PyTorch's, a pool beside processes, memory and input: python -m benchmarks.training [part ...]
 
-`steps` gives tokens per second of whole train steps (loss, gradient, clipping, AdamW): ours on one device, split over
-all (data), and one model a device (pool); `transformers`' Llama of the same shape, eager and compiled, on all cores.
-All in float32 on the CPU. Ours also masks attention between documents; the peer does not. `pool` trains 32 small runs
-in one process, and some of them in a process each; the time of these is scaled to 32.
+Without names all parts are run, in about a quarter of an hour on two cores; all compute in float32 on the CPU.
+
+`steps-SIZE`: tokens per second of whole train steps (loss, gradient, clipping, AdamW). Ours is one model split over all
+cores (data) and a model a core (pool, as `mde train` does); the peer is `transformers`' Llama of the same shape on all
+cores, eager and compiled. Ours also masks attention between documents; the peer does not. The share of the peak counts
+the FLOPs of `DecoderConfig.train_flops` against products of large matrices in the same rounds.
+`pool`: 32 runs in one process, and some of them in a process each, whose time is scaled to 32.
+`memory-SIZE`: the most that a training process holds, less what it held before, over what `mde plan` foresees.
+`input-SIZE`: the share of the steps' time that the trainer stands waiting for a batch to be read.
 """
 
 import argparse
+import contextlib
+import functools
+import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}")
-
-import functools
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads must not spin while the others run
 
 import jax
 import numpy as np
 from etils import epath
 
 from benchmarks import peers
-from benchmarks.timing import interleaved
+from benchmarks.merged import matmul
+from benchmarks.timing import Row, interleaved, table
 from mde.data import tokens as token_stores
+from mde.errors import unknown
 from mde.models import sharding
 from mde.models.config import DecoderConfig, preset
-from mde.training import placement, pool
+from mde.training import placement, planning, pool
 from mde.training.placement import MeshShape
 from mde.training.step import TrainSettings, initial
 
-SIZES = {  # config, sequences a step, steps a call
-    "1M": (DecoderConfig(2048, 128, 4, 4, 4, 384), 16, 4),
-    "5M": (DecoderConfig(2048, 256, 5, 4, 4, 704), 16, 1),
-    "70M": (preset("70m", 2048), 4, 1),
-}
 CORES = len(os.sched_getaffinity(0))
-LENGTH = 128
-RUNS, RUN_STEPS = 32, 60
+SIZES = {  # architecture, sequences a step
+    "demo": (preset("demo", 2048), 16),
+    "1M": (DecoderConfig(2048, 128, 4, 4, 4, 384), 16),
+    "5M": (DecoderConfig(2048, 256, 5, 4, 4, 704), 16),
+    "30M": (DecoderConfig(2048, 512, 8, 8, 8, 1408), 8),
+    "70m": (preset("70m", 2048), 4),
+}
+LENGTH, ROUNDS = 128, 5
+RUNS, PROCESSES = 32, 8  # how many of the runs are timed in a process of their own
+POOL_MODEL, POOL_SETTINGS = preset("tiny", 2048), TrainSettings(60, 16, 64, 3e-3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["steps", "pool", "run"])
-    parser.add_argument("--size", choices=SIZES, default="1M")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=4, help="how many of the 32 to time, one a core at a time")
-    parser.add_argument("--directory", help="of one run; `pool` uses it")
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=1)
-    args = parser.parse_args()
-    if args.what == "steps":
-        compare_steps(args.size, args.rounds)
-    elif args.what == "pool":
-        compare_pool(args.processes)
-    else:
-        train_runs(epath.Path(args.directory), args.first, args.runs)
-
-
-def compare_steps(size: str, rounds: int) -> None:
-    config, sequences, steps = SIZES[size]
-    batch = np.random.default_rng(0).integers(1, config.vocab_size, (steps, sequences, LENGTH + 1)).astype(np.int32)
-    contenders = {
-        "ours, one device": ours(config, MeshShape(), batch),
+def steps(size: str) -> list[Row]:
+    config, sequences = SIZES[size]
+    calls = max(1, round(1e6 / config.matmul_parameters))  # a call of ours takes a few steps of a small model
+    batch = np.random.default_rng(0).integers(1, config.vocab_size, (calls, sequences, LENGTH + 1)).astype(np.int32)
+    peak, peak_flops = matmul()
+    contenders: dict[str, Callable[[], object]] = {
+        "peak": peak,
         f"ours, data={CORES}": ours(config, MeshShape(data=CORES), batch),
         f"ours, pool={CORES}": ours(config, MeshShape(CORES), batch),
-        "PyTorch": theirs(config, batch, compiled=False),
-        "PyTorch, compiled": theirs(config, batch, compiled=True),
     }
-    seconds = interleaved(contenders, rounds)
-    count = {name: steps * sequences * LENGTH * (CORES if "pool" in name else 1) for name in contenders}
-    print(f"{size}: {config.matmul_parameters / 1e6:.2f}M matmul parameters, {sequences} x {LENGTH} tokens a step")
-    for name, value in seconds.items():
-        print(f"{name:20s} {count[name] / value:10,.0f} tokens/s")
+    with contextlib.suppress(ImportError):
+        contenders["PyTorch"] = theirs(config, batch, compiled=False)
+        contenders["PyTorch, compiled"] = theirs(config, batch, compiled=True)
+    seconds = interleaved(contenders, ROUNDS)
+    reach = peak_flops / seconds.pop("peak")
+    tokens = calls * sequences * LENGTH
+    speed = {name: tokens * (CORES if "pool" in name else 1) / taken for name, taken in seconds.items()}
+    name = f"{size}, {config.matmul_parameters / 1e6:.2f}M matmul parameters, {sequences} × {LENGTH} tokens a step"
+    rows = [Row(f"{name}: matmul peak, GFLOP/s", f"{reach / 1e9:.0f}")]
+    for contender, each in speed.items():
+        rows.append(Row(f"   {contender}, tokens a second", f"{each:,.0f}"))
+        rows.append(Row("      share of the peak", f"{each * config.train_flops(LENGTH) / reach:.0%}"))
+    if "PyTorch" not in speed:
+        return [*rows, Row("   PyTorch is not measured: pip install torch transformers", "")]
+    best = max(each for contender, each in speed.items() if "PyTorch" in contender)
+    for contender, each in speed.items():
+        if "PyTorch" not in contender:
+            rows.append(Row(f"   {contender}, over the better of the two", f"{each / best:.2f}×", "1×"))
+    return rows
 
 
 def ours(config: DecoderConfig, shape: MeshShape, batch: np.ndarray) -> Callable[[], object]:
-    sequences = batch.shape[1]
-    settings = TrainSettings(1000, sequences, LENGTH, 1e-3, loss_chunks=4)
+    settings = TrainSettings(1000, batch.shape[1], LENGTH, 1e-3)
     mesh = placement.make_mesh(shape)
     begin = functools.partial(initial, config, settings)
     where = sharding.stacked(mesh, jax.eval_shape(begin, 0))
@@ -117,41 +126,143 @@ def theirs(config: DecoderConfig, batch: np.ndarray, compiled: bool) -> Callable
     return run
 
 
-def compare_pool(processes: int) -> None:
+def pooled() -> list[Row]:
+    with stores() as directory:
+        together = timed(directory, [(0, RUNS)], CORES)
+        one = sum(timed(directory, [(RUNS + i, 1)], CORES) for i in range(PROCESSES))
+        first = RUNS + PROCESSES
+        several = sum(
+            timed(directory, [(first + i + j, 1) for j in range(CORES)], 1) for i in range(0, PROCESSES, CORES)
+        )
+    shape = f"{POOL_SETTINGS.steps} steps of {POOL_SETTINGS.batch_size} × {POOL_SETTINGS.seq_len} tokens"
+    rows = [Row(f"{RUNS} runs of `tiny`, {shape}, one pool, seconds", f"{together:.1f}")]
+    for name, taken in {"one after another": one, f"{CORES} at a time": several}.items():
+        scaled = taken * RUNS / PROCESSES
+        rows.append(Row(f"   a process each, {name} ({PROCESSES} of them, scaled), seconds", f"{scaled:.0f}"))
+        rows.append(Row("      over the pool", f"{scaled / together:.1f}×", "3×"))
+    return rows
+
+
+def memory(size: str) -> list[Row]:
+    config, sequences = SIZES[size]
+    settings = TrainSettings(20, sequences, LENGTH, 1e-3)
+    plan = planning.measure(config, settings, MeshShape())
+    with stores() as directory:
+        before, most = json.loads(child(directory, ["memory", size], 1).communicate()[0].splitlines()[-1])
+    taken = most - before
+    name = f"memory of {size}, one device, {sequences} × {LENGTH} tokens a step"
+    return [
+        Row(f"{name}: `mde plan`, MB", f"{plan.total / 1e6:,.0f}"),
+        Row("   the process at its most, less what it held before, MB", f"{taken / 1e6:,.0f}"),
+        Row("      over the plan", f"{taken / plan.total:.2f}×", "at most 1.3×"),
+    ]
+
+
+def waiting(size: str) -> list[Row]:
+    calls = 20 if size == "demo" else 3
+    with stores() as directory:
+        read, total = json.loads(child(directory, ["input", size, str(calls)], CORES).communicate()[0].splitlines()[-1])
+    name = f"input of {size}: share of the steps' time waiting for a batch, {calls - 1} calls of {pool.STEPS_PER_CALL}"
+    return [Row(name, f"{read / total:.2%}", "at most 1%")]
+
+
+@contextlib.contextmanager
+def stores() -> Iterator[str]:
+    """A directory with the tokens of two domains."""
     with tempfile.TemporaryDirectory() as directory:
         rng = np.random.default_rng(0)
         for name in ("one", "other"):
-            documents = [(rng.integers(1, 2048, 400).astype(np.int32), 1000) for _ in range(500)]
+            documents = [(rng.integers(1, 2048, 400).astype(np.int32), 1000) for _ in range(2500)]
             token_stores.write(epath.Path(directory) / name, documents, name)
-        together = timed([(0, RUNS)], directory)
-        apart = 0.0
-        for first in range(0, processes, CORES):
-            apart += timed([(RUNS + i, 1) for i in range(first, min(first + CORES, processes))], directory)
-    scaled = apart * RUNS / processes
-    print(f"{RUNS} runs of {RUN_STEPS} steps: one pool {together:.0f} s")
-    print(f"a process each, {CORES} at a time: {scaled:.0f} s (from {processes} of them), {scaled / together:.1f}x")
+        yield directory
 
 
-def timed(groups: list[tuple[int, int]], directory: str) -> float:
+def child(directory: str, words: Sequence[str], devices: int) -> subprocess.Popen:
+    """A process of this module with so many devices."""
+    command = [sys.executable, "-m", "benchmarks.training", "child", directory, *words]
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+
+
+def timed(directory: str, groups: Sequence[tuple[int, int]], devices: int) -> float:
     """Seconds until processes that train so many runs from a first one on are all done."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.training", "run", f"--directory={directory}"]
-    begun = [
-        subprocess.Popen([*command, f"--first={first}", f"--runs={runs}"], stderr=subprocess.DEVNULL)
-        for first, runs in groups
-    ]
+    begun = [child(directory, ["runs", str(first), str(count)], devices) for first, count in groups]
     if any(process.wait() for process in begun):
         raise RuntimeError("a process failed")
     return time.perf_counter() - started
 
 
-def train_runs(directory: epath.Path, first: int, runs: int) -> None:
-    stores = {name: token_stores.TokenStore(directory / name) for name in ("one", "other")}
-    settings = TrainSettings(RUN_STEPS, 16, LENGTH, 1e-3)
-    recipe = pool.Recipe(preset("demo", 2048), settings, stores, None, {})
-    mixtures = np.linspace(0, 1, 2 * RUNS)
-    wanted = [pool.Run(f"run-{i}", (float(mixtures[i]), float(1 - mixtures[i])), i) for i in range(first, first + runs)]
-    pool.train_pool(wanted, recipe, directory / "runs", checkpoint_every=1000)
+def as_child(directory: epath.Path, what: str, *words: str) -> None:
+    """What a process that the parts start does."""
+    if what == "runs":
+        first, count = map(int, words)
+        train(directory, POOL_MODEL, POOL_SETTINGS, range(first, first + count))
+        return
+    config, sequences = SIZES[words[0]]
+    if what == "memory":
+        jax.block_until_ready(jax.numpy.zeros(1))
+        before = resident()
+        train(directory, config, TrainSettings(20, sequences, LENGTH, 1e-3), range(1))
+        print(json.dumps([before, resident()]))
+    else:
+        print(json.dumps(reading(directory, config, sequences, int(words[1]))))
+
+
+def resident() -> int:
+    """Bytes of memory that this process has held at its most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reading(directory: epath.Path, config: DecoderConfig, sequences: int, calls: int) -> tuple[float, float]:
+    """Seconds that batches were waited for, and seconds of all steps, the first call (compilation) left out."""
+    waits: dict[str, list[float]] = {}
+    batches = pool._batches
+
+    def watched(run: pool.Run, *arguments: Any) -> Iterator[dict[str, np.ndarray]]:
+        reader, waits[run.name] = batches(run, *arguments), []
+        while True:
+            begun = time.perf_counter()
+            batch = next(reader)
+            waits[run.name].append(time.perf_counter() - begun)
+            yield batch
+
+    pool._batches = watched
+    count = CORES if config.matmul_parameters < 1e7 else 1
+    settings = TrainSettings(calls * pool.STEPS_PER_CALL, sequences, LENGTH, 1e-3)
+    train(directory, config, settings, range(count))
+    lines = (directory / "runs" / "run-0" / "metrics.jsonl").read_text().splitlines()[pool.STEPS_PER_CALL :]
+    tokens = sequences * LENGTH
+    total = sum(tokens / json.loads(line)["tokens_per_second"] for line in lines)
+    return sum(sum(each[pool.STEPS_PER_CALL :]) for each in waits.values()), total
+
+
+def train(directory: epath.Path, model: DecoderConfig, settings: TrainSettings, runs: Sequence[int]) -> None:
+    domains = {name: token_stores.TokenStore(directory / name) for name in ("one", "other")}
+    shares = np.linspace(0, 1, 4 * RUNS)
+    wanted = [pool.Run(f"run-{i}", (float(shares[i]), float(1 - shares[i])), i) for i in runs]
+    pool.train_pool(wanted, pool.Recipe(model, settings, domains, None, {}), directory / "runs", checkpoint_every=10**6)
+
+
+PARTS = {
+    **{f"steps-{size}": functools.partial(steps, size) for size in SIZES},
+    "pool": pooled,
+    **{f"memory-{size}": functools.partial(memory, size) for size in ("5M", "30M", "70m")},
+    **{f"input-{size}": functools.partial(waiting, size) for size in ("demo", "70m")},
+}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        return as_child(epath.Path(sys.argv[2]), *sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=", ".join(PARTS))
+    names = parser.parse_args().part or list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            raise unknown("part", name, PARTS)
+    print(table([row for name in names for row in PARTS[name]()]))
+    return None
 
 
 if __name__ == "__main__":

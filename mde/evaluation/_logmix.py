@@ -29,11 +29,6 @@ _LOG2_HIGH, _LOG2_LOW = 0.6875, math.log(2) - 0.6875  # the first has four bits:
 Pair = tuple[jax.Array, jax.Array]  # a rounded sum, and what rounding lost of it
 
 
-def compiler_options() -> dict[str, int] | None:
-    """Twice as fast as with the default of 256 bits; where processors have fewer it changes nothing."""
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
-
-
 def sums(
     group: int,
     n_domains: int,

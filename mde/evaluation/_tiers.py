@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from mde.evaluation import _logmix
 from mde.evaluation._logmix import GROUPS
+from mde.models.products import compiler_options
 
 _REACHES = tuple(reach for _, reach in GROUPS)
 # Few sizes, so that few programs are compiled.
@@ -222,7 +223,7 @@ def _fetch(out: np.ndarray, rows: np.ndarray, pair: _logmix.Pair) -> None:
 def _program(kernel: Kernel, group: int, n_domains: int, mesh: Mesh) -> Callable[..., _logmix.Pair]:
     """The jitted program of a kernel."""
     program = _on_mesh(kernel, functools.partial(kernel, group, n_domains), mesh, 2 if group else 3)
-    return jax.jit(program, compiler_options=_logmix.compiler_options())
+    return jax.jit(program, compiler_options=compiler_options())
 
 
 def _on_mesh(

@@ -24,9 +24,10 @@ from jax.sharding import PartitionSpec as P
 from scipy.special import logsumexp
 
 from mde.errors import UserError, check_positive
-from mde.evaluation._logmix import compiler_options, mixed
+from mde.evaluation._logmix import mixed
 from mde.evaluation._text import Text
 from mde.evaluation.mixture import MixtureLosses
+from mde.models.products import compiler_options
 
 GROUP = 4  # pseudo-tokens that share their weights: one logarithm is taken of their product
 _REACH = 80.0  # nats between the experts, summed over a group: its products are above float32's least, exp(−87)

@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from mde.errors import UserError
 from mde.evaluation import experts as stacks
-from mde.evaluation._logmix import compiler_options
 from mde.evaluation.scoring import (
     MEMORY,
     EvaluationSet,
@@ -32,6 +31,7 @@ from mde.evaluation.scoring import (
 )
 from mde.models import decoder
 from mde.models.config import DecoderConfig
+from mde.models.products import compiler_options
 
 Experts = decoder.Params | Iterable[decoder.Params]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mde.errors import UserError
 from mde.models import sharding
 
+HIDDEN = -1e30  # instead of a score; every position sees itself, so no row has nothing else
 SPLASH_BLOCK = 128  # positions; splash attention works on multiples of it
 
 
@@ -26,12 +27,16 @@ def kernel(asked: str, dtype: str) -> str:
 
 
 def visible(kernel: str, segments_BxL: jax.Array, causal: bool = True) -> jax.Array:
-    """What a kernel needs to know of the documents: their numbers, or the mask [B, 1, L, L] of who sees whom."""
+    """What a kernel needs to know of the documents: their numbers, or [B, 1, L, L] who sees whom.
+
+    That is a mask, or what is added to the scores (`heads`): 0, or a number that leaves nothing of a score.
+    """
     if kernel == "splash":
         return segments_BxL
     index = jnp.arange(segments_BxL.shape[1])
     same = segments_BxL[:, None, :, None] == segments_BxL[:, None, None]
-    return same & (index[:, None] >= index) if causal else same
+    mask = same & (index[:, None] >= index) if causal else same
+    return jnp.where(mask, 0.0, HIDDEN) if kernel == "heads" else mask
 
 
 def attend(
@@ -58,22 +63,50 @@ def attend(
     return jax.nn.dot_product_attention(q_BxLxNxH, k, v, mask=visible, implementation=implementation)
 
 
-def _heads(q_BxLxNxH: jax.Array, k_BxLxMxH: jax.Array, v_BxLxMxH: jax.Array, visible_Bx1xLxL: jax.Array) -> jax.Array:
-    """Attention for XLA's CPU backend.
-
-    Heads stand before positions, and values are divided by the sum of the weights after they were added up: that saves
-    a pass over the weights and most transposes.
-    """
+def _heads(q_BxLxNxH: jax.Array, k_BxLxMxH: jax.Array, v_BxLxMxH: jax.Array, bias_Bx1xLxL: jax.Array) -> jax.Array:
+    """Attention for XLA's CPU backend: heads stand before positions, and its derivative is written out."""
     B, L, N, H = q_BxLxNxH.shape
-    M = k_BxLxMxH.shape[2]
-    q = (q_BxLxNxH * H**-0.5).reshape(B, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
-    k, v = k_BxLxMxH.swapaxes(1, 2), v_BxLxMxH.swapaxes(1, 2)
-    scores = jnp.einsum("bmglh,bmsh->bmgls", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible_Bx1xLxL[:, :, None], scores, -1e30)  # every position sees itself, so no row is empty
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    sums = jnp.einsum("bmgls,bmsh->bmglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (sums / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
+    S, M = k_BxLxMxH.shape[1:3]
+    q_BxMxRxH = (q_BxLxNxH * H**-0.5).reshape(B, L, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(B, M, -1, H)
+    bias_Bx1xRxS = jnp.broadcast_to(bias_Bx1xLxL, (B, N // M, L, S)).reshape(B, 1, -1, S)
+    out = _weighted(q_BxMxRxH, k_BxLxMxH.swapaxes(1, 2), v_BxLxMxH.swapaxes(1, 2), bias_Bx1xRxS)
+    return out.reshape(B, M, N // M, L, H).transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
+
+
+@jax.custom_vjp
+def _weighted(q_BxMxRxH: jax.Array, k_BxMxSxH: jax.Array, v_BxMxSxH: jax.Array, bias_Bx1xRxS: jax.Array) -> jax.Array:
+    """Values weighted by the softmax of products and bias, [B, M, R, H]."""
+    return _weighted_forward(q_BxMxRxH, k_BxMxSxH, v_BxMxSxH, bias_Bx1xRxS)[0]
+
+
+def _weighted_forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
+    """Values are divided by the sum of the weights after they were added up: that saves a pass over the weights."""
+    scores = jnp.einsum("bmrh,bmsh->bmrs", q, k, preferred_element_type=jnp.float32) + bias
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    out = (jnp.einsum("bmrs,bmsh->bmrh", weights, v, preferred_element_type=jnp.float32) / total).astype(v.dtype)
+    return out, (q, k, v, weights, total, out)
+
+
+def _weighted_backward(kept: Any, slope_BxMxRxH: jax.Array) -> tuple[jax.Array | None, ...]:
+    """No pass over the weights but a product and a subtraction: what the bias hides has weight 0, and so no slope.
+
+    Gradients of keys and values come out transposed, for it is cheaper to turn them than the weights.
+    """
+    q, k, v, weights, total, out = kept
+    slope = slope_BxMxRxH / total
+    common = jnp.sum(slope * out, axis=-1, keepdims=True)
+    slope = slope.astype(v.dtype)
+    along = jnp.einsum("bmrh,bmsh->bmrs", slope, v, preferred_element_type=jnp.float32)
+    along = (weights * (along - common)).astype(v.dtype)
+    dq = jnp.einsum("bmrs,bmsh->bmrh", along, k)
+    dk = jnp.einsum("bmrh,bmrs->bmhs", q, along).swapaxes(2, 3)
+    dv = jnp.einsum("bmrh,bmrs->bmhs", slope, weights).swapaxes(2, 3)
+    return dq, dk, dv, None
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def _splash(q_BxLxNxH: jax.Array, k: jax.Array, v: jax.Array, segments_BxL: jax.Array, causal: bool) -> jax.Array:

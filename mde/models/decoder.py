@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mde.models import attention, masking
+from mde.models import attention, masking, products
 from mde.models.config import DecoderConfig
 from mde.models.sharding import constrain
 
 Params = dict
+UNROLLED = 12  # layers at most
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 
@@ -122,7 +123,7 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        gated = nn.silu(_dense(c, c.d_ff, "gate")(x)) * _dense(c, c.d_ff, "up")(x)
+        gated = products.gated(_dense(c, c.d_ff, "gate")(x), _dense(c, c.d_ff, "up")(x))
         return _dense(c, c.d_model, "down")(constrain(gated, "data", "model"))
 
 
@@ -184,9 +185,10 @@ def _layers(config: DecoderConfig) -> Any:
         keep = jax.checkpoint_policies
         policies = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable}
         block = nn.remat(Block, policy=policies[config.remat], prevent_cse=False)
-    # Small stacks are unrolled, which XLA fuses better; tall ones would only take longer to compile, and where blocks
-    # are computed again the loop is what keeps XLA from sharing the two computations.
-    unrolled = config.n_layers <= 4 and config.remat == "none"
+    # Up to twelve layers are unrolled: XLA fuses them better, and what the backward pass needs is not copied to stacks
+    # and out of them again. Taller ones would only take longer to compile, and where blocks are computed again the loop
+    # is what keeps XLA from sharing the two computations.
+    unrolled = config.n_layers <= UNROLLED and config.remat == "none"
     return nn.scan(
         block,
         variable_axes={"params": 0, "cache": 0},
@@ -204,7 +206,8 @@ def _kernel(config: DecoderConfig, start: jax.Array | None) -> str:
 
 
 def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, dtype=config.dtype, name=name)
+    product = lambda rows, matrix, *_, **__: products.product(rows, matrix)  # noqa: E731
+    return nn.Dense(features, use_bias=False, dtype=config.dtype, name=name, dot_general=product)
 
 
 @functools.partial(jax.jit, static_argnums=0)

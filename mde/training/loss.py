@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mde.models import decoder, masking
 from mde.models.config import DecoderConfig
+from mde.models.products import outer
 from mde.models.sharding import constrain
 
 Sums = tuple[jax.Array, jax.Array, jax.Array]  # what is minimised, the negative log-likelihood, the matrix's gradient
@@ -124,7 +125,7 @@ def _forward(
         is_target_TxV = jnp.arange(V) == targets_T[:, None]
         slope_TxV = softmax_TxV * slope_T[:, None] - jnp.where(is_target_TxV, weights_T[:, None], 0.0)
         slope_TxV = slope_TxV.astype(matrix_VxD.dtype)
-        gradient_VxD += _product(slope_TxV.T, rows_TxD)
+        gradient_VxD += outer(slope_TxV, rows_TxD, jnp.float32)
         nll += jnp.sum(weights_T * nll_T)
         total += jnp.sum(weights_T * (nll_T + z_loss * lse_T**2))
         return (total, nll, gradient_VxD), (slope_TxV @ matrix_VxD).reshape(B, -1, D)

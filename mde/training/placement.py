@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from mde.errors import UserError, check_positive, unknown
 from mde.models import sharding
 from mde.models.config import DecoderConfig
+from mde.models.products import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,12 @@ def on_pool(
 
     alone = mesh.size == mesh.shape["pool"]
     mapped = jax.shard_map(local, mesh=mesh, in_specs=P("pool"), out_specs=P("pool"), check_vma=False)
-    return jax.jit(mapped if alone else split, donate_argnums=0 if donate else (), out_shardings=out_shardings)
+    return jax.jit(
+        mapped if alone else split,
+        donate_argnums=0 if donate else (),
+        out_shardings=out_shardings,
+        compiler_options=compiler_options(),
+    )
 
 
 def read_by_all() -> P:

@@ -194,8 +194,8 @@ class _Trainer:
             state, metrics = self._advance(state, batches, rates, *references)
             curves.read()  # one call late, so that the devices never wait for us
             curves.expect(slice(step, stop), metrics)
-            loss = curves.values["loss"][0, max(step - 1, 0)]
-            bar.set_postfix(run=wave.rows[0].name, loss=f"{loss:.3f}", refresh=False)
+            known = {"loss": f"{curves.values['loss'][0, step - 1]:.3f}"} if step else {}
+            bar.set_postfix(run=wave.rows[0].name, **known, refresh=False)
             bar.update(tokens(stop) - tokens(step))
             late = self._minutes is not None and time.monotonic() - saved > 60 * self._minutes
             asked, late = _agreed(metrics, termination.asked, late)  # what comes later waits for the next call

@@ -35,6 +35,31 @@ def test_attention_equals_float64(inputs, kernel):
 
 
 @pytest.mark.parametrize("causal", [True, False])
+def test_the_derivative_of_attention_by_heads_is_that_of_the_definition_in_float64(inputs, causal):
+    """Of the values' products with random slopes, in every query, key and value."""
+    q, k, v, segments = (x[:, :64] for x in inputs)
+    slope = np.random.default_rng(1).normal(size=q.shape)
+    seen = (segments[:, :, None] == segments[:, None]) & (np.tri(64, dtype=bool) | (not causal))
+
+    def definition(q, k, v):
+        k, v = (jnp.repeat(x, N // KV, axis=2) for x in (k, v))
+        scores = jnp.einsum("blnh,bsnh->bnls", q, k) / np.sqrt(H)
+        weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -np.inf))
+        return jnp.sum(jnp.einsum("bnls,bsnh->blnh", weights, v) * slope)
+
+    def ours(q, k, v):
+        visible = attention.visible("heads", jnp.asarray(segments), causal)
+        return jnp.sum(attention.attend("heads", q, k, v, visible, causal) * slope)
+
+    with jax.enable_x64(True):
+        expected = jax.grad(definition, (0, 1, 2))(*(x.astype(np.float64) for x in (q, k, v)))
+    found = jax.jit(jax.grad(ours, (0, 1, 2)))(q, k, v)
+    for one, wanted in zip(found, expected, strict=True):
+        assert wanted.dtype == np.float64
+        assert_allclose(one, wanted, rtol=0, atol=2e-5)  # float32 sums of 64 products of about 1
+
+
+@pytest.mark.parametrize("causal", [True, False])
 def test_splash_attention_equals_xla_in_the_interpreter(inputs, monkeypatch, causal):
     q, k, v, segments = inputs
     expected = attention.attend("xla", q, k, v, attention.visible("xla", jnp.asarray(segments), causal), causal)

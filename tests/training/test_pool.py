@@ -498,3 +498,22 @@ def test_waves_are_full_and_keep_every_item_once():
     waves = list(pool.waves([1, 2, 3, 4, 5], 2))
     assert waves == [([1, 2], 2), ([3, 4], 2), ([5, 5], 1)]
     assert list(pool.waves([], 2)) == []
+
+
+def test_the_bar_shows_no_loss_before_there_is_one(recipe, tmp_path, monkeypatch):
+    """Of three runs in two waves: none for the first call of a wave, the loss of the call before for the others."""
+    shown = []
+
+    class Bar(pool.tqdm):
+        def set_postfix(self, ordered_dict=None, refresh=True, **about):
+            shown.append(about)
+            super().set_postfix(ordered_dict, refresh, **about)
+
+    monkeypatch.setattr(pool, "tqdm", Bar)
+    train_pool([A, B, C], recipe, epath.Path(tmp_path), checkpoint_every=1000)
+    calls = STEPS // pool.STEPS_PER_CALL
+    assert [about["run"] for about in shown] == ["a"] * calls + ["c"] * calls
+    for run, wave in ((A, shown[:calls]), (C, shown[calls:])):
+        assert "loss" not in wave[0]
+        ends = losses(epath.Path(tmp_path), run)[pool.STEPS_PER_CALL - 1 :: pool.STEPS_PER_CALL]
+        assert [about["loss"] for about in wave[1:]] == [f"{loss:.3f}" for loss in ends[: calls - 1]]
