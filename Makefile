@@ -48,6 +48,7 @@ notebooks: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.evaluators
+	$(BIN)/python -m benchmarks.training
 	test -z "$(REGMIX)" || $(BIN)/python -m benchmarks.regressors --regmix=$(REGMIX)
 
 clean:
