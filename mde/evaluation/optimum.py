@@ -5,12 +5,12 @@ The loss of a mixture of data experts, `−mean_t log Σ_k λ_k p_k(x_t)` (MDE, 
 are few weights and very many tokens, so what counts is the number of passes over the tokens, and second-order steps
 need few: a pass gives value, gradient and Hessian of all objectives at their own points, and small quadratic programs
 over the allowed mixtures give the next points. A sample of the tokens is solved first, so that the passes over all of
-them start near the end.
+them start near the end, the first of them in single precision.
 
 The certificate: the objective lies above its tangent, so no allowed mixture is below the tangent's least value, which a
 linear program finds (Frank and Wolfe's gap). As a sum of logarithms it also is self-concordant, which bounds how far it
 is from its quadratic models (Nesterov, Introductory Lectures on Convex Optimization, 2004, theorems 4.1.7 and 4.1.8);
-so the last step can be taken, and certified, without another pass. All is float64.
+so the last step can be taken, and certified, without another pass. All that the certificate rests on is float64.
 
 Shapes: T tokens (or sequences), K experts, J evaluation domains, N objectives, U units of resampling, G caps.
 """
@@ -257,9 +257,9 @@ def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.nda
     step = proposed - weights
     bend = np.einsum("nij,nj->ni", model.hessian, step)
     linear, square = ((a * step).sum(axis=1) for a in (model.gradient, bend))
-    # If s changes no term's argument by a share of more than |s|, |s|² = sᵀHs / c, then f(x + s) is at least f(x) + g·s +
-    # c(|s| − log(1 + |s|)) and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs is above the
-    # first by cω at most.
+    # If no s changes the argument of a term by a share of more than |s|, |s|² = sᵀHs / c, then f(x + s) is at least
+    # f(x) + g·s + c(|s| − log(1 + |s|)) and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs
+    # is above the first by cω at most. The smallest weight of a term is such a c; often a far larger one is known.
     least = np.maximum(least, _stiffness(model.hessian[:, free[:, None], free], weights[:, free]))
     distance = np.sqrt(np.maximum(square, 0) / least)
     with np.errstate(divide="ignore", invalid="ignore"):

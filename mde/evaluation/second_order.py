@@ -146,7 +146,7 @@ class Rows:
             if not mixed.all():
                 mixed[counted == 0] = 1  # what does not count may be impossible
             value = -np.einsum("nt,nt->n", counted, np.log(mixed)) - counted @ largest
-            return np.float64(value), np.float64(_products(counted / (mixed * mixed), probs))
+            return value.astype(np.float64), _products(counted / (mixed * mixed), probs).astype(np.float64)
 
         n, k = weights_NxK.shape
         hessian = np.zeros((n, k, k))
@@ -155,7 +155,7 @@ class Rows:
         value, curvature = (np.asarray(sum(parts)) for parts in zip(*blocks, strict=True))
         left, right = np.triu_indices(len(experts))
         hessian[:, experts[left], experts[right]] = hessian[:, experts[right], experts[left]] = curvature
-        # The loss of cλ is that of λ less log c, so the gradient is −Hλ: sums of positive terms, in which nothing cancels.
+        # A gradient of degree −1 in λ is −Hλ (Euler): sums of positive terms, in which nothing cancels.
         gradient = -np.einsum("nij,nj->ni", hessian, weights_NxK)
         return self._pulled(weights_NxK, Model(value, gradient, hessian))
 
