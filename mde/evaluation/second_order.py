@@ -60,8 +60,9 @@ class Rows:
         """N."""
         return len(self.domain_weights)
 
-    def weigh(self, tokens: np.ndarray, objectives: np.ndarray, unit_counts: np.ndarray | None) -> "Rows":
-        """The same rows for `objectives` [N, J] over means of tokens; `tokens` [T] are those that a row stands for.
+    def weigh(self, tokens: np.ndarray | None, objectives: np.ndarray, unit_counts: np.ndarray | None) -> "Rows":
+        """The same rows for `objectives` [N, J] over means of tokens; `tokens` [T] are those that a row stands for, one
+        by default.
 
         Raises:
           UserError: objectives or counts that are negative or of another shape; a domain that counts without tokens.
@@ -87,7 +88,7 @@ class Rows:
         per_token = np.divide(objectives, totals, out=np.zeros_like(objectives), where=totals > 0)
         return dataclasses.replace(self, domain_weights=per_token, unit_counts=unit_counts)
 
-    def _unit_totals(self, tokens: np.ndarray, objectives: np.ndarray, unit_counts: np.ndarray) -> np.ndarray:
+    def _unit_totals(self, tokens: np.ndarray | None, objectives: np.ndarray, unit_counts: np.ndarray) -> np.ndarray:
         """[N, J] tokens of each domain as often as they count."""
         if self.unit_ids is None:
             raise UserError("unit_counts need unit_ids: which unit each token belongs to")
@@ -97,7 +98,8 @@ class Rows:
                 f"unit_counts {unit_counts.shape}: expected a count for each of {len(objectives)} objectives and "
                 f"{units} units, zero or more"
             )
-        sizes = [np.bincount(self.unit_ids, tokens * (self.segment_ids == j), units) for j in range(domains)]
+        each = 1.0 if tokens is None else tokens
+        sizes = [np.bincount(self.unit_ids, each * (self.segment_ids == j), units) for j in range(domains)]
         return unit_counts @ np.stack(sizes, axis=1)
 
     def least(self) -> np.ndarray:
@@ -192,8 +194,8 @@ def _products(weights_NxT: np.ndarray, probs_KxT: np.ndarray) -> np.ndarray:
     return weights_NxT @ (probs_KxT[left] * probs_KxT[right]).T
 
 
-def rows_of(text: Text, tau: float, allowed: np.ndarray, unit_ids: np.ndarray | None) -> tuple[Rows, np.ndarray]:
-    """The rows, and the tokens [T] that each stands for: tokens for tau = 0, sequences for tau = 1.
+def rows_of(text: Text, tau: float, allowed: np.ndarray, unit_ids: np.ndarray | None) -> tuple[Rows, np.ndarray | None]:
+    """The rows: tokens for tau = 0, sequences for tau = 1, and the number of tokens [T] that each of these stands for.
 
     Raises:
       UserError: what is no log-prob; a row impossible under every expert of `allowed` [K].
@@ -206,7 +208,7 @@ def rows_of(text: Text, tau: float, allowed: np.ndarray, unit_ids: np.ndarray | 
     experts = np.flatnonzero(allowed)
     text.check(experts)
     if tau == 0:
-        return Rows(text.log_probs, text.segment_ids, experts, unit_ids), np.ones(len(text))
+        return Rows(text.log_probs, text.segment_ids, experts, unit_ids), None
     starts = text.starts
     assert starts is not None
     sums = np.add.reduceat(text.log_probs, starts, dtype=np.float64)
