@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mde.errors import UserError
 from mde.evaluation._text import Text
 
-_BLOCK_NUMBERS = 400_000  # a block and what is made of it stay in the cache
+_BLOCK_BYTES = 3_200_000  # a block and what is made of it stay in the cache
 _BLOCKS = 4  # that a thread takes at once
 _Result = TypeVar("_Result")
 
@@ -153,7 +153,7 @@ class Rows:
         n, k = weights_NxK.shape
         hessian = np.zeros((n, k, k))
         numbers = 3 * self.objectives + len(experts) * (len(experts) + 5) // 2
-        blocks = _map(block, len(self.segment_ids), numbers)
+        blocks = _map(block, len(self.segment_ids), numbers * np.dtype(dtype).itemsize)
         value, curvature = (np.asarray(sum(parts)) for parts in zip(*blocks, strict=True))
         left, right = np.triu_indices(len(experts))
         hessian[:, experts[left], experts[right]] = hessian[:, experts[right], experts[left]] = curvature
@@ -220,9 +220,9 @@ def rows_of(text: Text, tau: float, allowed: np.ndarray, unit_ids: np.ndarray | 
     return Rows(sums, text.segment_ids[starts], experts, units), lengths.astype(np.float64)
 
 
-def _map(block: Callable[[slice], _Result], rows: int, numbers: int) -> Iterator[_Result]:
-    """Results of blocks of rows in their order, whatever the threads; a row makes so many numbers."""
-    size = max(64, _BLOCK_NUMBERS // numbers)
+def _map(block: Callable[[slice], _Result], rows: int, row_bytes: int) -> Iterator[_Result]:
+    """Results of blocks of rows in their order, whatever the threads; what is made of a row takes so many bytes."""
+    size = max(64, _BLOCK_BYTES // row_bytes)
 
     def several(start: int) -> list[_Result]:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a loss of infinity tells itself

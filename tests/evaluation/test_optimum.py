@@ -263,7 +263,7 @@ def test_many_tokens_start_from_a_sample_and_come_to_the_same(monkeypatch):
     log_probs, segment_ids = problem(6, tokens=40_000)
     whole = optimum(log_probs, segment_ids, np.eye(3))
     monkeypatch.setitem(optimum.__globals__, "_SAMPLE", 4000)
-    monkeypatch.setattr(second_order, "_BLOCK_NUMBERS", 5000)
+    monkeypatch.setattr(second_order, "_BLOCK_BYTES", 40_000)
     started = optimum(log_probs, segment_ids, np.eye(3))
     assert started.passes < whole.passes
     assert (started.gap <= TOLERANCE).all()

@@ -34,7 +34,7 @@ def test_gradients_and_hessians_are_those_of_the_values():
 def test_blocks_threads_and_company_change_nothing(monkeypatch):
     rows, weights = made(np.zeros(K))
     whole = rows.evaluate(weights, np.arange(N))
-    monkeypatch.setattr(second_order, "_BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(second_order, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(second_order, "_BLOCKS", 2)
     for which in (np.arange(N), np.array([4]), np.array([0, 5])):
         part = rows.evaluate(weights[which], which)
