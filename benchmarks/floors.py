@@ -20,7 +20,7 @@ def floors() -> list[Row]:
     large = [(np.zeros(LARGE, np.float32), np.ones(LARGE, np.float32)) for _ in range(CORES)]
     small = [rng.uniform(0.1, 1, SMALL) for _ in range(CORES)]
     square = [rng.standard_normal((SIZE, SIZE)) for _ in range(CORES)]
-    thin = [rng.standard_normal((2, 7, SMALL)) for _ in range(CORES)]
+    thin = [rng.standard_normal((2, 7, SMALL // 4)) for _ in range(CORES)]
     single = [[x.astype(np.float32) for x in arrays] for arrays in (small, square)]
 
     def over(arrays: list[np.ndarray], function: Callable[[np.ndarray, np.ndarray], object]) -> Callable[[int], None]:
@@ -36,8 +36,8 @@ def floors() -> list[Row]:
         "float32 matrix products": (lambda core: single[1][core] @ single[1][core], 2 * SIZE**3 / 1e9, "GFLOP/s"),
         "float64 matrix products": (lambda core: square[core] @ square[core], 2 * SIZE**3 / 1e9, "GFLOP/s"),
         "float64 products of 7 rows and 7 columns": (
-            lambda core: [thin[core][0] @ thin[core][1].T for _ in range(20)],
-            20 * 2 * 49 * SMALL / 1e9,
+            lambda core: [thin[core][0] @ thin[core][1].T for _ in range(REPEATS)],
+            REPEATS * 2 * 49 * SMALL / 4 / 1e9,
             "GFLOP/s",
         ),
         "float32 exponentials": (over(single[0], np.exp), REPEATS * SMALL / 1e9, "10⁹/s"),
