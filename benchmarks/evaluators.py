@@ -13,6 +13,7 @@ from benchmarks.timing import Row, table
 from mde.errors import unknown
 
 MODULES = (
+    "benchmarks.floors",
     "benchmarks.mixture",
     "benchmarks.optimum",
     "benchmarks.merged",

@@ -5,12 +5,12 @@ The loss of a mixture of data experts, `−mean_t log Σ_k λ_k p_k(x_t)` (MDE, 
 are few weights and very many tokens, so what counts is the number of passes over the tokens, and second-order steps
 need few: a pass gives value, gradient and Hessian of all objectives at their own points, and small quadratic programs
 over the allowed mixtures give the next points. A sample of the tokens is solved first, so that the passes over all of
-them start near the end.
+them start near the end, the first of them in single precision.
 
 The certificate: the objective lies above its tangent, so no allowed mixture is below the tangent's least value, which a
 linear program finds (Frank and Wolfe's gap). As a sum of logarithms it also is self-concordant, which bounds how far it
 is from its quadratic models (Nesterov, Introductory Lectures on Convex Optimization, 2004, theorems 4.1.7 and 4.1.8);
-so the last step can be taken, and certified, without another pass. All is float64.
+so the last step can be taken, and certified, without another pass. All that the certificate rests on is float64.
 
 Shapes: T tokens (or sequences), K experts, J evaluation domains, N objectives, U units of resampling, G caps.
 """
@@ -28,11 +28,11 @@ from mde.evaluation.polytope import Polytope, inequalities, least_linear, polyto
 from mde.evaluation.second_order import Model, Rows, rows_of
 
 _SAMPLE = 1 << 14  # rows that are solved at once; of more, a part is solved first
-_PART = 8
+_PART = 16
 _ENOUGH = 0.01  # share of a sample's statistical error to which it is solved
 _INWARD = 1e-3  # a start from the sample is moved inside by this: rows outside the sample may need any expert
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
-_ROUNDING = 1e-13  # of values, relative
+_ROUNDING = {np.float32: 1e-6, np.float64: 1e-13}  # of values, relative
 _SHORTER = (0.9, 0.5)  # a step that was refused is first kept off the boundary, then halved
 
 
@@ -185,21 +185,27 @@ def _solve(rows: Rows, allowed: Polytope, tolerance: float, max_passes: int) -> 
 
 
 def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float, max_passes: int) -> Optima:
-    """Sequential quadratic programming with backtracking, every objective at its own pace; `rows` are one pass."""
+    """Sequential quadratic programming with backtracking, every objective at its own pace; `rows` are one pass.
+
+    Of many rows the first pass is of single precision: it says where to go, and certifies nothing.
+    """
     weights, everything, least = start.copy(), np.arange(len(start)), rows.least()
-    model = rows.evaluate(weights, everything)
+    dtype = np.float32 if len(rows.segment_ids) > 4 * _SAMPLE and max_passes > 1 else np.float64
+    model = rows.evaluate(weights, everything, dtype)
     if not np.isfinite(model.value).all():
         raise UserError(f"the loss of the mixture {weights[0].round(4).tolist()} is not finite")
     proposal = _propose(allowed, weights, model, least)
-    size, passes = np.ones(len(start)), 1
+    if dtype is np.float32:
+        proposal.gap[:] = proposal.gap_before[:] = np.inf
+    size, passes, rounding = np.ones(len(start)), 1, np.full(len(start), _ROUNDING[dtype])
     while passes < max_passes and len(rest := np.flatnonzero(proposal.certified > tolerance)):
         now, then, share = weights[rest], proposal.weights[rest], size[rest, None]
         tried = np.where(share == 1, then, now + share * (then - now))
         found = rows.evaluate(tried, rest)
         passes += 1
-        good = _good_enough(model.at(rest), found, then - now, size[rest])
+        good = _good_enough(model.at(rest), found, then - now, size[rest], rounding[rest])
         done = rest[good]
-        weights[done], size[done] = tried[good], 1
+        weights[done], size[done], rounding[done] = tried[good], 1, _ROUNDING[np.float64]
         _put(model, done, found, good)
         _put(proposal, done, _propose(allowed, weights[done], model.at(done), least[done]), slice(None))
         refused = rest[~good]
@@ -207,14 +213,16 @@ def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float
     return _optima(allowed, weights, model, proposal, passes)
 
 
-def _good_enough(before: Model, after: Model, direction: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _good_enough(
+    before: Model, after: Model, direction: np.ndarray, size: np.ndarray, rounding: np.ndarray
+) -> np.ndarray:
     """[N] whether steps of this size are taken: Armijo's rule, and one against going too far.
 
     Far beyond the least value on the way a weight may be so small that the steps from there only double it.
     """
     slope = (before.gradient * direction).sum(axis=1)
     slope_there = (after.gradient * direction).sum(axis=1)
-    rounding = _ROUNDING * (1 + np.abs(before.value))
+    rounding = rounding * (1 + np.abs(before.value))
     lower = after.value <= before.value + _SUFFICIENT * size * slope + rounding
     return lower & (slope_there <= np.abs(slope) + rounding)
 
@@ -249,8 +257,10 @@ def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.nda
     step = proposed - weights
     bend = np.einsum("nij,nj->ni", model.hessian, step)
     linear, square = ((a * step).sum(axis=1) for a in (model.gradient, bend))
-    # With c the smallest weight of a term and |s|² = sᵀHs / c, f(x + s) is at least f(x) + g·s + c(|s| − log(1 + |s|))
-    # and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs is above the first by cω at most.
+    # If no s changes the argument of a term by a share of more than |s|, |s|² = sᵀHs / c, then f(x + s) is at least
+    # f(x) + g·s + c(|s| − log(1 + |s|)) and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs
+    # is above the first by cω at most. The smallest weight of a term is such a c; often a far larger one is known.
+    least = np.maximum(least, _stiffness(model.hessian[:, free[:, None], free], weights[:, free]))
     distance = np.sqrt(np.maximum(square, 0) / least)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = least * np.where(distance < 1, -distance - np.log1p(-distance), np.inf)
@@ -261,6 +271,22 @@ def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.nda
     return _Proposal(
         proposed, model.value + linear + square / 2, np.maximum(model_gap + linear + 2 * bound, 0), before, prices
     )
+
+
+def _stiffness(curvature_NxFxF: np.ndarray, weights_NxF: np.ndarray) -> np.ndarray:
+    """[N] the largest c so that |s_k| ≤ λ_k √(sᵀHs / c) for all k and all changes s of no sum.
+
+    Then s·p, for no matter what p, is at most that share of λ·p. Of |s_k|² / sᵀHs the inverse of H on these changes has
+    the largest on its diagonal. Eigenvalues are taken as less by what rounding could have added.
+    """
+    f = weights_NxF.shape[1]
+    if f < 2:
+        return np.zeros(len(weights_NxF))
+    basis = np.linalg.qr(np.column_stack([np.ones(f), np.eye(f)[:, 1:]]))[0][:, 1:]
+    values, vectors = np.linalg.eigh(basis.T @ curvature_NxFxF @ basis)
+    values = values - f * 1e-14 * np.abs(curvature_NxFxF).max(axis=(1, 2))[:, None]
+    spread = ((basis @ vectors) ** 2 / np.maximum(values, np.finfo(float).tiny)[:, None]).sum(axis=2)
+    return (weights_NxF**2 / spread).min(axis=1)
 
 
 def _linear_gap(allowed: Polytope, weights: np.ndarray, slopes: np.ndarray, prices: np.ndarray) -> np.ndarray:

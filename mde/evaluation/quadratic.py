@@ -51,24 +51,17 @@ def minimize(
       The points [N, F] and the multipliers of the inequalities [N, R].
     """
     real = np.isfinite(limits_R)
-    program = _Program(curvature_NxFxF, slope_NxF, rows_RxF[real], limits_R[real], start_F)
-    n, r = len(slope_NxF), int(real.sum())
-    at = _Point(
-        np.tile(start_F, (n, 1)), np.tile(program.limits - program.rows @ start_F, (n, 1)), np.ones((n, r)), np.zeros(n)
-    )
-    best, least, stalled = at, np.full(n, np.inf), np.zeros(n, int)
-    for _ in range(_ITERATIONS):
-        residual, error = program.residual(at)
-        better = error < least
-        best, least = _choose(better, at, best), np.where(better, error, least)
-        stalled = np.where(better, 0, stalled + 1)
-        going = (least > _EXACT) & (stalled < _PATIENCE)
-        if not going.any():
-            break
-        at = _choose(going, program.advance(at, residual), best)
-    multipliers = np.zeros((n, len(limits_R)))
-    multipliers[:, real] = best.price * program.scale[:, None]
-    return best.x, multipliers
+    limits = rows_RxF[real], limits_R[real], start_F
+    program = _Program(curvature_NxFxF, slope_NxF, *limits)
+    found = program.unlimited()
+    inside = (found.slack >= 0).all(axis=1) & (program.residual(found)[1] <= _EXACT)
+    if not inside.all():
+        limited = _Program(curvature_NxFxF[~inside], slope_NxF[~inside], *limits).limited(start_F)
+        for every, some in zip(found, limited, strict=True):
+            every[~inside] = some
+    multipliers = np.zeros((len(slope_NxF), len(limits_R)))
+    multipliers[:, real] = found.price * program.scale[:, None]
+    return found.x, multipliers
 
 
 def _choose(which_N: np.ndarray, one: _Point, other: _Point) -> _Point:
@@ -86,6 +79,36 @@ class _Program:
         self.curvature = curvature / self.scale[:, None, None]
         self.slope = (slope - slope.mean(axis=1, keepdims=True)) / self.scale[:, None]
         self.rows, self.limits, self.total = rows, limits, start.sum()
+
+    def unlimited(self) -> _Point:
+        """The optima without the inequalities."""
+        n, f = self.slope.shape
+        system = np.zeros((n, f + 1, f + 1))
+        system[:, :f, :f] = self.curvature
+        system[:, range(f), range(f)] += _RIDGE
+        system[:, :f, -1] = system[:, -1, :f] = 1
+        right = np.column_stack([-self.slope, np.full(n, self.total)])
+        found = np.linalg.solve(system, right[..., None])[..., 0]
+        x = found[:, :f]
+        return _Point(x, self.limits - x @ self.rows.T, np.zeros((n, len(self.rows))), found[:, -1])
+
+    def limited(self, start: np.ndarray) -> _Point:
+        """The optima, from a point inside."""
+        n, r = len(self.slope), len(self.limits)
+        at = _Point(
+            np.tile(start, (n, 1)), np.tile(self.limits - self.rows @ start, (n, 1)), np.ones((n, r)), np.zeros(n)
+        )
+        best, least, stalled = at, np.full(n, np.inf), np.zeros(n, int)
+        for _ in range(_ITERATIONS):
+            residual, error = self.residual(at)
+            better = error < least
+            best, least = _choose(better, at, best), np.where(better, error, least)
+            stalled = np.where(better, 0, stalled + 1)
+            going = (least > _EXACT) & (stalled < _PATIENCE)
+            if not going.any():
+                break
+            at = _choose(going, self.advance(at, residual), best)
+        return best
 
     def residual(self, at: _Point) -> tuple[_Residual, np.ndarray]:
         """What is left of the conditions, and the largest error [N] in any, complementarity included."""

@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from mde.errors import UserError
 from mde.evaluation import bootstrap, mixture_nll, optimum, second_order
 
+stiffness = optimum.__globals__["_stiffness"]  # the module has the name of its function
 TOLERANCE = 1e-8  # the gap that is asked for by default
 
 
@@ -233,13 +234,44 @@ def test_gaps_and_values_are_honest_whatever_is_asked_for(tolerance, extra):
         assert found.objective[n] - found.gap[n] <= best.objective[n] + 1e-12
 
 
+@given(
+    st.lists(st.lists(st.floats(-20, 0), min_size=4, max_size=4), min_size=5, max_size=20),
+    st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda w: sum(w) > 0.1),
+    st.lists(st.floats(-1, 1), min_size=4, max_size=4),
+)
+@settings(deadline=None)
+def test_no_change_moves_a_term_by_more_than_the_curvature_says(rows, weights, change):
+    """Whatever row, of the text or not: a share of at most √(sᵀHs / c). Rounding: 1e-6 of what it is."""
+    probs, weights = np.exp(rows), np.array(weights) / sum(weights)
+    change = np.array(change) - np.mean(change)
+    ratios = probs / (probs @ weights)[:, None]
+    curvature = ratios.T @ ratios
+    (c,) = stiffness(curvature[None], weights[None])
+    moved = np.abs(np.vstack([probs, np.eye(4)]) @ change)
+    length = np.sqrt(change @ curvature @ change)
+    assert (np.sqrt(c) * moved <= np.vstack([probs, np.eye(4)]) @ weights * length * (1 + 1e-6) + 1e-12).all()
+
+
+def test_the_bound_on_changes_is_reached():
+    """Changes are along (1, −1) alone, sᵀHs = 4 + 9 − 2 · 1 = 11: 1/λ² over it is largest for λ = 0.2."""
+    curvature = np.array([[4.0, 1], [1, 9]])
+    assert_allclose(stiffness(curvature[None], np.array([[0.8, 0.2]])), [0.2**2 * 11], rtol=1e-12)
+    assert stiffness(np.ones((1, 2, 2)), np.array([[0.5, 0.5]])) < 1e-12  # twins may change places without a trace
+
+
 def test_many_tokens_start_from_a_sample_and_come_to_the_same(monkeypatch):
     log_probs, segment_ids = problem(6, tokens=40_000)
     whole = optimum(log_probs, segment_ids, np.eye(3))
     monkeypatch.setitem(optimum.__globals__, "_SAMPLE", 4000)
-    monkeypatch.setattr(second_order, "_BLOCK_NUMBERS", 5000)
+    monkeypatch.setattr(second_order, "_BLOCK_BYTES", 40_000)
     started = optimum(log_probs, segment_ids, np.eye(3))
     assert started.passes < whole.passes
+    assert (started.gap <= TOLERANCE).all()
+    best = optimum(log_probs, segment_ids, np.eye(3), tolerance=1e-13)
+    exact = [losses(log_probs, segment_ids, weights)[j] for j, weights in enumerate(started.weights)]
+    assert_allclose(started.objective, exact, rtol=1e-14, atol=started.gap.max() / 2)  # as in double
+    assert (exact - best.objective <= started.gap + 1e-12).all()
+    assert optimum(log_probs, segment_ids, np.eye(3), tolerance=0.1).passes == 2  # single precision certifies nothing
     assert_allclose(started.objective, whole.objective, atol=TOLERANCE)
     assert_allclose(started.weights, whole.weights, atol=1e-6)
 

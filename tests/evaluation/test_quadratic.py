@@ -45,6 +45,22 @@ def test_the_conditions_of_an_optimum_hold(rank):
     assert (prices[:, ~real] == 0).all()
 
 
+def test_an_optimum_inside_is_found_without_the_limits():
+    """H(x − x₀) = 0 at a point with room on all sides: its multipliers are nothing, not merely small."""
+    curvature, noise = random_problems(4)
+    set_of = allowed()
+    inside = set_of.start + 1e-3 * (noise - noise.mean(axis=1, keepdims=True))
+    slope = -np.einsum("nij,nj->ni", curvature, inside)
+    slope[::2] *= 30  # these optima are at limits
+    x, prices = quadratic.minimize(curvature, slope, *inequalities(set_of), set_of.start)
+    assert_allclose(x[1::2], inside[1::2], atol=1e-11)
+    assert (prices[1::2] == 0).all()
+    alone, its_prices = quadratic.minimize(curvature[::2], slope[::2], *inequalities(set_of), set_of.start)
+    assert_allclose(x[::2], alone, atol=1e-11)
+    assert_allclose(prices[::2], its_prices, atol=1e-9)
+    assert (prices[::2].max(axis=1) > 0).any()
+
+
 def test_linear_problems_within_bounds_agree_with_filling_the_cheapest_first():
     _, slope = random_problems(2)
     set_of = allowed(caps=False)

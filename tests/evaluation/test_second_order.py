@@ -34,12 +34,24 @@ def test_gradients_and_hessians_are_those_of_the_values():
 def test_blocks_threads_and_company_change_nothing(monkeypatch):
     rows, weights = made(np.zeros(K))
     whole = rows.evaluate(weights, np.arange(N))
-    monkeypatch.setattr(second_order, "_BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(second_order, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(second_order, "_BLOCKS", 2)
     for which in (np.arange(N), np.array([4]), np.array([0, 5])):
         part = rows.evaluate(weights[which], which)
         for field in ("value", "gradient", "hessian"):
             assert_allclose(getattr(part, field), getattr(whole, field)[which], rtol=1e-13)
+
+
+def test_single_precision_is_right_to_its_rounding():
+    """A hundred and more terms of 6e-8 each, which do not all err alike: 1e-6 of the largest entry holds them."""
+    rows, weights = made(np.array([0.3, 0.0, 0.1, 0.2]))
+    rows = dataclasses.replace(rows, log_probs=rows.log_probs - 5000)  # as sums over sequences are
+    double, single = (rows.evaluate(weights, np.arange(N), dtype) for dtype in (np.float64, np.float32))
+    for field in ("value", "gradient", "hessian"):
+        expected = getattr(double, field)
+        assert getattr(single, field).dtype == np.float64
+        assert_allclose(getattr(single, field), expected, atol=1e-6 * np.abs(expected).max())
+        assert np.abs(getattr(single, field) - expected).max() > 0
 
 
 def test_a_sample_weighs_what_the_whole_does():
