@@ -1,6 +1,7 @@
 """What `mde final` found: tables for the terminal, and the section of the page."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,11 +38,10 @@ def models(part: Study) -> Table:
     """How the mixtures compare: measured, and as the study's own small models had it predicted."""
     found, about = _summary(part), part.read_json("final.json", "final")
     against = about["against"]
-    columns = {
-        "measured": found["measured"].map("{:.4f}".format),
-        "difference": list(map(tables.difference, found["difference"], found["error"])),
-    }
-    if "low_difference" in found:
+    columns: dict[str, Any] = {"measured": found["measured"].map("{:.4f}".format)}
+    if several := len(found) > 1:
+        columns["difference"] = list(map(tables.difference, found["difference"], found["error"]))
+    if several and "low_difference" in found:
         bounds = zip(found["low_difference"], found["high_difference"], strict=True)
         columns["as predicted"] = [tables.difference_interval(low, high) for low, high in bounds]
     if "tokens_to_equal" in found:
