@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from mde.buckets import is_bucket
 from mde.data.arrays import open_array
 from mde.errors import UserError
 
@@ -174,7 +175,9 @@ def write_blocks(
     dtype: type[np.integer] = np.int32,
     end_task: Sequence[np.ndarray] = (),
 ) -> TokenStore:
-    """Writes a store; `store.json` comes last, so that a store that has it is whole, in a bucket too.
+    """Writes a store aside and moves it into place; a bucket moves no directories, there it is written in place.
+
+    `store.json` comes last, so that a store that has it is whole.
 
     Args:
       directory: where to; replaced if it exists.
@@ -187,11 +190,12 @@ def write_blocks(
       The store, opened.
     """
     directory = epath.Path(directory)
-    if directory.exists():
-        (directory / _ABOUT).unlink(missing_ok=True)  # first: what is left must not look whole
-        directory.rmtree(missing_ok=True)
-    directory.mkdir(parents=True)
-    tokens = _open(directory / "tokens", create=dtype)
+    aside = directory if is_bucket(directory) else directory.parent / f"{directory.name}.partial"
+    if aside.exists():
+        (aside / _ABOUT).unlink(missing_ok=True)  # first: what is left must not look whole
+        aside.rmtree(missing_ok=True)
+    aside.mkdir(parents=True)
+    tokens = _open(aside / "tokens", create=dtype)
     lengths, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     written = 0
     for block_tokens, block_lengths, block_sizes in blocks:
@@ -200,15 +204,17 @@ def write_blocks(
         sizes.append(block_sizes)
     bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     n_bytes = np.concatenate(sizes)
-    _append(_open(directory / "bounds", create=np.int64), 0, bounds)
-    _append(_open(directory / "bytes", create=np.int64), 0, n_bytes)
+    _append(_open(aside / "bounds", create=np.int64), 0, bounds)
+    _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
     for name, values in zip(_END_TASK, end_task, strict=False):
-        _append(_open(directory / name, create=np.int64), 0, values)
+        _append(_open(aside / name, create=np.int64), 0, values)
     about = {"tokens": written, "documents": len(n_bytes), "bytes": int(n_bytes.sum()), "digest": digest}
     about |= {"end_task": True} if end_task else {}
-    aside = directory / f"{_ABOUT}.partial"
-    aside.write_text(json.dumps(about))
-    aside.replace(directory / _ABOUT)
+    (aside / _ABOUT).write_text(json.dumps(about))
+    if aside != directory:
+        if directory.exists():
+            directory.rmtree()
+        aside.rename(directory)
     return TokenStore(directory)
 
 

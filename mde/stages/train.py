@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from mde import buckets
 from mde.data import epochs
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
@@ -71,12 +72,14 @@ def train(
       settings: further settings of the training, such as {'schedule': 'wsd', 'accumulate': 4, 'z_loss': 1e-4}.
       mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
       validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.
-      tensorboard: whether each run's directory gets event files (this imports TensorFlow).
+      tensorboard: whether each run's directory gets event files (this imports TensorFlow); not in buckets.
 
     Raises:
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
     """
     check_positive(checkpoint_every=checkpoint_every)
+    if tensorboard and buckets.is_bucket(study.root):
+        raise UserError(f"{study}: TensorBoard's event files are written on a disk only; leave out train.tensorboard")
     table = _plan(study, observations, mixtures, concentration, seed)
     about: dict[str, Any] = {
         "preset": preset,

@@ -21,6 +21,7 @@ from mde.evaluation.scores import Scores
 from mde.models import decoder
 from mde.models.config import preset
 from mde.stages import prepare as preparing
+from mde.stages.train import train
 from mde.study import Study
 from mde.training import checkpoints
 
@@ -150,6 +151,11 @@ def test_bad_places(bucket, tmp_path, monkeypatch, capsys, arguments, expected):
     assert status.value.code == 2
     assert expected in said
     assert len(said.splitlines()) == 1
+
+
+def test_event_files_are_for_disks(bucket):
+    with pytest.raises(UserError, match="TensorBoard's event files are written on a disk only"):
+        train(Study(bucket), "tiny", steps=1, batch_size=1, seq_len=8, learning_rate=1e-3, tensorboard=True)
 
 
 def test_what_is_missing_is_named(monkeypatch):
