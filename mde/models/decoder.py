@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from mde.models import attention, masking, products
 from mde.models.config import DecoderConfig
@@ -23,6 +24,7 @@ from mde.models.sharding import constrain
 
 Params = dict
 UNROLLED = 12  # layers at most
+PRODUCT = "product"  # what rematerialisation may keep
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 
@@ -183,7 +185,7 @@ def _layers(config: DecoderConfig) -> Any:
     block: Any = Block
     if config.remat != "none":
         keep = jax.checkpoint_policies
-        policies = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable}
+        policies = {"dots": keep.save_only_these_names(PRODUCT), "full": keep.nothing_saveable}
         block = nn.remat(Block, policy=policies[config.remat], prevent_cse=False)
     # Up to twelve layers are unrolled: XLA fuses them better, and what the backward pass needs is not copied to stacks
     # and out of them again. Taller ones would only take longer to compile, and where blocks are computed again the loop
@@ -206,7 +208,7 @@ def _kernel(config: DecoderConfig, start: jax.Array | None) -> str:
 
 
 def _dense(config: DecoderConfig, features: int, name: str) -> nn.Dense:
-    product = lambda rows, matrix, *_, **__: products.product(rows, matrix)  # noqa: E731
+    product = lambda rows, matrix, *_, **__: checkpoint_name(products.product(rows, matrix), PRODUCT)  # noqa: E731
     return nn.Dense(features, use_bias=False, dtype=config.dtype, name=name, dot_general=product)
 
 

@@ -37,7 +37,7 @@ def outer(a_TxI: jax.Array, b_TxO: jax.Array, dtype: Any = None) -> jax.Array:
 
     XLA's CPU backend takes up to twice as long where the result is higher than wide.
     """
-    if a_TxI.shape[1] <= b_TxO.shape[1]:
+    if jax.default_backend() != "cpu" or a_TxI.shape[1] <= b_TxO.shape[1]:
         return jnp.matmul(a_TxI.T, b_TxO, preferred_element_type=dtype)
     turned_OxI = jnp.matmul(b_TxO.T, a_TxI, preferred_element_type=dtype)
     return jax.lax.optimization_barrier(turned_OxI).T  # or else XLA would turn the product, not its result
