@@ -7,6 +7,7 @@ neither, and is waited for.
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,6 +93,9 @@ class SkyJobs:
         waiting = {self.name(point): point for point in points}
         queue = self._settled(waiting)
         states = {name: queue[name]["status"] for name in waiting if name in queue}
+        for name in [name for name, state in states.items() if state == SUCCEEDED]:
+            if self._failure(waiting[name], queue[name]) is None:  # done since it was last looked at
+                yield waiting.pop(name), None
         states = {name: state for name, state in states.items() if state not in ENDED}
         for name, state in states.items():
             say(f"{waiting[name].name}: {state} already")
@@ -137,7 +141,7 @@ class SkyJobs:
 
     def _of_this_attempt(self, name: str, queue: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
         """The queue's word on a job; None if it has not come there yet, or only an earlier one of its name has."""
-        before, since = self._submitted.get(name, (None, 0.0))
+        before, since = self._submitted.get(name, (None, -math.inf))
         job = queue.get(name, {})
         if job.get("job_id") != before:
             return job

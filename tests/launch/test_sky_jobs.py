@@ -77,7 +77,7 @@ def test_each_point_is_done_once_though_the_sweep_is_killed(swarm, bucket, stand
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={file}", f"--root={root}", "--backend=skypilot"]
     command += [MACHINE, "--poll=0.2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: len(launches(standins)) >= points - 1)
+    wait_for(lambda: len(launches(standins)) >= points - 1, seconds=180)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
 
