@@ -17,8 +17,17 @@ from mde.errors import UserError
 RETRIES = 3  # times that a point is started again because the machine it ran on was lost
 
 
-def attempt(directory: str, folder: str, environment: Mapping[str, str], on: str) -> int:
-    """Runs a point in a process that ends with this one, its output in the point's log; its exit status."""
+def attempt(
+    directory: str,
+    folder: str,
+    environment: Mapping[str, str],
+    on: str,
+    started: list[subprocess.Popen] | None = None,
+) -> int:
+    """Runs a point in a process that ends with this one, its output in the point's log; its exit status.
+
+    The process is added to those that were started.
+    """
     command = [sys.executable, "-m", "launch.worker", directory, "--tied", f"--on={on}"]
     with open(Path(directory) / "log.txt", "ab") as log:
         process = subprocess.Popen(
@@ -29,6 +38,8 @@ def attempt(directory: str, folder: str, environment: Mapping[str, str], on: str
             cwd=folder,
             env={**os.environ, **environment},
         )
+        if started is not None:
+            started.append(process)
         try:
             return process.wait()
         finally:
@@ -39,14 +50,16 @@ def local(
     directories: Sequence[Path], environment: Mapping[str, str], workers: int
 ) -> Iterator[tuple[Path, str | None]]:
     """Processes on this machine, as many at a time as there are workers."""
-    folder = os.getcwd()
+    folder, started = os.getcwd(), list[subprocess.Popen]()
     with ThreadPoolExecutor(workers) as pool:
-        running = {pool.submit(attempt, str(path), folder, environment, "local"): path for path in directories}
+        running = {pool.submit(attempt, str(path), folder, environment, "local", started): path for path in directories}
         try:
             for ended in as_completed(running):
                 yield running[ended], _failure(running[ended], ended.result())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:  # a library may have swallowed the interruption that its process was sent
+                process.terminate()
 
 
 def on_ray(

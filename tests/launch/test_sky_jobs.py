@@ -69,7 +69,8 @@ def launches(standins) -> list[str]:
     return [call[call.index("--name") + 1] for call in standins.calls() if call[:3] == ["sky", "jobs", "launch"]]
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", [True, False])
 def test_each_point_is_done_once_though_the_sweep_is_killed(swarm, bucket, standins, capsys, quick):
     points = 4 if quick else 16
     standins.scenario(preempt=[2], hold=[points - 1], quick=quick)

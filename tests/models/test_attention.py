@@ -101,7 +101,7 @@ def test_the_kernel_is_that_of_the_platform_unless_asked_for(platform, dtype, ex
 @pytest.fixture(scope="module")
 def by_remat():
     """Loss and gradient of a tall narrow model, and the bytes XLA needs for them, by what is computed again."""
-    base = DecoderConfig(64, 64, 8, 2, 2, 256)
+    base = DecoderConfig(64, 64, decoder.UNROLLED + 1, 2, 2, 256)
     params = decoder.init(base, 0)
     tokens = np.random.default_rng(0).integers(1, 64, (4, 65))
 

@@ -109,8 +109,9 @@ def test_no_kernel_lets_the_future_through_or_holds_it_back():
     shape, segments = (2, 32, 2, 8), jnp.asarray(np.repeat([[1, 2]], 2, axis=0).repeat(16, axis=1))
     q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
     for causal in (True, False):
-        seen = attention.visible("heads", segments, causal)
-        heads, xla = (attention.attend(kernel, q, k, v, seen, causal) for kernel in ("heads", "xla"))
+        seen, mask = (attention.visible(kernel, segments, causal) for kernel in ("heads", "xla"))
+        heads = attention.attend("heads", q, k, v, seen, causal)
+        xla = attention.attend("xla", q, k, v, mask, causal)
         assert_allclose(heads, xla, atol=1e-5)
         last = attention.attend("heads", q, k.at[:, 15].add(1.0), v, seen, causal)
         assert bool((last[:, 0] == heads[:, 0]).all()) is causal

@@ -65,6 +65,7 @@ def test_a_second_run_does_nothing_and_says_so(finished):
     assert results(finished[0]) == before
 
 
+@pytest.mark.slow
 def test_a_killed_demo_goes_on_and_ends_with_the_same_tables(finished, prepared):
     """Killed twice: amid training, and amid proving, at whatever it was doing then."""
     line = command(*demo(prepared))
