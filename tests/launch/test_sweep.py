@@ -218,7 +218,9 @@ def test_points_start_from_a_study(tmp_path):
 def test_interrupted_sweeps_say_how_to_go_on(tmp_path):
     file = write_sweep(tmp_path, "sweep.last = 'fit'\nfit.repeats = 100000\nsweep.grid = {'fit.seed': [0, 1]}")
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={file}", f"--root={tmp_path / 'out'}", "--workers=1"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are told to ignore it
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: events(tmp_path / "out"))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert "the same command goes on from here" in process.communicate(timeout=20)[1]
