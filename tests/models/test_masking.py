@@ -123,6 +123,7 @@ def test_an_encoder_is_not_exported_as_a_llama(params, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_what_stands_on_both_sides():
     """Tokens come six times in a row, so a hidden one stands beside itself; whoever has learnt nothing has log 64."""
     runs = np.repeat(RNG.integers(0, 64, (200, 11)), 6, axis=1)[:, :65].astype(np.int32)

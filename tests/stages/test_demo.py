@@ -87,6 +87,7 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} did not come")
 
 
+@pytest.mark.slow
 def test_the_stages_one_by_one_give_what_the_demo_gives(finished, prepared):
     """And rows of a user's own mixture table are joined by name, not by order."""
     table = pd.read_csv(finished[0] / "mixtures.csv")
