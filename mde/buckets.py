@@ -17,6 +17,9 @@ SCHEMES = {
     "s3": ("s3fs", "s3", "aws configure"),
 }
 
+# Whose errors say that there are no credentials, no bucket or no network; those of the system are OSError.
+LIBRARIES = ("gcsfs", "google", "aiohttp", "s3fs", "aiobotocore", "botocore")
+
 
 def is_bucket(place: epath.PathLike) -> bool:
     """Whether a place is in a bucket."""
@@ -62,7 +65,9 @@ def check(place: epath.PathLike) -> None:
         raise UserError(f"{text}: buckets of this kind need {package}: pip install 'mde[{named}]'")
     try:
         epath.Path(text).exists()
-    except Exception as error:  # whatever a cloud's library raises: no credentials, no bucket, no network
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in LIBRARIES:
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"{text}: cannot be reached ({reason}); is it there, and are you logged in (`{login}`)?"

@@ -138,9 +138,10 @@ class _Trainer:
     ):
         self._recipe, self._directory, self._mesh = recipe, directory, mesh
         self._every, self._minutes, self._watching = every, minutes, watching
-        fresh = functools.partial(initial, recipe.model, recipe.settings)
-        self._state = jax.eval_shape(lambda seed: recipe.method.begin(fresh(seed)), 0)
-        self._begin = _begin(mesh, recipe, self._state)
+        self._state = jax.eval_shape(functools.partial(_first, recipe.model, recipe.settings, recipe.method, False), 0)
+        first = functools.partial(_first, recipe.model, recipe.settings, recipe.method, recipe.start is not None)
+        where = sharding.stacked(mesh, self._state)
+        self._begin = on_pool(mesh, first, donate=False, out_shardings=where)
         self._advance = advance(mesh, recipe.model, recipe.settings, recipe.method)
         self._validate = Validation(recipe, mesh) if watching.validate_every else None
         self.failed: dict[str, str] = {}
@@ -272,12 +273,9 @@ class _Trainer:
         return self._begin(stack(self._mesh, [np.int32(run.seed) for run in rows]))
 
 
-def _begin(mesh: Mesh, recipe: Recipe, state: State) -> jax.stages.Wrapped:
-    """States before the first step, jitted; takes parameters where the recipe has some to start from, or else seeds."""
-    fresh = functools.partial(initial, recipe.model, recipe.settings)
-    plain = functools.partial(begin, recipe.settings) if recipe.start else fresh
-    where = sharding.stacked(mesh, state)
-    return on_pool(mesh, lambda given: recipe.method.begin(plain(given)), donate=False, out_shardings=where)
+def _first(config: DecoderConfig, settings: TrainSettings, method: Method, started: bool, given: Any) -> State:
+    """The state before the first step: of parameters if there are some to start from, or else of a seed."""
+    return method.begin(begin(settings, given) if started else initial(config, settings, given))
 
 
 def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings, method: Method = PLAIN) -> jax.stages.Wrapped:
@@ -286,7 +284,7 @@ def advance(mesh: Mesh, config: DecoderConfig, settings: TrainSettings, method: 
     Takes states, batches, learning rates [pool, steps] and the models to compare with, if any; returns states and
     metrics [pool, steps].
     """
-    state = jax.eval_shape(lambda seed: method.begin(initial(config, settings, seed)), 0)
+    state = jax.eval_shape(functools.partial(_first, config, settings, method, False), 0)
     out = (sharding.stacked(mesh, state), NamedSharding(mesh, read_by_all()))
     return on_pool(mesh, functools.partial(_advance, config, settings, method), out_shardings=out)
 

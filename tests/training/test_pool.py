@@ -21,8 +21,11 @@ from mde.training.pool import Recipe, Run
 from mde.training.runs import is_done
 from mde.training.step import TrainSettings
 
-# Orbax's own threads complain when a restore fails; that it fails is what is tested.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("compiled_once"),
+    # Orbax's own threads complain when a restore fails; that it fails is what is tested.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 STEPS = 30  # three calls of ten steps, with a state to resume from after each of the first two
 SETTINGS = TrainSettings(steps=STEPS, batch_size=4, seq_len=16, learning_rate=1e-2)
@@ -45,20 +48,6 @@ def recipe(tmp_path_factory):
         "noise": write_store(root / "noise", noise),
     }
     return Recipe(preset("tiny", 64), SETTINGS, stores, None, {"data": "of the test"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Every pool compiles its step anew; here the same step on as many devices is compiled once."""
-    patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
-
-    def shared(mesh, function, donate=True, out_shardings=None):
-        key = (mesh, getattr(function, "func", function), getattr(function, "args", ()), donate)
-        return programs.setdefault(key, on_pool(mesh, function, donate, out_shardings))
-
-    patch.setattr(pool, "on_pool", shared)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -356,14 +345,14 @@ def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
 
 
 def test_the_others_of_a_pool_go_on_when_a_loss_is_not_finite(recipe, tmp_path, monkeypatch, together):
-    initial = pool.initial
+    first = pool._first
 
-    def poison(config, settings, seed):
-        state = initial(config, settings, seed)
+    def poison(config, settings, method, started, seed):
+        state = first(config, settings, method, started, seed)
         broken = jax.tree.map(lambda x: jnp.where(seed == C.seed, jnp.inf, 1.0) * x, state.params["final_norm"])
         return state._replace(params={**state.params, "final_norm": broken})
 
-    monkeypatch.setattr(pool, "initial", poison)
+    monkeypatch.setattr(pool, "_first", poison)
     with pytest.raises(UserError, match=r"run 'c': loss is nan at step 0; .*the other 2 runs of 3 are trained"):
         train_pool([A, C, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == []

@@ -19,7 +19,10 @@ from mde.training.reweighting import DoGE, DoReMi
 from mde.training.runs import Recipe, Run
 from mde.training.step import TrainSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see test_pool.py
+pytestmark = [
+    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # see test_pool.py
+]
 
 STEPS = 40
 SETTINGS = TrainSettings(steps=STEPS, batch_size=7, seq_len=16, learning_rate=1e-2)  # no multiple of the domains
@@ -55,20 +58,6 @@ def recipes(plain):
     """A recipe a method, with batches that are drawn uniformly."""
     doremi = dataclasses.replace(plain, method=DoReMi(NAMES), references=REFERENCES)
     return {"doremi": doremi, "doge": dataclasses.replace(plain, method=DoGE(NAMES))}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Every pool compiles its step anew; here the same step on as many devices is compiled once."""
-    patch, programs, on_pool = pytest.MonkeyPatch(), {}, pool.on_pool
-
-    def shared(mesh, function, donate=True, out_shardings=None):
-        key = (mesh, getattr(function, "func", function), getattr(function, "args", ()), donate)
-        return programs.setdefault(key, on_pool(mesh, function, donate, out_shardings))
-
-    patch.setattr(pool, "on_pool", shared)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
