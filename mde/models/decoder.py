@@ -75,11 +75,30 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (c.table_rows, c.d_model), jnp.float32)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        # Gathered along `data` first: XLA's look-up in a table that is split both ways copies all of it.
-        return jnp.take(constrain(self.embedding.astype(self.config.dtype), "model", None), tokens, axis=0)
+        return _look_up(self.config.dtype, self.embedding, tokens)
 
     def attend(self, x_TxD: jax.Array) -> jax.Array:
         return x_TxD @ self.embedding.astype(self.config.dtype).T
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _look_up(dtype: str, table_VxD: jax.Array, tokens_T: jax.Array) -> jax.Array:
+    """The rows of a table in this dtype, [T, D]; their gradients, thousands for a frequent token, add up in float32."""
+    # Gathered along `data` first: XLA's look-up in a table that is split both ways copies all of it.
+    return jnp.take(constrain(table_VxD.astype(dtype), "model", None), tokens_T, axis=0)
+
+
+def _look_up_forward(dtype: str, table_VxD: jax.Array, tokens_T: jax.Array) -> tuple[jax.Array, Any]:
+    return _look_up(dtype, table_VxD, tokens_T), (table_VxD, tokens_T)
+
+
+def _look_up_backward(dtype: str, kept: Any, slope_TxD: jax.Array) -> tuple[jax.Array, None]:
+    table_VxD, tokens_T = kept
+    gradient_VxD = constrain(jnp.zeros_like(table_VxD), "model", None)
+    return gradient_VxD.at[tokens_T].add(slope_TxD.astype(gradient_VxD.dtype)), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 class Attention(nn.Module):
