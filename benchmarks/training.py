@@ -1,11 +1,12 @@
 """Training beside PyTorch's, a pool beside processes, memory and input: python -m benchmarks.training [part ...]
 
-Without names all parts are run, in about a quarter of an hour on two cores; all compute in float32 on the CPU.
+Without names all parts are run, in about half an hour on two cores; all compute in float32 on the CPU.
 
-`steps-SIZE`: tokens per second of whole train steps (loss, gradient, clipping, AdamW). Ours is one model split over all
-cores (data) and a model a core (pool, as `mde train` does); the peer is `transformers`' Llama of the same shape on all
-cores, eager and compiled. Ours also masks attention between documents; the peer does not. The share of the peak counts
-the FLOPs of `DecoderConfig.train_flops` against products of large matrices in the same rounds.
+`steps-SIZE`: tokens per second of whole train steps (loss, gradient, clipping, AdamW), as many as a call of `mde train`
+takes. Ours is one model split over all cores (data) and a model a core (pool, as `mde train` does); the peer is
+`transformers`' Llama of the same shape on all cores, eager and compiled. Ours also masks attention between documents;
+the peer does not. The share of the peak counts the FLOPs of `DecoderConfig.train_flops` against products of large
+matrices in the same rounds.
 `pool`: 32 runs in one process, and some of them in a process each, whose time is scaled to 32.
 `memory-SIZE`: the most that a training process holds, less what it held before, over what `mde plan` foresees.
 `input-SIZE`: the share of the steps' time that the trainer stands waiting for a batch to be read.
@@ -57,8 +58,8 @@ POOL_MODEL, POOL_SETTINGS = preset("tiny", 2048), TrainSettings(60, 16, 64, 3e-3
 
 def steps(size: str) -> list[Row]:
     config, sequences = SIZES[size]
-    calls = max(1, round(1e6 / config.matmul_parameters))  # a call of ours takes a few steps of a small model
-    batch = np.random.default_rng(0).integers(1, config.vocab_size, (calls, sequences, LENGTH + 1)).astype(np.int32)
+    drawn = np.random.default_rng(0).integers(1, config.vocab_size, (pool.STEPS_PER_CALL, sequences, LENGTH + 1))
+    batch = drawn.astype(np.int32)
     peak, peak_flops = matmul()
     contenders: dict[str, Callable[[], object]] = {
         "peak": peak,
@@ -70,7 +71,7 @@ def steps(size: str) -> list[Row]:
         contenders["PyTorch, compiled"] = theirs(config, batch, compiled=True)
     seconds = interleaved(contenders, ROUNDS)
     reach = peak_flops / seconds.pop("peak")
-    tokens = calls * sequences * LENGTH
+    tokens = len(batch) * sequences * LENGTH
     speed = {name: tokens * (CORES if "pool" in name else 1) / taken for name, taken in seconds.items()}
     name = f"{size}, {config.matmul_parameters / 1e6:.2f}M matmul parameters, {sequences} × {LENGTH} tokens a step"
     rows = [Row(f"{name}: matmul peak, GFLOP/s", f"{reach / 1e9:.0f}")]
@@ -132,7 +133,8 @@ def pooled() -> list[Row]:
         one = sum(timed(directory, [(RUNS + i, 1)], CORES) for i in range(PROCESSES))
         first = RUNS + PROCESSES
         several = sum(
-            timed(directory, [(first + i + j, 1) for j in range(CORES)], 1) for i in range(0, PROCESSES, CORES)
+            timed(directory, [(first + j, 1) for j in range(i, min(i + CORES, PROCESSES))], 1)
+            for i in range(0, PROCESSES, CORES)
         )
     shape = f"{POOL_SETTINGS.steps} steps of {POOL_SETTINGS.batch_size} × {POOL_SETTINGS.seq_len} tokens"
     rows = [Row(f"{RUNS} runs of `tiny`, {shape}, one pool, seconds", f"{together:.1f}")]
