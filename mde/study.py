@@ -162,6 +162,12 @@ class Study:
         """What `mde prepare` wrote about the study."""
         return self._own_about if self.whole is self else self.whole.about
 
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Writes `study.json`; what was known of the study before is forgotten."""
+        self.write_json("study.json", about)
+        for name in ("about", "_own_about", "whole"):
+            self.__dict__.pop(name, None)
+
     @functools.cached_property
     def _own_about(self) -> dict[str, Any]:
         about = self.read_json("study.json", "prepare")

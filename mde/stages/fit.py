@@ -134,7 +134,7 @@ def _adopt(study: Study, found: swarm.Swarm, files: Mapping[str, str | None]) ->
             for name, table in found._asdict().items()
         },
     }
-    study.write_json("study.json", about)
+    study.describe(about)
     runs = found.mixtures.values
     study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
     study.write_table("losses.csv", found.losses.values)

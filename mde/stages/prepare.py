@@ -306,8 +306,7 @@ class _Preparation:
 
     def _describe(self, stores: Mapping[str, Any]) -> None:
         """Writes `study.json`, the last of all."""
-        self.study.write_json(
-            "study.json",
+        self.study.describe(
             {
                 "format": FORMAT,
                 "training_domains": [name for corpus in self.found if corpus.trained for name in corpus.names],
@@ -319,9 +318,8 @@ class _Preparation:
                 "tokenizer": self.recipe,
                 "stores": stores,
                 "sources": self.sources,
-            },
+            }
         )
-        self.study.__dict__.pop("about", None)
 
 
 def _is_store(directory: epath.Path, wanted: str) -> bool:

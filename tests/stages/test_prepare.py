@@ -139,6 +139,16 @@ def test_documents_that_are_held_out_stay_so_when_files_are_added(places):
     assert all(hygiene.digest(each.encode()) < 0.05 * 2**64 for each in after)
 
 
+def test_a_study_that_is_prepared_anew_is_known_anew(places):
+    """Through one `Study`, as `mde demo` goes on after `prepare`."""
+    study = prepared(places)
+    assert study.stages[0] == "prepare"  # which reads what the study says of itself
+    prepare(study, {"web": f"{places}/web", "code": f"{places}/code"}, {"news": f"{places}/news.txt"}, vocab_size=350)
+    assert study.about == Study(study.root).about
+    assert study.domains.evaluation == ("web", "code", "news")
+    assert study.store("web", "train").n_documents > 100
+
+
 def test_what_is_dropped_is_counted(places):
     evaluation = text("evaluation", 300)
     (places / "news.txt").write_text(evaluation)
