@@ -164,9 +164,9 @@ def observations(study: Study, objective: str | Mapping[str, float]) -> Observat
     domains = study.domains
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(domains.training)]
-    losses = study.losses().loc[mixtures.index]
-    tables = {} if study.is_swarm else study.features()
-    evaluated = {name: table.loc[mixtures.index].to_numpy() for name, table in tables.items()}
+    losses = study.losses(runs=mixtures.index)
+    tables = {} if study.is_swarm else study.features(mixtures.index)
+    evaluated = {name: table.to_numpy() for name, table in tables.items()}
     weights = objectives.weights(objective, domains.evaluation, domains.training)
     return Observations(mixtures, losses, evaluated, weights)
 

@@ -205,6 +205,7 @@ class _Preparation:
         problems = decisions.surveys(surveyed, tally) + self.tasks.read(tally)
         keep = decisions.decide(surveyed, self.settings, tally)
         decisions.check(surveyed, keep, tally)
+        self.study.changed = True
         self._make_tokenizer(surveyed)
         outputs = self._tokenize(surveyed, keep, names, scratch, tally)
         stores = self._assemble(surveyed, outputs)

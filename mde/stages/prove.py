@@ -56,7 +56,7 @@ def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: 
     among these mixtures and the observations) and of (how many there are). Nats per token.
     """
     goal, trained = objective_of(study), study.mixtures()
-    observed = goal(study.losses().loc[trained.index[trained["role"] == "observation"]].to_numpy())
+    observed = goal(study.losses(runs=trained.index[trained["role"] == "observation"]).to_numpy())
     measured = pd.Series(goal(losses.to_numpy()), losses.index).groupby(table["role"], sort=False).agg(["mean", "std"])
     everything = np.concatenate([measured["mean"].to_numpy(), observed])
     ranks = [int((everything < mean).sum()) + 1 for mean in measured["mean"]]
