@@ -25,7 +25,7 @@ TOOLS = (
 )
 WITHOUT_STUDY = ("models", "plan")
 # What tools leave that the report shows.
-SHOWN = ("scale.json", "ablation/cost.csv", "reweighting/*.csv", "final/*/summary.csv")
+SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")
 
 
 def command(name: str) -> Callable[..., None]:
@@ -33,7 +33,11 @@ def command(name: str) -> Callable[..., None]:
     if name not in (*STAGES, *TOOLS):
         raise unknown("stage", name, (*STAGES, *TOOLS))
     name = {"import": "import_model"}.get(name, name)  # Python keeps that word for itself
-    return getattr(importlib.import_module(f"mde.stages.{name}"), name)
+    return getattr(_module(name), name)
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"mde.stages.{name}")
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -89,7 +93,7 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
         command(name)(study, **resolved)
         return True
     before = _before(study, name, resolved)
-    made_of = digest([resolved, before, *_contents(resolved)])
+    made_of = digest([resolved, before, *_contents(resolved), *_inputs(study, name, resolved)])
     record = f"stages/{name}.json"
     if not force and (study.root / record).exists() and study.read_json(record, name)["digest"] == made_of:
         return False
@@ -126,6 +130,12 @@ def _contents(resolved: Mapping[str, Any]) -> list[str]:
         buckets.check(place)
     files = [buckets.path(place) for place in places]
     return [digest(path.read_bytes().hex()) for path in files if path.is_file()]
+
+
+def _inputs(study: Study, name: str, resolved: Mapping[str, Any]) -> list[Any]:
+    """What else a stage reads that its arguments name: its module's function `inputs` says, if it has one."""
+    inputs = getattr(_module(name), "inputs", None)
+    return inputs(study, resolved) if inputs else []
 
 
 @contextlib.contextmanager

@@ -128,6 +128,18 @@ def prepare(
     _Preparation(study, found, made, settings, given, vocab_size, processes or _cores()).run()
 
 
+def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
+    """The files of text and tasks with their sizes and times; registered domains and TFDS data sets are their names."""
+    from mde.domains import corpora, end_tasks
+
+    found = [end_tasks.corpus(task) for task in end_tasks.parse(arguments["tasks"] or {}, arguments["task_root"])]
+    for name in ("training_domains", "evaluation_domains"):
+        trained = name == "training_domains"
+        found += corpora.parse(arguments[name], arguments["root"], arguments["text_field"], trained)
+    shards = [shard for each in found if not each.files.startswith(("mde:", "tfds:")) for shard in corpora.shards(each)]
+    return [piece for shard in shards for piece in shard.pieces]
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -49,6 +49,12 @@ def prove(
     study.write_table("proof/summary.csv", summary(study, table, losses, predicted))
 
 
+def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
+    """The rivals' shares: a name stands for another mixture when its method has been run again."""
+    rivals = arguments["rivals"]
+    return [mixtures(study, rivals, "rivals").to_dict("index")] if rivals else []
+
+
 def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
 

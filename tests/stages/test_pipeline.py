@@ -1,5 +1,7 @@
 """What is run, what is skipped, and what a study keeps on record."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,7 +33,7 @@ def stages(monkeypatch, tmp_path):
     def stage(study: Study, size: int = 1, mixtures: str | None = None) -> None:
         pass
 
-    monkeypatch.setattr(pipeline, "command", lambda name: stage)
+    monkeypatch.setattr(pipeline, "_module", lambda name: SimpleNamespace(**{name: stage}))
     study = Study(tmp_path / "study")
     return study, lambda name, **given: pipeline.run(study, name, given)
 
@@ -53,6 +55,15 @@ def test_no_stage_goes_on_from_one_that_is_older_than_what_it_was_made_from(stag
     assert run("report")  # shows what there is
     assert all(run(name) for name in STAGES[3:])
     assert not any(run(name, **({"size": 2} if name == "train" else {})) for name in STAGES)
+
+
+def test_a_report_is_not_done_once_a_tool_has_left_another_table(stages):
+    study, run = stages
+    assert run("report")
+    for left in ("ablation/cost.csv", "ablation/values.csv", "reweighting/shares.csv", "final/best/summary.csv"):
+        study.write_text(left, "unit,value")
+        assert run("report")
+        assert not run("report")
 
 
 def test_records_of_older_versions_are_taken_as_they_are(stages):

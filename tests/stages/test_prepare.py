@@ -78,6 +78,19 @@ def test_flags_of_domains(places, capsys, monkeypatch):
     assert "done before" in capsys.readouterr().out
 
 
+def test_text_that_is_added_or_edited_is_another_input(places, capsys):
+    jsonl(places / "facts.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0}])
+    flags = [f"--domain={name}={places}/{name}" for name in ("web", "code")]
+    flags += [f"--eval_domain=news={places}/news.txt", f"--task=facts={places}/facts.jsonl", "--tokenizer=bytes"]
+    for edited in (None, "code/9.jsonl", "news.txt", "facts.jsonl"):
+        if edited:
+            with (places / edited).open("a") as file:
+                file.write('{"question": "d", "choices": ["e", "f"], "answer": 1, "text": "g"}\n')
+        for done in (False, True):
+            cli.main(["prepare", f"--study={places}/study", *flags])
+            assert ("done before" in capsys.readouterr().out) == done, edited
+
+
 def test_the_demo_takes_the_same_flags(places, monkeypatch):
     """In place of its own domains; the first stage is enough to see it."""
     from mde.stages import pipeline
