@@ -202,19 +202,17 @@ class _Preparation:
         names = [passes.name(shard, _facts(self.settings)) for shard in shards]
         self.sources = self._sources(shards, names)
         self.recipe = self._recipe()
-        if (self.study.root / "runs").exists() and self.study.about["tokenizer"] != self.recipe:
-            raise UserError(
-                f"{self.study}: holds runs that were trained with another tokenizer or on other text; "
-                "use another --study"
-            )
+        tally = tables.Tally()
+        problems = self.tasks.read(tally)
+        self.digests = self._digests()
+        self._check_runs()
         if sum(shard.size for shard in shards) < _SMALL:
             self.processes = 1
         scratch = _scratch(self.study)
         jobs = [(shard, self.settings, scratch / name) for shard, name in zip(shards, names, strict=True)]
         abouts = workers.over(passes.survey, jobs, self.processes, "read")
         surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
-        tally = tables.Tally()
-        problems = decisions.surveys(surveyed, tally) + self.tasks.read(tally)
+        problems = decisions.surveys(surveyed, tally) + problems
         keep = decisions.decide(surveyed, self.settings, tally)
         decisions.check(surveyed, keep, tally)
         self.study.changed = True
@@ -256,6 +254,31 @@ class _Preparation:
             return digest([training, given, [self.sources[name] for name in training]])
         return digest([training, self.vocab_size, self.settings.seed, [self.sources[name] for name in training]])
 
+    def _digests(self) -> dict[str, str]:
+        """By domain and split, a name for its tokens; all text decides which of it is dropped."""
+        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
+        return {
+            f"{name}/{split}": digest(
+                [self.recipe, self.sources[name], split, *([] if corpus.registered else [everything])]
+            )
+            for corpus in self.found
+            for split in corpus.splits
+            for name in corpus.names
+        }
+
+    def _check_runs(self) -> None:
+        """Raises UserError if the study holds runs, and what they were trained on would be replaced."""
+        if not (self.study.root / "runs").exists():
+            return
+        known = self.study.about["stores"]
+        if self.study.about["tokenizer"] != self.recipe:
+            reason = " that were trained with another tokenizer or on other text"
+        elif any(known[name]["digest"] != made for name, made in self.digests.items() if name.endswith("/train")):
+            reason = ", and other evaluation text or tasks decide anew which of their training text is dropped"
+        else:
+            return
+        raise UserError(f"{self.study}: holds runs{reason}; use another --study")
+
     def _make_tokenizer(self, surveyed: Sequence[Any]) -> None:
         """Trains it or copies it, unless it is there."""
         from mde.domains import decisions, tokenizers, vocabulary
@@ -294,14 +317,11 @@ class _Preparation:
         from mde.domains import passes
 
         dtype = passes.token_type(self.tokenizer.vocab_size)
-        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
         stores: dict[str, Any] = {}
         for corpus in self.found:
             folders = [out for each, out in zip(surveyed, outputs, strict=True) if each.shard.corpus is corpus]
             for domain, split in [(name, split) for split in corpus.splits for name in corpus.names]:
-                wanted = digest(
-                    [self.recipe, self.sources[domain], split, *([] if corpus.registered else [everything])]
-                )
+                wanted = self.digests[f"{domain}/{split}"]
                 directory = self.study.root / "tokens" / domain / split
                 if not _is_store(directory, wanted):
                     blocks = passes.blocks(folders, domain, split, dtype, by_digest=not corpus.registered)

@@ -162,6 +162,20 @@ def test_a_study_that_is_prepared_anew_is_known_anew(places):
     assert study.store("web", "train").n_documents > 100
 
 
+@pytest.mark.parametrize("more", [{"evaluation": "news.txt"}, {"tasks": "facts.jsonl"}])
+def test_evaluation_text_is_not_added_to_a_study_with_runs(places, more):
+    """It decides which training text is dropped, and the runs were trained without it."""
+    jsonl(places / "facts.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0}])
+    study = prepared(places, tokenizer="bytes")
+    (study.root / "runs").mkdir()
+    prepared(places, tokenizer="bytes")
+    files = lambda: {path: path.read_bytes() for path in (places / "study").rglob("*") if path.is_file()}  # noqa: E731
+    before = files()
+    with pytest.raises(UserError, match=r"study: holds runs, and other evaluation text .*; use another --study"):
+        prepared(places, tokenizer="bytes", **{key: {"new": f"{places}/{name}"} for key, name in more.items()})
+    assert files() == before
+
+
 def test_what_is_dropped_is_counted(places):
     evaluation = text("evaluation", 300)
     (places / "news.txt").write_text(evaluation)
