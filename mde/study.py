@@ -46,7 +46,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,10 +72,16 @@ class Domains:
 
 
 class Study:
-    """Paths of a study, and typed reads and writes of what it holds."""
+    """Paths of a study, and typed reads and writes of what it holds.
+
+    Attributes:
+      root: its directory.
+      changed: whether files were written since the stage that runs began.
+    """
 
     def __init__(self, root: epath.PathLike):
         self.root = buckets.study(root)
+        self.changed = False
 
     def __str__(self) -> str:
         return str(self.root)
@@ -92,6 +98,7 @@ class Study:
         """Writes a file, aside and then into its place."""
         if not hosts.is_first():
             return
+        self.changed = True
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.parent / f"{path.name}.partial"
@@ -106,9 +113,22 @@ class Study:
         """Writes a text file."""
         self.write_bytes(name, content.encode())
 
-    def read_table(self, name: str, made_by: str) -> pd.DataFrame:
-        """The CSV table `name`, indexed by its first column."""
-        return pd.read_csv(io.BytesIO(self._path(name, made_by).read_bytes()), index_col=0, dtype={0: str})
+    def read_table(
+        self, name: str, made_by: str, columns: Iterable[str] | None = None, rows: Iterable[str] | None = None
+    ) -> pd.DataFrame:
+        """The CSV table `name`, indexed by its first column; some columns and rows of it, in that order, if given.
+
+        Raises:
+          UserError: it is not there, or does not have one of these, because what they come from was made anew.
+        """
+        path = self._path(name, made_by)
+        table = pd.read_csv(io.BytesIO(path.read_bytes()), index_col=0, dtype={0: str})
+        for kind, wanted, there in (("column", columns, table.columns), ("row", rows, table.index)):
+            for label in () if wanted is None else wanted:
+                if label not in there:
+                    raise UserError(f"{path} has no {kind} {label!r}; run `mde {made_by} --study={self.root}` first")
+        table = table if columns is None else table[list(columns)]
+        return table if rows is None else table.loc[list(rows)]
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV table with its index; floats are kept to the last bit."""
@@ -162,6 +182,12 @@ class Study:
         """What `mde prepare` wrote about the study."""
         return self._own_about if self.whole is self else self.whole.about
 
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Writes `study.json`; what was known of the study before is forgotten."""
+        self.write_json("study.json", about)
+        for name in ("about", "_own_about", "whole"):
+            self.__dict__.pop(name, None)
+
     @functools.cached_property
     def _own_about(self) -> dict[str, Any]:
         about = self.read_json("study.json", "prepare")
@@ -206,18 +232,19 @@ class Study:
 
     def mixtures(self, name: str = "mixtures.csv", made_by: str = "train") -> pd.DataFrame:
         """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order."""
-        table = self.read_table(name, made_by)
-        return table[["role", "seed", *self.domains.training]]
+        return self.read_table(name, made_by, ["role", "seed", *self.domains.training])
 
-    def losses(self, name: str = "losses.csv", made_by: str = "score") -> pd.DataFrame:
-        """Observed losses in nats per token, one column an evaluation domain, in the study's order."""
-        return self.read_table(name, made_by)[list(self.domains.evaluation)]
+    def losses(
+        self, name: str = "losses.csv", made_by: str = "score", runs: Iterable[str] | None = None
+    ) -> pd.DataFrame:
+        """Observed losses in nats per token, of all runs or these, one column an evaluation domain, in order."""
+        return self.read_table(name, made_by, list(self.domains.evaluation), runs)
 
-    def features(self) -> dict[str, pd.DataFrame]:
-        """By feature, the evaluators' losses of runs and candidates, one column an evaluation domain."""
-        table = self.read_table("features.csv", "evaluate")
-        names = dict.fromkeys(column.rsplit("/", 1)[0] for column in table.columns)
-        domains = self.domains.evaluation
+    def features(self, mixtures: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
+        """By feature, the evaluators' losses of all runs and candidates or these, one column an evaluation domain."""
+        made, domains = ("features.csv", "evaluate"), self.domains.evaluation
+        names = dict.fromkeys(column.rsplit("/", 1)[0] for column in self.read_table(*made).columns)
+        table = self.read_table(*made, [f"{name}/{domain}" for name in names for domain in domains], mixtures)
         return {n: table[[f"{n}/{d}" for d in domains]].set_axis(list(domains), axis=1) for n in names}
 
     def _path(self, name: str, made_by: str) -> epath.Path:

@@ -98,6 +98,11 @@ def parse(tasks: Mapping[str, Any], root: str | None) -> list[EndTask]:
     return found
 
 
+def corpus(task: EndTask) -> Corpus:
+    """A task's files as a corpus whose records are read whole."""
+    return Corpus(task.name, task.files, text_field="", format=task.format, trained=False)
+
+
 def examples(task: EndTask, limit: int) -> Iterator[Example | Problem]:
     """The examples of a task in the order of its files, and what is none.
 
@@ -108,8 +113,7 @@ def examples(task: EndTask, limit: int) -> Iterator[Example | Problem]:
     Raises:
         UserError: nothing is there, or files that are neither JSON lines nor Parquet.
     """
-    corpus = Corpus(task.name, task.files, text_field="", format=task.format, trained=False)
-    for shard in corpora.shards(corpus):
+    for shard in corpora.shards(corpus(task)):
         if shard.format not in FORMATS:
             raise UserError(
                 f"task {task.name!r}: {shard.pieces[0].path} is neither JSON lines nor Parquet by its name; "

@@ -141,7 +141,7 @@ def predictions(study: Study) -> pd.DataFrame:
 def proof_runs(study: Study) -> pd.DataFrame:
     """A row a run of the proof: mixture, seed and measured objective in nats per token."""
     planned = study.mixtures("proof/mixtures.csv", "prove")
-    losses = study.losses("proof/losses.csv", "prove").loc[planned.index]
+    losses = study.losses("proof/losses.csv", "prove", planned.index)
     goal = objectives.recorded(
         study.read_json("optimum.json", "optimize"), study.domains.evaluation, study.domains.training
     )
@@ -152,7 +152,7 @@ def proof_runs(study: Study) -> pd.DataFrame:
 def proof_losses(study: Study) -> pd.DataFrame:
     """Measured losses, mean over seeds: a row a mixture, a column an evaluation domain; nats per token."""
     runs = study.mixtures("proof/mixtures.csv", "prove")
-    losses = study.losses("proof/losses.csv", "prove").loc[runs.index]
+    losses = study.losses("proof/losses.csv", "prove", runs.index)
     return losses.groupby(runs["role"], sort=False).mean().rename_axis("mixture")
 
 
@@ -268,7 +268,7 @@ def expert_losses(study: Study) -> pd.DataFrame:
     runs = study.mixtures()
     experts = runs.loc[runs["role"] == "expert", list(study.domains.training)]
     names = [experts.columns[i] for i in experts.to_numpy().argmax(axis=1)] if len(experts) else []
-    return study.losses().loc[experts.index].set_axis(names).rename_axis("expert")
+    return study.losses(runs=experts.index).set_axis(names).rename_axis("expert")
 
 
 def evaluator_shifts(study: Study) -> pd.DataFrame:
@@ -278,10 +278,10 @@ def evaluator_shifts(study: Study) -> pd.DataFrame:
     """
     runs = study.mixtures()
     observations = runs.index[runs["role"] == "observation"]
-    observed = _shifts(study.losses().loc[observations])
+    observed = _shifts(study.losses(runs=observations))
     parts = [
-        pd.concat({"evaluated": _shifts(table.loc[observations]), "observed": observed}, axis=1).assign(evaluator=name)
-        for name, table in study.features().items()
+        pd.concat({"evaluated": _shifts(table), "observed": observed}, axis=1).assign(evaluator=name)
+        for name, table in study.features(observations).items()
     ]
     return pd.concat(parts).reset_index()
 

@@ -72,8 +72,8 @@ def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats:
     """
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
-    accuracies = study.read_table("accuracies.csv", "score").loc[mixtures.index]
-    table = study.read_table("answers.csv", "evaluate").loc[mixtures.index]
+    accuracies = study.read_table("accuracies.csv", "score", rows=mixtures.index)
+    table = study.read_table("answers.csv", "evaluate", rows=mixtures.index)
     tasks = [name.removeprefix("acc/") for name in map(str, accuracies) if name.startswith("acc/")]
     rounds = validation.splits(len(mixtures), train_mixtures, repeats, seed)
     parts = []

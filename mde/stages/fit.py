@@ -134,7 +134,7 @@ def _adopt(study: Study, found: swarm.Swarm, files: Mapping[str, str | None]) ->
             for name, table in found._asdict().items()
         },
     }
-    study.write_json("study.json", about)
+    study.describe(about)
     runs = found.mixtures.values
     study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
     study.write_table("losses.csv", found.losses.values)
@@ -164,9 +164,9 @@ def observations(study: Study, objective: str | Mapping[str, float]) -> Observat
     domains = study.domains
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(domains.training)]
-    losses = study.losses().loc[mixtures.index]
-    tables = {} if study.is_swarm else study.features()
-    evaluated = {name: table.loc[mixtures.index].to_numpy() for name, table in tables.items()}
+    losses = study.losses(runs=mixtures.index)
+    tables = {} if study.is_swarm else study.features(mixtures.index)
+    evaluated = {name: table.to_numpy() for name, table in tables.items()}
     weights = objectives.weights(objective, domains.evaluation, domains.training)
     return Observations(mixtures, losses, evaluated, weights)
 

@@ -110,7 +110,7 @@ def _design(study: Study, goal: Objective, features: str | None) -> Design:
 def _propose(study: Study, goal: Objective, model: Any, design: Design, region: Region, n: int, seed: int) -> Proposal:
     known = _observed(study)
     mixtures = known[list(study.domains.training)].to_numpy()
-    observed = goal(study.losses().loc[known.index].to_numpy())
+    observed = goal(study.losses(runs=known.index).to_numpy())
     return acquisition.propose(model, design, mixtures, observed, region, n, seed)
 
 

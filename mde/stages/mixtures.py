@@ -122,7 +122,7 @@ def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
     """Mixtures [R, K] and losses [R, J] of the observations."""
     runs = study.mixtures()
     found = runs.loc[runs["role"] == "observation", list(study.domains.training)]
-    return found.to_numpy(), study.losses().loc[found.index].to_numpy()
+    return found.to_numpy(), study.losses(runs=found.index).to_numpy()
 
 
 def _regmix(study: Study) -> Shares:

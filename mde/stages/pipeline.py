@@ -4,15 +4,16 @@ Stages and tools are functions of their own module, which is imported when the c
 fits a table of numbers does not wait for the libraries that train models.
 """
 
+import contextlib
 import importlib
 import inspect
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mde import buckets, gin_text
+from mde import buckets, gin_text, hosts
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 from mde.versions import versions
@@ -24,7 +25,7 @@ TOOLS = (
 )
 WITHOUT_STUDY = ("models", "plan")
 # What tools leave that the report shows.
-SHOWN = ("scale.json", "ablation/cost.csv", "reweighting/*.csv", "final/*/summary.csv")
+SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")
 
 
 def command(name: str) -> Callable[..., None]:
@@ -32,7 +33,11 @@ def command(name: str) -> Callable[..., None]:
     if name not in (*STAGES, *TOOLS):
         raise unknown("stage", name, (*STAGES, *TOOLS))
     name = {"import": "import_model"}.get(name, name)  # Python keeps that word for itself
-    return getattr(importlib.import_module(f"mde.stages.{name}"), name)
+    return getattr(_module(name), name)
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"mde.stages.{name}")
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -87,15 +92,17 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     if name in TOOLS:
         command(name)(study, **resolved)
         return True
-    made_of = digest([resolved, _before(study, name, resolved), *_contents(resolved)])
+    before = _before(study, name, resolved)
+    made_of = digest([resolved, before, *_contents(resolved), *_inputs(study, name, resolved)])
     record = f"stages/{name}.json"
     if not force and (study.root / record).exists() and study.read_json(record, name)["digest"] == made_of:
         return False
     started = time.time()
-    command(name)(study, **resolved)
+    with _taken_back(study, record):
+        command(name)(study, **resolved)
     seconds = round(time.time() - started, 1)
     study.write_text(f"stages/{name}.gin", gin_text.record(name, resolved, given))
-    done = {"digest": made_of, "arguments": resolved, "seconds": seconds, "finished": time.time()}
+    done = {"digest": made_of, "before": before, "arguments": resolved, "seconds": seconds, "finished": time.time()}
     study.write_json(record, done | {"versions": versions()})
     return True
 
@@ -125,19 +132,57 @@ def _contents(resolved: Mapping[str, Any]) -> list[str]:
     return [digest(path.read_bytes().hex()) for path in files if path.is_file()]
 
 
+def _inputs(study: Study, name: str, resolved: Mapping[str, Any]) -> list[Any]:
+    """What else a stage reads that its arguments name: its module's function `inputs` says, if it has one."""
+    inputs = getattr(_module(name), "inputs", None)
+    return inputs(study, resolved) if inputs else []
+
+
+@contextlib.contextmanager
+def _taken_back(study: Study, record: str) -> Iterator[None]:
+    """Has a study without a stage's record while the stage runs: if it is killed, files of two runs may lie there.
+
+    The record of the run before stays with a command that is refused before it has changed anything.
+    """
+    path = study.root / record
+    hosts.wait("all have seen what is done")
+    earlier = path.read_bytes() if hosts.is_first() and path.exists() else None
+    if earlier is not None:
+        path.unlink()
+    study.changed = False
+    try:
+        yield
+    except UserError:
+        if earlier is not None and not study.changed:
+            study.write_bytes(record, earlier)
+        raise
+
+
 def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
-    """What the stage before did and when, and through its digest all before that; `report` reads whatever there is."""
+    """What the stage before did and when, and through its digest all before that; `report` reads whatever there is.
+
+    Raises:
+      UserError: a stage before was not run, or has not been run since one that comes before it was.
+    """
     if stage == "fit" and resolved["mixtures"]:
         return []
     if stage not in study.stages:
         raise UserError(f"study {study} holds observations from elsewhere: there is nothing to {stage}")
     earlier = study.stages[: study.stages.index(stage)]
-    done = [name for name in earlier if (study.root / f"stages/{name}.json").exists()]
-    if stage != "report":
-        for name in earlier:
-            if name not in done:
-                raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
-        done = done[-1:]
-    left = [path for pattern in SHOWN for path in sorted(study.root.glob(pattern))] if stage == "report" else []
-    records = [study.read_json(f"stages/{name}.json", name) for name in done]
-    return [[record["digest"], record["finished"]] for record in records] + [digest(p.read_text()) for p in left]
+    found = {name: study.read_json(f"stages/{name}.json", name) for name in earlier if _is_recorded(study, name)}
+    stamps = [[record["digest"], record["finished"]] for record in found.values()]
+    if stage == "report":
+        left = [path for pattern in SHOWN for path in sorted(study.root.glob(pattern))]
+        return stamps + [digest(path.read_text()) for path in left]
+    for i, name in enumerate(earlier):
+        if name not in found:
+            raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")
+        last = stamps[:i][-1:]
+        if found[name].get("before", last) != last:  # records of older versions do not say
+            again = f"{earlier[i - 1]!r} was run again after {name!r}"
+            raise UserError(f"study {study}: {again}; run `mde {name} --study={study}` first")
+    return stamps[-1:]
+
+
+def _is_recorded(study: Study, stage: str) -> bool:
+    return (study.root / f"stages/{stage}.json").exists()

@@ -128,6 +128,18 @@ def prepare(
     _Preparation(study, found, made, settings, given, vocab_size, processes or _cores()).run()
 
 
+def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
+    """The files of text and tasks with their sizes and times; registered domains and TFDS data sets are their names."""
+    from mde.domains import corpora, end_tasks
+
+    found = [end_tasks.corpus(task) for task in end_tasks.parse(arguments["tasks"] or {}, arguments["task_root"])]
+    for name in ("training_domains", "evaluation_domains"):
+        trained = name == "training_domains"
+        found += corpora.parse(arguments[name], arguments["root"], arguments["text_field"], trained)
+    shards = [shard for each in found if not each.files.startswith(("mde:", "tfds:")) for shard in corpora.shards(each)]
+    return [piece for shard in shards for piece in shard.pieces]
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -190,21 +202,20 @@ class _Preparation:
         names = [passes.name(shard, _facts(self.settings)) for shard in shards]
         self.sources = self._sources(shards, names)
         self.recipe = self._recipe()
-        if (self.study.root / "runs").exists() and self.study.about["tokenizer"] != self.recipe:
-            raise UserError(
-                f"{self.study}: holds runs that were trained with another tokenizer or on other text; "
-                "use another --study"
-            )
+        tally = tables.Tally()
+        problems = self.tasks.read(tally)
+        self.digests = self._digests()
+        self._check_runs()
         if sum(shard.size for shard in shards) < _SMALL:
             self.processes = 1
         scratch = _scratch(self.study)
         jobs = [(shard, self.settings, scratch / name) for shard, name in zip(shards, names, strict=True)]
         abouts = workers.over(passes.survey, jobs, self.processes, "read")
         surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
-        tally = tables.Tally()
-        problems = decisions.surveys(surveyed, tally) + self.tasks.read(tally)
+        problems = decisions.surveys(surveyed, tally) + problems
         keep = decisions.decide(surveyed, self.settings, tally)
         decisions.check(surveyed, keep, tally)
+        self.study.changed = True
         self._make_tokenizer(surveyed)
         outputs = self._tokenize(surveyed, keep, names, scratch, tally)
         stores = self._assemble(surveyed, outputs)
@@ -242,6 +253,31 @@ class _Preparation:
             given = [self.given.kind, self.given.content.hex(), self.given.start_token, self.given.end_token]
             return digest([training, given, [self.sources[name] for name in training]])
         return digest([training, self.vocab_size, self.settings.seed, [self.sources[name] for name in training]])
+
+    def _digests(self) -> dict[str, str]:
+        """By domain and split, a name for its tokens; all text decides which of it is dropped."""
+        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
+        return {
+            f"{name}/{split}": digest(
+                [self.recipe, self.sources[name], split, *([] if corpus.registered else [everything])]
+            )
+            for corpus in self.found
+            for split in corpus.splits
+            for name in corpus.names
+        }
+
+    def _check_runs(self) -> None:
+        """Raises UserError if the study holds runs, and what they were trained on would be replaced."""
+        if not (self.study.root / "runs").exists():
+            return
+        known = self.study.about["stores"]
+        if self.study.about["tokenizer"] != self.recipe:
+            reason = " that were trained with another tokenizer or on other text"
+        elif any(known[name]["digest"] != made for name, made in self.digests.items() if name.endswith("/train")):
+            reason = ", and other evaluation text or tasks decide anew which of their training text is dropped"
+        else:
+            return
+        raise UserError(f"{self.study}: holds runs{reason}; use another --study")
 
     def _make_tokenizer(self, surveyed: Sequence[Any]) -> None:
         """Trains it or copies it, unless it is there."""
@@ -281,14 +317,11 @@ class _Preparation:
         from mde.domains import passes
 
         dtype = passes.token_type(self.tokenizer.vocab_size)
-        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
         stores: dict[str, Any] = {}
         for corpus in self.found:
             folders = [out for each, out in zip(surveyed, outputs, strict=True) if each.shard.corpus is corpus]
             for domain, split in [(name, split) for split in corpus.splits for name in corpus.names]:
-                wanted = digest(
-                    [self.recipe, self.sources[domain], split, *([] if corpus.registered else [everything])]
-                )
+                wanted = self.digests[f"{domain}/{split}"]
                 directory = self.study.root / "tokens" / domain / split
                 if not _is_store(directory, wanted):
                     blocks = passes.blocks(folders, domain, split, dtype, by_digest=not corpus.registered)
@@ -306,8 +339,7 @@ class _Preparation:
 
     def _describe(self, stores: Mapping[str, Any]) -> None:
         """Writes `study.json`, the last of all."""
-        self.study.write_json(
-            "study.json",
+        self.study.describe(
             {
                 "format": FORMAT,
                 "training_domains": [name for corpus in self.found if corpus.trained for name in corpus.names],
@@ -319,9 +351,8 @@ class _Preparation:
                 "tokenizer": self.recipe,
                 "stores": stores,
                 "sources": self.sources,
-            },
+            }
         )
-        self.study.__dict__.pop("about", None)
 
 
 def _is_store(directory: epath.Path, wanted: str) -> bool:

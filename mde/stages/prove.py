@@ -49,6 +49,12 @@ def prove(
     study.write_table("proof/summary.csv", summary(study, table, losses, predicted))
 
 
+def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
+    """The rivals' shares: a name stands for another mixture when its method has been run again."""
+    rivals = arguments["rivals"]
+    return [mixtures(study, rivals, "rivals").to_dict("index")] if rivals else []
+
+
 def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
 
@@ -56,7 +62,7 @@ def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: 
     among these mixtures and the observations) and of (how many there are). Nats per token.
     """
     goal, trained = objective_of(study), study.mixtures()
-    observed = goal(study.losses().loc[trained.index[trained["role"] == "observation"]].to_numpy())
+    observed = goal(study.losses(runs=trained.index[trained["role"] == "observation"]).to_numpy())
     measured = pd.Series(goal(losses.to_numpy()), losses.index).groupby(table["role"], sort=False).agg(["mean", "std"])
     everything = np.concatenate([measured["mean"].to_numpy(), observed])
     ranks = [int((everything < mean).sum()) + 1 for mean in measured["mean"]]

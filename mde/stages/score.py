@@ -90,6 +90,7 @@ def _scored(
     hosts.wait("all have seen what is scored")
     mine = {run: missing[run] for run in list(missing)[hosts.index() :: hosts.count()]}
     for run, domain, log_probs in _score(study, about, data, mine):
+        study.changed = True
         scores.write(run, domain, of[run][domain], log_probs)
     hosts.wait("all have scored their share")
     return {run: [scores.read(run, domain, name) for domain, name in of[run].items()] for run in runs}

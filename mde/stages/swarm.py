@@ -26,7 +26,7 @@ def swarm(study: Study, output: str, layout: str = "olmix") -> None:
     mixtures_file, losses_file, id_column, *affixes = LAYOUTS[layout]
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
-    losses = study.losses().loc[mixtures.index]
+    losses = study.losses(runs=mixtures.index)
     for file, values, (prefix, suffix) in zip((mixtures_file, losses_file), (mixtures, losses), affixes, strict=True):
         columns = {str(name): f"{prefix}{name}{suffix}" for name in values}
         csv_files.write(epath.Path(output) / file, csv_files.Table(values, id_column, columns))

@@ -1,13 +1,16 @@
 """Mixtures by name: what each stands for, and what is said of one that does not exist."""
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mde.errors import UserError
 from mde.optimization import simplex
-from mde.stages import comparison, mixtures
-from mde.study import Study
+from mde.stages import comparison, mixtures, pipeline, prove
+from mde.study import STAGES, Study
 
 NAMES = ["web", "code", "books"]
 SHARES = {"books": 0.2, "web": 0.5, "code": 0.3}
@@ -124,3 +127,18 @@ def test_a_scale_at_one_budget_has_no_target(study):
     study.write_json("scale.json", {"ddo": {"optima": []}})
     with pytest.raises(UserError, match="at one budget only"):
         of(study, "scale")
+
+
+def test_a_proof_is_not_done_once_a_rival_is_another_mixture(study, monkeypatch):
+    def stage(study: Study, rivals: Sequence[str] | None = None, mixtures: str | None = None) -> None:
+        pass
+
+    inputs = {"prove": prove.inputs}
+    modules = {name: SimpleNamespace(**{name: stage, "inputs": inputs.get(name)}) for name in STAGES}
+    monkeypatch.setattr(pipeline, "_module", modules.__getitem__)
+    for name in STAGES[:-2]:
+        pipeline.run(study, name, {})
+    for share in (0.2, 0.4):
+        study.write_json("reweighting/doremi.json", {"shares": {"web": share, "books": 1 - share}})
+        assert pipeline.run(study, "prove", {"rivals": ["doremi"]})
+        assert not pipeline.run(study, "prove", {"rivals": ["doremi"]})

@@ -1,12 +1,15 @@
 """What is run, what is skipped, and what a study keeps on record."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mde import bindings, cli
 from mde.errors import UserError
-from mde.study import Study, digest
+from mde.stages import pipeline
+from mde.study import STAGES, Study, digest
 
 TINY = "--gin_file=configs/demo_tiny.gin"
 
@@ -21,6 +24,56 @@ def mde(monkeypatch, capsys):
 
     monkeypatch.chdir(bindings.REPOSITORY)
     return run
+
+
+@pytest.fixture
+def stages(monkeypatch, tmp_path):
+    """Runs stages that do nothing, on a study that there is nothing else of; whether it ran its stage."""
+
+    def stage(study: Study, size: int = 1, mixtures: str | None = None) -> None:
+        pass
+
+    monkeypatch.setattr(pipeline, "_module", lambda name: SimpleNamespace(**{name: stage}))
+    study = Study(tmp_path / "study")
+    return study, lambda name, **given: pipeline.run(study, name, given)
+
+
+def test_no_stage_goes_on_from_one_that_is_older_than_what_it_was_made_from(stages):
+    _, run = stages
+    assert all(run(name) for name in STAGES)
+    assert not any(run(name) for name in STAGES)
+    assert run("train", size=2)
+    for later in ("evaluate", "fit", "optimize", "prove"):
+        for size in (1, 2):
+            with pytest.raises(
+                UserError, match=r"'train' was run again after 'score'; run `mde score --study=.*` first"
+            ):
+                run(later, size=size)
+    assert run("score")
+    with pytest.raises(UserError, match="'score' was run again after 'evaluate'; run `mde evaluate"):
+        run("optimize")
+    assert run("report")  # shows what there is
+    assert all(run(name) for name in STAGES[3:])
+    assert not any(run(name, **({"size": 2} if name == "train" else {})) for name in STAGES)
+
+
+def test_a_report_is_not_done_once_a_tool_has_left_another_table(stages):
+    study, run = stages
+    assert run("report")
+    for left in ("ablation/cost.csv", "ablation/values.csv", "reweighting/shares.csv", "final/best/summary.csv"):
+        study.write_text(left, "unit,value")
+        assert run("report")
+        assert not run("report")
+
+
+def test_records_of_older_versions_are_taken_as_they_are(stages):
+    study, run = stages
+    for name in STAGES:
+        run(name)
+        record = study.read_json(f"stages/{name}.json", name)
+        del record["before"]
+        study.write_json(f"stages/{name}.json", record)
+    assert not any(run(name) for name in STAGES)
 
 
 def test_a_stage_runs_again_when_its_arguments_or_its_input_change(mde, study):
@@ -88,6 +141,30 @@ def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
     (tmp_path / "optimum.json").write_text("{")
     with pytest.raises(UserError, match=r"optimum\.json: not valid JSON .* run `mde optimize --force` again"):
         study.read_json("optimum.json", "optimize")
+
+
+def test_tables_say_which_run_or_domain_they_do_not_have(tmp_path):
+    study = Study(tmp_path)
+    study.describe({"format": 1, "training_domains": ["web", "code"], "evaluation_domains": ["web", "code"]})
+    runs = pd.Index(["a", "b"], name="run")
+    table = pd.DataFrame({"role": "observation", "seed": 0, "code": 0.5, "web": 0.5}, runs)
+    study.write_table("mixtures.csv", table)
+    study.write_table("losses.csv", table[["code", "web"]])
+    study.write_table("features.csv", table[["code", "web"]].add_prefix("mde[0]/"))
+    assert list(study.mixtures()) == ["role", "seed", "web", "code"]
+    assert list(study.losses(runs=["b", "a"]).index) == list(study.features(["b", "a"])["mde[0]"].index) == ["b", "a"]
+    with pytest.raises(UserError, match=r"losses\.csv has no row 'c'; run `mde score --study=.*` first"):
+        study.losses(runs=["a", "c"])
+    with pytest.raises(UserError, match=r"features\.csv has no row 'c'; run `mde evaluate "):
+        study.features(["c"])
+    study.describe({**study.about, "training_domains": ["web", "new"], "evaluation_domains": ["web", "code", "new"]})
+    for read, name, stage in (
+        (study.mixtures, "new", "train"),
+        (study.losses, "new", "score"),
+        (study.features, r"mde\[0\]/new", "evaluate"),
+    ):
+        with pytest.raises(UserError, match=f"has no column '{name}'; run `mde {stage} "):
+            read()
 
 
 def test_digests_tell_content_apart_and_nothing_else():

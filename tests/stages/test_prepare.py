@@ -78,6 +78,19 @@ def test_flags_of_domains(places, capsys, monkeypatch):
     assert "done before" in capsys.readouterr().out
 
 
+def test_text_that_is_added_or_edited_is_another_input(places, capsys):
+    jsonl(places / "facts.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0}])
+    flags = [f"--domain={name}={places}/{name}" for name in ("web", "code")]
+    flags += [f"--eval_domain=news={places}/news.txt", f"--task=facts={places}/facts.jsonl", "--tokenizer=bytes"]
+    for edited in (None, "code/9.jsonl", "news.txt", "facts.jsonl"):
+        if edited:
+            with (places / edited).open("a") as file:
+                file.write('{"question": "d", "choices": ["e", "f"], "answer": 1, "text": "g"}\n')
+        for done in (False, True):
+            cli.main(["prepare", f"--study={places}/study", *flags])
+            assert ("done before" in capsys.readouterr().out) == done, edited
+
+
 def test_the_demo_takes_the_same_flags(places, monkeypatch):
     """In place of its own domains; the first stage is enough to see it."""
     from mde.stages import pipeline
@@ -137,6 +150,30 @@ def test_documents_that_are_held_out_stay_so_when_files_are_added(places):
     assert before < after
     assert not after & set(documents(study, "web", "train"))
     assert all(hygiene.digest(each.encode()) < 0.05 * 2**64 for each in after)
+
+
+def test_a_study_that_is_prepared_anew_is_known_anew(places):
+    """Through one `Study`, as `mde demo` goes on after `prepare`."""
+    study = prepared(places)
+    assert study.stages[0] == "prepare"  # which reads what the study says of itself
+    prepare(study, {"web": f"{places}/web", "code": f"{places}/code"}, {"news": f"{places}/news.txt"}, vocab_size=350)
+    assert study.about == Study(study.root).about
+    assert study.domains.evaluation == ("web", "code", "news")
+    assert study.store("web", "train").n_documents > 100
+
+
+@pytest.mark.parametrize("more", [{"evaluation": "news.txt"}, {"tasks": "facts.jsonl"}])
+def test_evaluation_text_is_not_added_to_a_study_with_runs(places, more):
+    """It decides which training text is dropped, and the runs were trained without it."""
+    jsonl(places / "facts.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0}])
+    study = prepared(places, tokenizer="bytes")
+    (study.root / "runs").mkdir()
+    prepared(places, tokenizer="bytes")
+    files = lambda: {path: path.read_bytes() for path in (places / "study").rglob("*") if path.is_file()}  # noqa: E731
+    before = files()
+    with pytest.raises(UserError, match=r"study: holds runs, and other evaluation text .*; use another --study"):
+        prepared(places, tokenizer="bytes", **{key: {"new": f"{places}/{name}"} for key, name in more.items()})
+    assert files() == before
 
 
 def test_what_is_dropped_is_counted(places):

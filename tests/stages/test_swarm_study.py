@@ -9,7 +9,9 @@ import pytest
 from commands import ROOT
 
 from mde import cli
+from mde.errors import UserError
 from mde.optimization import simplex
+from mde.stages import fit
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -90,6 +92,33 @@ def test_an_edited_file_is_fitted_anew(fitted, files, capsys):
     finally:
         (folder / "losses.csv").write_text(text)
     assert "done before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("too late")])
+def test_a_stage_that_did_not_come_to_its_end_is_not_done(fitted, files, capsys, monkeypatch, error):
+    """Some tables are another run's by then; but what was refused at once has changed nothing."""
+    folder, *_ = files
+    pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
+    same = ["fit", f"--study={fitted}", *pair, "--regressors=ridge", "--repeats=5"]
+    with pytest.raises(SystemExit):
+        cli.main([*same, "--features=lamda"])
+    cli.main(same)
+    assert "done before" in capsys.readouterr().out
+    tables = {path.name: path.read_bytes() for path in (fitted / "fit").iterdir()}
+
+    def stop(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "_learning", stop)
+        with pytest.raises(SystemExit):
+            cli.main([*same, "--repeats=6"])
+    with pytest.raises(SystemExit):
+        cli.main(["optimize", f"--study={fitted}"])
+    assert "'optimize' needs 'fit'" in capsys.readouterr().err
+    cli.main(same)
+    assert "done before" not in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (fitted / "fit").iterdir()} == tables
 
 
 def test_what_is_refused_leaves_nothing(files, tmp_path, capsys):
