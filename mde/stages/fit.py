@@ -64,7 +64,8 @@ def fit(
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
     for regressor in regressors:
         sets = features or default_features(regressor, evaluated)
-        methods += [(regressor, name) for name in dict.fromkeys(map(_for_auto, sets) if regressor == "auto" else sets)]
+        methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
+    methods = list(dict.fromkeys(methods))
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     judged = validation.judge(
         inputs.losses.to_numpy(),
@@ -105,8 +106,17 @@ def fit(
     if best["regressor"] == "auto":
         print(fitted.describe())
     if not found and study.tasks and (study.root / "answers.csv").exists():
-        print(accuracy.told(accuracy.judge(study, regressors, train_mixtures, repeats, seed)))
+        _judge_accuracy(study, regressors, train_mixtures, repeats, seed)
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
+
+
+def _judge_accuracy(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> None:
+    if usable := [name for name in regressors if accuracy.predicts(name)]:
+        print(accuracy.told(accuracy.judge(study, usable, train_mixtures, repeats, seed)))
+        return
+    for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
+        (study.root / "fit" / name).unlink(missing_ok=True)
+    print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
 
 
 def _read(study: Study, mixtures: str | None, losses: str | None) -> swarm.Swarm:
@@ -156,7 +166,9 @@ class Observations:
 
     def design(self, features: str) -> np.ndarray:
         """The design of a feature set for the observations."""
-        return feature_sets.assemble(features, self.mixtures.to_numpy(), self.evaluated)
+        mixtures = self.mixtures.to_numpy()
+        own = feature_sets.own_shares(features, mixtures, list(self.mixtures), self.domains)
+        return feature_sets.assemble(features, mixtures, {**self.evaluated, **own})
 
 
 def observations(study: Study, objective: str | Mapping[str, float]) -> Observations:
@@ -175,13 +187,23 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ.
 
     Trees see λ, √λ and log λ alike, so they are given λ; `auto` makes its own sets of λ and all mixtures of experts.
+    Laws are given what they are laws of, and those that correct an evaluator the sets that have one.
+
+    Raises:
+      UserError: a regressor that corrects an evaluator, and nothing is evaluated.
     """
+    if regressor in estimators.ONLY:
+        return [estimators.ONLY[regressor]]
+    if estimators.corrects(regressor) and not evaluated:
+        raise UserError(f"regressor {regressor!r} corrects evaluated losses, and these observations have none")
+    if regressor == "alone":
+        return list(evaluated)
     together = "+".join(name for name in evaluated if name.startswith("mde"))
     if regressor == "auto":
         return list(dict.fromkeys(["lambda", _for_auto(together) if together else "lambda"]))
     sets = dict.fromkeys([*evaluated, *filter(None, [together])])
     alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
-    return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
+    return [*([] if estimators.corrects(regressor) else alone), *sets, *(f"{name}+{beside}" for name in sets)]
 
 
 def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:

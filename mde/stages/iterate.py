@@ -106,6 +106,8 @@ def _design(study: Study, goal: Objective, features: str | None) -> Design:
     """Features of mixtures; evaluated losses come as their objective, which is what is modelled."""
     there = [] if study.is_swarm else list(study.features())
     features = features or ("mde[0]+log" if "mde[0]" in there else "sqrt")
+    if feature_sets.OWN in map(str.strip, features.split("+")):
+        raise UserError(f"iterate.features = {features!r}: the objective has no own domain; expected others than 'own'")
     losses_of = evaluated(study, features)
 
     def design(mixtures: np.ndarray) -> np.ndarray:
