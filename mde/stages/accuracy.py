@@ -96,12 +96,12 @@ def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats:
         }
         shown = tqdm(methods, f"fit {metric}", unit="method")
         weights = np.full(len(tasks), 1 / len(tasks))
-        judged = validation.judge(observed, tasks, designs, shown, weights, rounds).objective
-        parts.append(judged.assign(metric=metric, measured=observed.mean()))
-        learnt = judged[judged["regressor"].isin(list(regressors))]
-        best = learnt.iloc[int(learnt["mse"].argmin())]
-        fitted = estimators.make(best["regressor"], best["features"]).fit(designs[best["features"]], observed)
-        study.write_object(f"fit/{metric}.joblib", {"features": best["features"], "tasks": tasks, "regressor": fitted})
+        judged = validation.judge(observed, tasks, designs, shown, weights, rounds)
+        parts.append(judged.objective.assign(metric=metric, measured=observed.mean()))
+        learnt = [method for method in methods if method[0] in regressors]
+        regressor, features = validation.compare(judged.rounds[learnt]).index[0]
+        fitted = estimators.make(regressor, features).fit(designs[features], observed)
+        study.write_object(f"fit/{metric}.joblib", {"features": features, "tasks": tasks, "regressor": fitted})
     found = pd.concat(parts, ignore_index=True)
     study.write_table("fit/accuracy.csv", found.rename_axis("method"))
     return found

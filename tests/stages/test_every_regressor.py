@@ -8,7 +8,7 @@ from mde import cli
 from mde.optimization import simplex
 from mde.regression import estimators
 from mde.stages import accuracy
-from mde.stages.fit import default_features
+from mde.stages.fit import _choose, default_features
 from mde.study import Study
 
 NAMES = ["web", "code", "books"]
@@ -92,3 +92,16 @@ def test_accuracies_are_predicted_by_what_can():
     assert all(features.startswith("expected[") for features in of_residual)
     rows = pd.DataFrame({"regressor": "gp-residual", "features": of_residual, "mse": 1e-3, "metric": "acc"})
     assert accuracy.told(rows.assign(measured=0.5)).endswith("from the experts' answers (gp-residual on expected[0])")
+
+
+def test_auto_is_chosen_unless_another_is_clearly_better_on_the_splits_that_both_had():
+    rounds = pd.DataFrame(
+        {("auto", "lambda"): [5.0, 7.0, np.nan, np.nan], ("ridge", "log"): [5.1, 7.3, 1, 1], ("ridge", "sqrt"): 8.0}
+    )
+    learnt = pd.DataFrame(rounds.columns.to_list(), columns=["regressor", "features"]).assign(
+        mse=rounds.mean().to_numpy()
+    )
+    designs = {"lambda": np.ones((4, 2)), "log": np.ones((4, 2)), "sqrt": np.ones((4, 1))}
+    assert _choose(learnt, rounds, designs)["regressor"] == "auto"  # ridge is better on splits that auto had not
+    rounds["auto", "lambda"] += [0.8, 0.9, 0, 0]
+    assert _choose(learnt, rounds, designs)["features"] == "log"  # .6 more, by a standard error of .1
