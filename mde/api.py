@@ -76,7 +76,7 @@ class Study(study.Study):
 
     def search(
         self,
-        objective: str | Mapping[str, float] = "avg-all",
+        objective: str | Mapping[str, float] | None = None,
         *,
         beta: float = 0.0,
         method: str = "auto",
@@ -87,7 +87,8 @@ class Study(study.Study):
         """What the chosen regressor recommends for another objective or under other constraints; writes nothing.
 
         Args:
-          objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+          objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by
+            evaluation domain.
           beta: standard deviations of the prediction that are added to the objective.
           method: of the search: auto, exact, gradient, simulation, refinement or vizier.
           candidates: mixtures that the search starts from.
@@ -101,7 +102,8 @@ class Study(study.Study):
         predictor = self.predictor()
         domains = self.domains
         bounds = problem.constraints(self, **constraints)
-        goal = objectives.make(objective, domains.evaluation, domains.training, beta=beta)
+        name = problem.objective_or_chosen(self, objective)
+        goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(predictor, goal, bounds, traced=not self.is_swarm)
         return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed)
 

@@ -144,6 +144,14 @@ REGRESSORS: dict[str, Callable[[], Any]] = {
     "auto": Auto,
 }
 
+# The only feature set that these make sense on; the others take any, residuals and `alone` with an evaluated part.
+ONLY = {"mean": "lambda", "mixing-law": "lambda", "log-linear": "lambda", "bimix": "own", "power-law": "own"}
+
+
+def corrects(name: str) -> bool:
+    """Whether a regressor starts from evaluated losses, so that it needs a feature set which has some."""
+    return name == "alone" or name.endswith("-residual")
+
 
 def make(name: str, features: str = "") -> Any:
     """An unfitted regressor by its name in `REGRESSORS`.

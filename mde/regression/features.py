@@ -8,7 +8,9 @@ A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts ar
                      elsewhere and handed in by name: `mde[0]` (the mixture of data experts, arXiv 2502.15950),
                      `mde[0.03]` and `mde[1]` (its prefix-posterior forms), `merged` (the averaged experts). Each target
                      domain is given its own column;
-  all:<evaluated>    the same losses, every column given to every target.
+  all:<evaluated>    the same losses, every column given to every target;
+  own                the share of each target's own domain, for laws of a domain's own data; `own_shares` of a mixture,
+                     handed in as if they were evaluated.
 
 With a few dozen rows or fewer the own column does better than J collinear ones.
 """
@@ -26,13 +28,37 @@ FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cbrt": np.cbrt,
     "log": lambda mixtures: np.log(mixtures + 0.01),
 }
+OWN = "own"
+LEAST_OWN = 1e-3  # share that less counts as: laws of the own share have no loss without any
 ALL = "all:"
 MERGED = "merged"
 
 
 def evaluated_parts(features: str) -> list[str]:
     """The evaluated features that a feature set needs, without `all:`; they must be computed before `assemble`."""
-    return list(dict.fromkeys(part.removeprefix(ALL) for part in _parts(features) if part not in FEATURES))
+    known = (*FEATURES, OWN)
+    return list(dict.fromkeys(part.removeprefix(ALL) for part in _parts(features) if part not in known))
+
+
+def own_shares(
+    features: str, mixtures: np.ndarray, training_domains: Sequence[str], evaluation_domains: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The share of each evaluation domain in mixtures [R, K], at least `LEAST_OWN`: {"own": [R, J]}, if it is a part.
+
+    Raises:
+      UserError: `own` is asked for and an evaluation domain is not trained on.
+    """
+    if OWN not in _parts(features):
+        return {}
+    places = {name: k for k, name in enumerate(training_domains)}
+    for name in evaluation_domains:
+        if name not in places:
+            raise UserError(
+                f"feature {OWN!r}: evaluation domain {name!r} is not trained on and has no share; "
+                f"training domains are {', '.join(training_domains)}"
+            )
+    shares = np.asarray(mixtures, dtype=np.float64)[:, [places[name] for name in evaluation_domains]]
+    return {OWN: np.maximum(shares, LEAST_OWN)}
 
 
 def assemble(features: str, mixtures: np.ndarray, evaluated: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -61,7 +87,7 @@ def assemble(features: str, mixtures: np.ndarray, evaluated: Mapping[str, np.nda
             continue
         name = part.removeprefix(ALL)
         if name not in evaluated:
-            raise unknown("feature", part, [*FEATURES, *evaluated, *(ALL + name for name in evaluated)])
+            raise unknown("feature", part, [*FEATURES, OWN, *evaluated, *(ALL + name for name in evaluated)])
         losses = np.asarray(evaluated[name], dtype=np.float64)
         if losses.ndim != 2 or len(losses) != len(mixtures):
             raise UserError(f"feature {name!r} of shape {losses.shape}, expected one row for each of {len(mixtures)}")

@@ -35,7 +35,9 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         """Fits `floor_` [J] (c), `factor_` [J] (k) and `exponents_` [K, J] (t)."""
         design, losses = check_fit(X, y)
         if design.ndim != 2:
-            raise UserError(f"a mixing law takes mixtures, [R, K], not a design of shape {design.shape}")
+            raise UserError(
+                f"a mixing law takes mixtures (features 'lambda'), [R, K], not a design of shape {design.shape}"
+            )
         if (losses <= 0).any():
             raise UserError(f"a mixing law takes positive losses, not {losses.min():.4g}")
         starts = np.concatenate([self._start(design, losses, share) for share in FLOORS])
@@ -224,7 +226,9 @@ def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]
     """[J, R, F] of a design that must have so many columns a target."""
     if design.ndim != 3 or design.shape[2] not in columns:
         wanted = " or ".join(map(str, columns))
-        raise UserError(f"this law takes each target's own share or amount, [R, J, {wanted}], not {design.shape}")
+        raise UserError(
+            f"this law takes each target's own share or amount (features 'own'), [R, J, {wanted}], not {design.shape}"
+        )
     return design.transpose(1, 0, 2)
 
 

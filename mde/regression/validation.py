@@ -49,11 +49,14 @@ class Judgement:
         observations. `coverage` is NaN for regressors that do not say how sure they are.
       domains: the same for every evaluation domain, with a column `domain`.
       predictions: by method.
+      rounds: a row a round, a column a method: mean squared error on the objective, NaN in rounds that an expensive
+        method was not given.
     """
 
     objective: pd.DataFrame
     domains: pd.DataFrame
     predictions: dict[Method, OutOfFold]
+    rounds: pd.DataFrame
 
 
 def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[Round]:
@@ -118,7 +121,7 @@ def judge(
         raise UserError(
             f"observed losses {observed.shape} and objective {objective.shape} for {len(domains)} evaluation domains"
         )
-    overall, by_domain, predictions = [], [], {}
+    overall, by_domain, predictions, errors = [], [], {}, {}
     for regressor, features in methods:
         if features not in designs:
             raise unknown("feature set", features, designs)
@@ -130,12 +133,39 @@ def judge(
         held = held_out(estimator, design, observed, used, objective)
         predictions[regressor, features] = _by_row(held, observed.shape, objective)
         label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
+        errors[regressor, features] = pd.Series(np.mean(((held.mean - truth) @ objective) ** 2, axis=1))
         overall.append(label | scores.summary(held.mean @ objective, truth @ objective, held.deviation))
         by_domain += [
             label | {"domain": domain} | scores.summary(held.mean[..., j], truth[..., j], held.deviations[..., j])
             for j, domain in enumerate(domains)
         ]
-    return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions)
+    return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions, pd.DataFrame(errors))
+
+
+def compare(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Methods on the rounds that all of them were given, against the best there: a row a method, least error first.
+
+    Columns: mse, its mean over these rounds; excess over the best and its standard error, from the differences in each
+    round, as rounds that are hard for one method are hard for all (zero where there is a single round).
+
+    Args:
+      rounds: errors, as in `Judgement.rounds`.
+    """
+    common = rounds.dropna()
+    mse = common.mean().sort_values(kind="stable")
+    excess = common[mse.index].sub(common[mse.index[0]], axis=0)
+    return pd.DataFrame({"mse": mse, "excess": excess.mean(), "error": excess.sem().fillna(0)})
+
+
+def in_rows(rounds: pd.DataFrame) -> pd.DataFrame:
+    """`Judgement.rounds` as a table with a row a method and round: columns regressor, features, mse."""
+    named = rounds.rename_axis(index="round", columns=["regressor", "features"])
+    return pd.DataFrame({"mse": named.unstack()}).dropna().reset_index().set_index("round")
+
+
+def from_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """What `in_rows` took apart."""
+    return table.pivot(columns=["regressor", "features"], values="mse")
 
 
 def learning_curve(
@@ -210,11 +240,11 @@ def held_out(
 
 
 def affordable(estimator: Any, rounds: Sequence[Round]) -> Sequence[Round]:
-    """The first of the rounds, two to twenty, as far as the budget of an expensive method goes."""
+    """The first of the rounds, at least two, as far as the budget of an expensive method goes."""
     if not getattr(estimator, "cubic_in_rows", False):
         return rounds
     cost = np.cumsum([sum(float(len(train)) ** 3 for train, _ in round_) for round_ in rounds])
-    return rounds[: min(20, max(2, int(np.searchsorted(cost, BUDGET))))]
+    return rounds[: max(2, int(np.searchsorted(cost, BUDGET)))]
 
 
 def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:

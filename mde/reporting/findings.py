@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mde.optimization import objectives
-from mde.regression import blocks
+from mde.regression import blocks, validation
 from mde.regression.features import evaluated_parts
 from mde.study import STAGES, Study
 
@@ -69,37 +69,36 @@ def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
 def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
-    observations = int((study.mixtures()["role"] == "observation").sum())
+    splits = sorted({int(n) for n in regressors(study)["n"]})
     parts = [
         objective_name(study, choice["objective"]),
-        f"{observations} observations",
+        f"{choice['observations']} observations",
         f"{choice['train_mixtures']} training mixtures",
-        f"{int(regressors(study)['n'].max())} splits",
+        f"{splits[-1]} splits" if len(splits) == 1 else f"{splits[0]} to {splits[-1]} splits",
     ]
     return ", ".join(parts)
 
 
-def worth_of_experts(methods: pd.DataFrame) -> str:
-    """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio.
-
-    Args:
-      methods: the table of `regressors`.
-    """
-    rivals = {group: methods[methods["group"] == group] for group in (EXPERTS, WEIGHTS)}
-    if any(table.empty for table in rivals.values()):
+def worth_of_experts(study: Study) -> str:
+    """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio."""
+    methods = regressors(study)
+    rivals = {group: _methods_of(methods, group) for group in (EXPERTS, WEIGHTS)}
+    if not all(rivals.values()):
         return "MDE features and λ-only features were not both there to try, so there is no ratio between them."
-    with_mde, without = (table.sort_values("mse").iloc[0] for table in rivals.values())
-    ratio = with_mde["mse"] / without["mse"]
-    gap = abs(with_mde["mse"] - without["mse"])
-    if gap <= np.hypot(with_mde["mse_se"], without["mse_se"]):
+    rounds = validation.from_rows(study.read_table("fit/rounds.csv", "fit"))
+    ranked = validation.compare(rounds[rivals[EXPERTS] + rivals[WEIGHTS]])
+    with_mde, without = (next(method for method in ranked.index if method in rivals[group]) for group in rivals)
+    ratio = ranked["mse"][with_mde] / ranked["mse"][without]
+    second = ranked.loc[with_mde if without == ranked.index[0] else without]  # the best of all is one of the two
+    if second["excess"] <= second["error"]:
         verdict = "no clear difference (within one standard error): MDE features do not visibly help here"
     elif ratio < 1:
         verdict = "MDE features help"
     else:
         verdict = "MDE features do NOT help here"
     return (
-        f"Best with MDE ({with_mde['regressor']} on {with_mde['features']}) ÷ best λ-only "
-        f"({without['regressor']} on {without['features']}): MSE ratio {ratio:.2f}; {verdict}. "
+        f"Best with MDE ({with_mde[0]} on {with_mde[1]}) ÷ best λ-only "
+        f"({without[0]} on {without[1]}): MSE ratio {ratio:.2f}; {verdict}. "
         f"(Best of {len(rivals[EXPERTS])} methods with MDE and of {len(rivals[WEIGHTS])} without.)"
     )
 
@@ -326,6 +325,11 @@ def training_curves(study: Study, points: int = 150) -> pd.DataFrame:
         means = curve.groupby((curve["step"] - 1) // width)[["step", "loss"]].mean()
         binned.append(means.assign(run=name, step=means["step"] + (start if name != "seed" else 0)))
     return pd.concat(binned[1:] or binned, ignore_index=True)
+
+
+def _methods_of(methods: pd.DataFrame, group: str) -> list[tuple[str, str]]:
+    rows = methods[methods["group"] == group]
+    return list(zip(rows["regressor"], rows["features"], strict=True))
 
 
 def _group(regressor: str, features: str) -> str:

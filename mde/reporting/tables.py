@@ -50,13 +50,14 @@ def regressors(study: Study) -> Table:
         {
             "MSE ×10⁻³": list(map(_with_error, methods["mse"] * 1e3, methods["mse_se"] * 1e3)),
             "Spearman": list(map(_ratio, methods["spearman"])),
+            **({"splits": list(map(str, methods["n"]))} if methods["n"].nunique() > 1 else {}),
         },
         pd.Index(labels, name="method"),
     )
     return Table(
         f"Regressors, out of fold: {findings.fit_conditions(study)}",
         frame,
-        (findings.worth_of_experts(methods), f"* {_choice(methods)}; ± is the standard error over the splits."),
+        (findings.worth_of_experts(study), f"* {_choice(methods)}; ± is the standard error over the splits."),
         tuple(GROUP_TITLES[group] for group in methods["group"]),
         tuple(label for label in labels if label.endswith(" *")),
     )

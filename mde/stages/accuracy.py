@@ -20,7 +20,8 @@ from mde.study import Study
 METRICS = {"acc": "", "acc_norm": "_norm"}  # what is measured, and how the features that go with it end
 TAUS = (0, 1)
 LAMBDA = ("lambda", "sqrt", "log")
-_STEPS, _HELPFUL = ("accuracy",), ("expected", "margin")  # the first goes in steps of one example
+_CORRECTED = "expected"
+_STEPS, _HELPFUL = ("accuracy",), (_CORRECTED, "margin")  # the first goes in steps of one example
 
 
 def answer_features(study: Study) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -61,6 +62,11 @@ def names_of(metric: str, parts: Sequence[str]) -> list[str]:
     return [f"{part}{METRICS[metric]}[{tau}]" for tau in TAUS for part in parts]
 
 
+def predicts(regressor: str) -> bool:
+    """Whether a regressor can be one of accuracies: not the laws, which are of losses, nor what fits nothing."""
+    return regressor not in (*estimators.ONLY, "alone")
+
+
 def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> pd.DataFrame:
     """Judges regressors of accuracy out of fold, as `mde fit` does those of losses, and keeps the best.
 
@@ -90,28 +96,29 @@ def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats:
         }
         shown = tqdm(methods, f"fit {metric}", unit="method")
         weights = np.full(len(tasks), 1 / len(tasks))
-        judged = validation.judge(observed, tasks, designs, shown, weights, rounds).objective
-        parts.append(judged.assign(metric=metric, measured=observed.mean()))
-        learnt = judged[judged["regressor"].isin(list(regressors))]
-        best = learnt.iloc[int(learnt["mse"].argmin())]
-        fitted = estimators.make(best["regressor"], best["features"]).fit(designs[best["features"]], observed)
-        study.write_object(f"fit/{metric}.joblib", {"features": best["features"], "tasks": tasks, "regressor": fitted})
+        judged = validation.judge(observed, tasks, designs, shown, weights, rounds)
+        parts.append(judged.objective.assign(metric=metric, measured=observed.mean()))
+        learnt = [method for method in methods if method[0] in regressors]
+        regressor, features = validation.compare(judged.rounds[learnt]).index[0]
+        fitted = estimators.make(regressor, features).fit(designs[features], observed)
+        study.write_object(f"fit/{metric}.joblib", {"features": features, "tasks": tasks, "regressor": fitted})
     found = pd.concat(parts, ignore_index=True)
     study.write_table("fit/accuracy.csv", found.rename_axis("method"))
     return found
 
 
 def told(table: pd.DataFrame) -> str:
-    """The best regressor on λ alone and the best with the experts' answers, for each metric."""
+    """The best regressor with the experts' answers and the best on λ alone, where there are any, for each metric."""
     lines = []
     for metric, rows in table[~table["regressor"].isin(["mean", "alone"])].groupby("metric"):
         answers = rows["features"].str.contains("[", regex=False)
-        best, alone = (part.iloc[int(part["mse"].argmin())] for part in (rows[answers], rows[~answers]))
-        lines.append(
-            f"{metric}, {rows['measured'].iloc[0]:.1%} on average: MSE {best['mse']:.3g} from the experts' answers "
-            f"({best['regressor']} on {best['features']}), {alone['mse']:.3g} from λ ({alone['regressor']} on "
-            f"{alone['features']})"
-        )
+        best = {
+            kind: part.iloc[int(part["mse"].argmin())]
+            for kind, part in (("from the experts' answers", rows[answers]), ("from λ", rows[~answers]))
+            if len(part)
+        }
+        errors = [f"{row['mse']:.3g} {kind} ({row['regressor']} on {row['features']})" for kind, row in best.items()]
+        lines.append(f"{metric}, {rows['measured'].iloc[0]:.1%} on average: MSE {', '.join(errors)}")
     return "\n".join(lines)
 
 
@@ -133,7 +140,10 @@ class AccuracyPredictor:
 
 
 def _methods(metric: str, regressors: Sequence[str]) -> list[Method]:
-    """On λ alone, on each of the features that help, on those of each τ, and on all, with and without the logarithm."""
+    """On λ alone, on each of the features that help, on those of each τ, and on all, with and without the logarithm.
+
+    What corrects an evaluator is given the sets that begin with an expected accuracy.
+    """
     sets = [[name] for name in names_of(metric, _HELPFUL)]
     sets += [[f"{part}{METRICS[metric]}[{tau}]" for part in _HELPFUL] for tau in TAUS]
     together = "+".join(names_of(metric, _HELPFUL))
@@ -145,8 +155,10 @@ def _methods(metric: str, regressors: Sequence[str]) -> list[Method]:
     for regressor in regressors:
         if regressor == "auto":
             methods += [("auto", "lambda"), ("auto", f"{together}+lambda")]
-        elif regressor.startswith("gbm"):
-            methods += [(regressor, name) for name in ("lambda", *joined)]
-        else:
-            methods += [(regressor, name) for name in (*LAMBDA, *joined, *(f"{name}+log" for name in joined))]
+            continue
+        trees = regressor.startswith("gbm")
+        names = ["lambda", *joined] if trees else [*LAMBDA, *joined, *(f"{name}+log" for name in joined)]
+        if estimators.corrects(regressor):
+            names = [name for name in names if name.startswith(_CORRECTED)]
+        methods += [(regressor, name) for name in names]
     return methods

@@ -38,9 +38,9 @@ def fit(
     """Judges regressors × feature sets on the observations and chooses one.
 
     The choice is `auto`, unless the least error on the objective is below its own by more than two standard errors of
-    the two; else the fewest features among those within one (after the rule of Breiman et al., Classification and
-    Regression Trees, 1984). Sets with merged features are judged and not chosen, unless `features` names them: a
-    search would have to run a merged model for every candidate.
+    their difference, over the splits that all were judged on; else the fewest features among those within one (after
+    the rule of Breiman et al., Classification and Regression Trees, 1984). Sets with merged features are judged and not
+    chosen, unless `features` names them: a search would have to run a merged model for every candidate.
 
     Args:
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
@@ -48,7 +48,7 @@ def fit(
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
-      repeats: random splits, the same for all.
+      repeats: random splits, the same for all; on many rows the expensive regressors are given the first of them only.
       regressors: names of regressors.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
         evaluated features of each, and transforms the mixture itself.
@@ -64,7 +64,8 @@ def fit(
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
     for regressor in regressors:
         sets = features or default_features(regressor, evaluated)
-        methods += [(regressor, name) for name in dict.fromkeys(map(_for_auto, sets) if regressor == "auto" else sets)]
+        methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
+    methods = list(dict.fromkeys(methods))
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     judged = validation.judge(
         inputs.losses.to_numpy(),
@@ -78,11 +79,12 @@ def fit(
         _adopt(study, found, {"mixtures": mixtures, "losses": losses})
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
+    study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
     study.write_table("fit/predictions.csv", _predictions(inputs, judged))
     learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
     if not features:
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    best = _choose(learnt, designs)
+    best = _choose(learnt, judged.rounds, designs)
     sizes = _curve_sizes(len(inputs.losses), train_mixtures) if curve_sizes is None else curve_sizes
     study.write_table("fit/learning.csv", _learning(inputs, designs, learnt, sizes, repeats, seed))
     fitted = estimators.make(best["regressor"], best["features"]).fit(
@@ -93,6 +95,7 @@ def fit(
         "fit/choice.json",
         {
             "objective": objective,
+            "observations": len(inputs.losses),
             "train_mixtures": train_mixtures,
             "regressor": best["regressor"],
             "features": best["features"],
@@ -105,8 +108,17 @@ def fit(
     if best["regressor"] == "auto":
         print(fitted.describe())
     if not found and study.tasks and (study.root / "answers.csv").exists():
-        print(accuracy.told(accuracy.judge(study, regressors, train_mixtures, repeats, seed)))
+        _judge_accuracy(study, regressors, train_mixtures, repeats, seed)
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
+
+
+def _judge_accuracy(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> None:
+    if usable := [name for name in regressors if accuracy.predicts(name)]:
+        print(accuracy.told(accuracy.judge(study, usable, train_mixtures, repeats, seed)))
+        return
+    for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
+        (study.root / "fit" / name).unlink(missing_ok=True)
+    print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
 
 
 def _read(study: Study, mixtures: str | None, losses: str | None) -> swarm.Swarm:
@@ -156,7 +168,9 @@ class Observations:
 
     def design(self, features: str) -> np.ndarray:
         """The design of a feature set for the observations."""
-        return feature_sets.assemble(features, self.mixtures.to_numpy(), self.evaluated)
+        mixtures = self.mixtures.to_numpy()
+        own = feature_sets.own_shares(features, mixtures, list(map(str, self.mixtures)), self.domains)
+        return feature_sets.assemble(features, mixtures, {**self.evaluated, **own})
 
 
 def observations(study: Study, objective: str | Mapping[str, float]) -> Observations:
@@ -175,24 +189,33 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ.
 
     Trees see λ, √λ and log λ alike, so they are given λ; `auto` makes its own sets of λ and all mixtures of experts.
+    Laws are given what they are laws of, and those that correct an evaluator the sets that have one.
+
+    Raises:
+      UserError: a regressor that corrects an evaluator, and nothing is evaluated.
     """
+    if regressor in estimators.ONLY:
+        return [estimators.ONLY[regressor]]
+    if estimators.corrects(regressor) and not evaluated:
+        raise UserError(f"regressor {regressor!r} corrects evaluated losses, and these observations have none")
+    if regressor == "alone":
+        return list(evaluated)
     together = "+".join(name for name in evaluated if name.startswith("mde"))
     if regressor == "auto":
         return list(dict.fromkeys(["lambda", _for_auto(together) if together else "lambda"]))
     sets = dict.fromkeys([*evaluated, *filter(None, [together])])
     alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
-    return [*alone, *sets, *(f"{name}+{beside}" for name in sets)]
+    return [*([] if estimators.corrects(regressor) else alone), *sets, *(f"{name}+{beside}" for name in sets)]
 
 
-def _choose(learnt: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
-    least = learnt.iloc[int(learnt["mse"].argmin())]
-    gap = learnt["mse"] - least["mse"]
-    error = np.hypot(learnt["mse_se"], least["mse_se"]).fillna(0)  # a single split has none
-    blends = learnt[(learnt["regressor"] == "auto") & (gap <= CLEARLY * error)]
-    if len(blends):
-        return blends.iloc[int(blends["mse"].argmin())]
-    near = learnt[gap <= error]
-    return near.iloc[int(np.argmin([designs[name].shape[-1] for name in near["features"]]))]
+def _choose(learnt: pd.DataFrame, rounds: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
+    by_method = learnt.set_index(["regressor", "features"], drop=False)
+    found = validation.compare(rounds[list(by_method.index)])
+    blends = [method for method in found.index[found["excess"] <= CLEARLY * found["error"]] if method[0] == "auto"]
+    if blends:
+        return by_method.loc[blends[0]]
+    near = found.index[found["excess"] <= found["error"]]
+    return by_method.loc[min(near, key=lambda method: designs[method[1]].shape[-1])]
 
 
 def _curve_sizes(observations: int, train_mixtures: int) -> list[int]:

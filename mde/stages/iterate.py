@@ -18,13 +18,14 @@ from mde.stages.predict import evaluated
 from mde.study import Study
 
 ROUNDS = "rounds.csv"
+ROUNDED = 1e-4  # how far a share of a run from elsewhere may be from what was planned
 
 
 def iterate(
     study: Study,
     rounds: int = 4,
     batch: int = 4,
-    objective: str | Mapping[str, float] = "avg-all",
+    objective: str | Mapping[str, float] | None = None,
     regressor: str = "gp",
     features: str | None = None,
     threshold: float = 0.1,
@@ -45,13 +46,15 @@ def iterate(
 
     Stops after `rounds`, or when the next run promises less than `threshold` times the noise of a run. Can be killed at
     any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study
-    of observations from elsewhere is given its next batch as a table, to be trained where they came from.
+    of observations from elsewhere is given its next batch as a table, to be trained where they came from; once
+    `mde fit` has read the rows of a batch, the next one is planned.
 
     Args:
       study: a study with scored observations and evaluated features.
       rounds: how many, those done before included.
       batch: mixtures trained in each.
-      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, worst-sp, worst-et,
+        worst-all, or weights by evaluation domain.
       regressor: of the objective; one with a standard deviation.
       features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
       threshold: expected improvement, in units of the noise, below which it stops.
@@ -74,7 +77,9 @@ def iterate(
     bounds = problem.constraints(
         study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl
     )
-    goal = objectives.make(objective, study.domains.evaluation, study.domains.training)
+    goal = objectives.make(
+        problem.objective_or_chosen(study, objective), study.domains.evaluation, study.domains.training
+    )
     model = estimators.make(regressor)
     design = _design(study, goal, features)
     for number in range(1, rounds + 1):
@@ -86,10 +91,13 @@ def iterate(
                 print(f"stopped before round {number}: a run promises less than {threshold:g} of its noise")
                 return
             study.write_table(plan, _planned(study, number, proposal.mixtures))
-        if study.is_swarm:
+        table = study.mixtures(plan, "iterate")
+        if not study.is_swarm:
+            _train(study, table, checkpoint_every)
+        elif missing := _not_trained(study, table):
             print(f"train the mixtures of {study.root / plan}, then `mde fit` again with their rows")
+            print(f"not there yet: {', '.join(missing)}")
             return
-        _train(study, study.mixtures(plan, "iterate"), checkpoint_every)
     _report(study, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
     print(f"{rounds} rounds are done; `mde fit --study={study}` and `mde optimize` know all runs")
 
@@ -98,6 +106,8 @@ def _design(study: Study, goal: Objective, features: str | None) -> Design:
     """Features of mixtures; evaluated losses come as their objective, which is what is modelled."""
     there = [] if study.is_swarm else list(study.features())
     features = features or ("mde[0]+log" if "mde[0]" in there else "sqrt")
+    if feature_sets.OWN in map(str.strip, features.split("+")):
+        raise UserError(f"iterate.features = {features!r}: the objective has no own domain; expected others than 'own'")
     losses_of = evaluated(study, features)
 
     def design(mixtures: np.ndarray) -> np.ndarray:
@@ -126,6 +136,14 @@ def _planned(study: Study, number: int, mixtures: np.ndarray) -> pd.DataFrame:
     table.insert(0, "role", "observation")
     table.insert(1, "seed", int(_observed(study)["seed"].iloc[0]))
     return table
+
+
+def _not_trained(study: Study, table: pd.DataFrame) -> list[str]:
+    """The runs of a round that somebody else has yet to train: neither their name nor their mixture is observed."""
+    known = study.mixtures()
+    names = list(study.domains.training)
+    far_RO = np.abs(table[names].to_numpy()[:, None] - known[names].to_numpy()).max(axis=2)
+    return list(table.index[~table.index.isin(known.index) & (far_RO > ROUNDED).all(axis=1)])
 
 
 def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:

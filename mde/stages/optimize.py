@@ -71,7 +71,7 @@ def optimize(
         study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty
     )
     choice = study.read_json("fit/choice.json", "fit")
-    name = choice["objective"] if objective is None else objective
+    name = problem.objective_or_chosen(study, objective)
     inputs = observations(study, choice["objective"])
     domains = study.domains
     goal = objectives.make(name, domains.evaluation, domains.training, None, beta)

@@ -33,6 +33,14 @@ def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarra
     return pd.concat([rows[list(mixtures)], best])
 
 
+def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | Shares:
+    """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run."""
+    if objective is not None:
+        return objective
+    chosen = (study.root / "fit/choice.json").exists()
+    return study.read_json("fit/choice.json", "fit")["objective"] if chosen else "avg-all"
+
+
 def constraints(
     study: Study,
     lower: Shares | None = None,

@@ -61,6 +61,16 @@ def test_unknown_features_are_refused(name, says):
         features.assemble(name, MIXTURES, EVALUATED)
 
 
+def test_own_shares_are_those_of_the_evaluated_domains_by_name():
+    own = features.own_shares("own+log", MIXTURES, ["web", "code"], ["code", "web"])
+    np.testing.assert_array_equal(own["own"], [[0.75, 0.25], [0.001, 1.0], [0.5, 0.5]])  # no share counts as .001
+    assert features.assemble("own+log", MIXTURES, own).shape == (3, 2, 3)
+    assert features.own_shares("log", MIXTURES, ["web", "code"], ["news"]) == {}
+    assert features.evaluated_parts("own+mde[0]") == ["mde[0]"]
+    with pytest.raises(UserError, match="feature 'own': evaluation domain 'news' is not trained on"):
+        features.own_shares("own", MIXTURES, ["web", "code"], ["web", "news"])
+
+
 def test_evaluated_losses_of_another_shape_are_refused():
     with pytest.raises(UserError, match=r"feature 'mde\[0\]' of shape \(2, 3\), expected one row for each of 3"):
         features.assemble("mde[0]", MIXTURES, {"mde[0]": MDE[:2]})

@@ -194,16 +194,32 @@ def test_impossible_folds_are_refused(n_folds):
         validation.folds(24, n_folds, 1, seed=0)
 
 
-def test_expensive_methods_are_given_the_first_rounds(swarm):
+def test_expensive_methods_are_given_the_first_rounds(swarm, monkeypatch):
     many, few = validation.splits(700, 600, 30, seed=0), validation.splits(24, 16, 30, seed=0)
     assert validation.affordable(estimators.Ridge(), many) == many
     assert validation.affordable(estimators.make("auto"), many) == many[:2]
-    assert validation.affordable(estimators.make("gp"), few) == few[:20]
+    assert validation.affordable(estimators.make("gp"), few) == few
     mixtures, _, observed = swarm
-    found = judge(observed, {"lambda": mixtures}, [("gp", "lambda"), ("ridge", "lambda")], repeats=30)
-    assert found.objective.n.tolist() == [20, 30]
+    monkeypatch.setattr(validation, "BUDGET", 5 * 16**3)
+    found = judge(observed, {"lambda": mixtures}, [("gp", "lambda"), ("ridge", "lambda")], repeats=7)
+    assert found.objective.n.tolist() == [4, 7]
+    assert found.rounds.notna().sum().tolist() == [4, 7]
+    np.testing.assert_allclose(found.rounds.mean(), found.objective.mse, rtol=1e-12)
+    pd.testing.assert_frame_equal(
+        validation.from_rows(validation.in_rows(found.rounds)), found.rounds, check_names=False
+    )
     assert np.isfinite(found.objective.coverage[0])
     assert np.isnan(found.objective.coverage[1])
+
+
+def test_methods_are_compared_on_common_rounds_by_their_differences():
+    rounds = pd.DataFrame({"cheap": [3.0, 5.0, 9.0, 0.0, 0.0], "dear": [2.0, 4.0, 7.0, np.nan, np.nan]})
+    found = validation.compare(rounds)
+    assert found.index.tolist() == ["dear", "cheap"]
+    np.testing.assert_allclose(found["mse"], [13 / 3, 17 / 3])
+    # differences 1, 1, 2: deviation 1 / √3 of one, and a third of that squared of their mean
+    np.testing.assert_allclose(found.loc["cheap", ["excess", "error"]], [4 / 3, 1 / 3])
+    assert validation.compare(rounds[:1])["error"].tolist() == [0, 0]
 
 
 def test_a_learning_curve_is_a_judgement_a_size(swarm):

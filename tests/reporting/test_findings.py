@@ -4,7 +4,7 @@ import pytest
 from finished_study import METHODS, PROOF, fit, optimize, prove
 from scipy.stats import ttest_rel
 
-from mde.reporting import findings
+from mde.reporting import findings, tables
 
 
 def shifted(by):
@@ -22,6 +22,9 @@ def test_regressors_are_grouped_and_ordered_by_error(study):
 def test_fit_conditions_say_what_the_errors_are_of(study):
     expected = "average loss over 3 evaluation domains, 20 observations, 16 training mixtures, 100 splits"
     assert findings.fit_conditions(study) == expected
+    runs = study.mixtures()
+    study.write_table("mixtures.csv", pd.concat([runs, runs[-1:].rename(index=lambda run: "iterate-1-0")]))
+    assert findings.fit_conditions(study) == expected  # what was fitted, whatever was trained since
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,7 @@ def test_objective_in_words(study, objective, words):
 
 
 def test_ratio_of_best_with_mde_to_best_without(study):
-    sentence = findings.worth_of_experts(findings.regressors(study))
+    sentence = findings.worth_of_experts(study)
     assert "MSE ratio 0.25; MDE features help" in sentence  # 0.00025 / 0.001
     assert "ridge on mde[0]+mde[1]" in sentence
     assert "Best of 2 methods with MDE and of 2 without" in sentence
@@ -50,12 +53,26 @@ def test_experts_that_do_not_help_are_said_not_to(study, mse, error, verdict):
     methods = [row for row in METHODS if "mde" not in row[1] or row[0] == "alone"]
     methods[3] = ("ridge", "sqrt", mse, error, 0.6)
     fit(study, [*methods, ("ridge", "mde[0]", 0.001, 0.0001, 0.7)])
-    assert verdict in findings.worth_of_experts(findings.regressors(study))
+    assert verdict in findings.worth_of_experts(study)
+
+
+def test_methods_are_compared_on_the_splits_that_both_had(study):
+    """The expensive one was given the two hard splits only, and was better in both of them."""
+    fit(study, [("ridge", "mde[0]", 0.003, 0.001, 0.9), ("ridge", "log", 0.0025, 0.0001, 0.9)])
+    rows = [("ridge", "mde[0]", 0.002), ("ridge", "mde[0]", 0.004)]
+    rows += [("ridge", "log", mse) for mse in (0.0031, 0.0049, 0.001, 0.001)]
+    table = pd.DataFrame(rows, pd.Index([0, 1, 0, 1, 2, 3], name="round"), ["regressor", "features", "mse"])
+    study.write_table("fit/rounds.csv", table)
+    scores = study.read_table("fit/objective.csv", "fit")
+    study.write_table("fit/objective.csv", scores.assign(n=[2, 4]))
+    assert "MSE ratio 0.75; MDE features help" in findings.worth_of_experts(study)
+    assert "2 to 4 splits" in findings.fit_conditions(study)
+    assert tables.regressors(study).frame["splits"].tolist() == ["4", "2"]
 
 
 def test_no_ratio_without_both_kinds_of_features(study):
     fit(study, [row for row in METHODS if "mde" not in row[1]])
-    assert "no ratio" in findings.worth_of_experts(findings.regressors(study))
+    assert "no ratio" in findings.worth_of_experts(study)
 
 
 def test_recommendation_is_joined_by_domain(study):

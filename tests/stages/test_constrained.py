@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mde
 from mde import cli
 from mde.optimization import simplex
 from mde.stages.predict import Predictor
@@ -18,10 +19,11 @@ def losses_of(mixtures: np.ndarray) -> np.ndarray:
     return 3 + np.sqrt(mixtures) @ SLOPES
 
 
-def swarm(folder) -> list[str]:
-    mixtures = pd.DataFrame(simplex.space_filling(30, 3, seed=1), columns=NAMES).rename_axis("run")
+def swarm(folder, more: pd.DataFrame | None = None, noise: float = 0.0) -> list[str]:
+    mixtures = pd.concat([pd.DataFrame(simplex.space_filling(30, 3, seed=1), columns=NAMES), more]).rename_axis("run")
     mixtures.to_csv(folder / "mixtures.csv")
     losses = pd.DataFrame(losses_of(mixtures.to_numpy()), mixtures.index, ["news", "code"])
+    losses += noise * np.random.default_rng(0).normal(size=losses.shape)
     losses.to_csv(folder / "losses.csv")
     return [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
 
@@ -142,6 +144,45 @@ def test_rounds_plan_what_people_train_elsewhere(fitted, capsys):
     assert (plan["code"] <= 0.3 + 1e-9).all()
     np.testing.assert_allclose(plan[NAMES].sum(axis=1), 1, atol=1e-12)
     assert list(pd.read_csv(fitted / "rounds.csv")["runs"]) == [30]
+    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--upper={'code': 0.3}"])
+    assert "not there yet: iterate-1-0, iterate-1-1, iterate-1-2" in capsys.readouterr().out
+    assert not (fitted / "iterate" / "round-02.csv").exists()
     with pytest.raises(SystemExit):
         cli.main(["iterate", f"--study={fitted}", "--batch=0"])
     assert "batch=0 must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["iterate-1-0", "iterate-1-1"], ["theirs-a", "theirs-b"]])
+def test_a_round_that_was_trained_elsewhere_is_followed_by_the_next(tmp_path, capsys, names):
+    """Whoever trained it may call the runs as they like and round their shares."""
+    fit = ["fit", f"--study={tmp_path}", "--regressors=ridge", "--features=sqrt", "--repeats=1", "--curve_sizes=[]"]
+    iterate = ["iterate", f"--study={tmp_path}", "--rounds=2", "--batch=2", "--threshold=0"]
+    cli.main([*fit, *swarm(tmp_path)])
+    cli.main(iterate)
+    plan = pd.read_csv(tmp_path / "iterate" / "round-01.csv", index_col="run")[NAMES]
+    cli.main([*fit, *swarm(tmp_path, plan[:1])])
+    capsys.readouterr()
+    cli.main(iterate)
+    assert capsys.readouterr().out.endswith("not there yet: iterate-1-1\n")
+
+    cli.main([*fit, *swarm(tmp_path, plan.round(5).set_axis(names))])
+    cli.main(iterate)
+    following = pd.read_csv(tmp_path / "iterate" / "round-02.csv", index_col="run")[NAMES]
+    assert list(following.index) == ["iterate-2-0", "iterate-2-1"]
+    assert not np.allclose(following, plan, atol=1e-3)
+    assert list(pd.read_csv(tmp_path / "rounds.csv")["runs"]) == [30, 32]
+    cli.main([*fit, *swarm(tmp_path, pd.concat([plan, following]))])
+    cli.main(iterate)
+    assert "2 rounds are done" in capsys.readouterr().out
+
+
+def test_rounds_and_searches_minimise_what_the_fit_was_judged_on(tmp_path, capsys):
+    only_code = "--objective={'code': 1}"
+    arguments = ["--regressors=ridge", "--features=sqrt", "--repeats=1", "--curve_sizes=[]"]
+    cli.main(["fit", f"--study={tmp_path}", *swarm(tmp_path, noise=0.01), only_code, *arguments])
+    cli.main(["iterate", f"--study={tmp_path}", "--rounds=1", "--batch=1"])
+    observed = Study(tmp_path).losses()["code"].min()
+    assert pd.read_csv(tmp_path / "rounds.csv")["objective"][0] == pytest.approx(observed, abs=0.05)
+    found = mde.Study(tmp_path).search(candidates=64)
+    assert found.mixture["code"] == pytest.approx(4 / 4.09, abs=0.02)  # shares go with squared slopes
+    assert mde.Study(tmp_path).search("avg-all", candidates=64).mixture["code"] < 0.85
