@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,19 +85,23 @@ def make_mesh(shape: MeshShape) -> Mesh:
     """The mesh of this shape on the first of the devices; raises UserError if there are fewer."""
     if shape.devices > jax.device_count():
         raise UserError(f"mesh {shape} needs {shape.devices} devices, here are {jax.device_count()}")
-    devices = jax.devices()[: shape.devices]
-    if len({device.process_index for device in devices}) < jax.process_count():
+    mesh = mesh_of((shape.pool, shape.data, shape.model), sharding.AXES)
+    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
         raise UserError(
             f"mesh {shape} takes {shape.devices} of {jax.device_count()} devices and leaves a process without any; "
             f"run it with fewer processes, or give a --mesh of all devices"
         )
-    sizes = (shape.pool, shape.data, shape.model)
-    return jax.make_mesh(sizes, sharding.AXES, (AxisType.Auto,) * 3, devices=devices)
+    return mesh
 
 
-def pool_mesh(models: int) -> Mesh:
-    """A mesh of one device a model: as many as there are, or as there are models if these are fewer."""
-    return make_mesh(MeshShape(min(models, jax.device_count())))
+def mesh_of(sizes: Sequence[int], axes: Sequence[str]) -> Mesh:
+    """A mesh of the first devices, where those of a slice, and in it those of a process, are next to each other.
+
+    Any sizes will do: `jax.make_mesh` follows a TPU's torus, on which not every mesh can be laid out, and refuses
+    devices of several slices.
+    """
+    devices = sorted(jax.devices(), key=lambda d: (getattr(d, "slice_index", 0), d.process_index, d.id))
+    return Mesh(np.array(devices[: math.prod(sizes)]).reshape(sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def on_pool(
@@ -170,13 +174,6 @@ def _place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-
-def unstack(stacked: Any) -> Iterator[Any]:
-    """The trees of a stack one by one, on the host."""
-    host = jax.device_get(stacked)
-    for i in range(len(jax.tree.leaves(host)[0])):
-        yield jax.tree.map(lambda x, i=i: x[i], host)
 
 
 def processes_of(mesh: Mesh, index: int) -> frozenset[int]:

@@ -29,12 +29,12 @@ from mde.training import checkpoints, placement
 from mde.training.interruptions import Termination, writing
 from mde.training.method import PLAIN, Method, State
 from mde.training.metrics import Curves, Watching
-from mde.training.placement import MeshShape, on_pool, pool_mesh, read_by_all, stack, unstack
+from mde.training.placement import MeshShape, on_pool, read_by_all, stack
 from mde.training.runs import Recipe, Run, pending
 from mde.training.step import TrainSettings, begin, initial
 from mde.training.validation import Validation
 
-__all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
+__all__ = ["Recipe", "Run", "on_pool", "stack", "train_pool"]
 
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
