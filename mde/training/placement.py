@@ -66,19 +66,31 @@ class MeshShape:
 
     def alone(self, config: DecoderConfig, sequences: int) -> "MeshShape":
         """The mesh of a model that has the devices of a whole pool to itself, as far as its data axis can take them."""
-        return MeshShape(1, _data_axis(self.pool * self.data, config, sequences), self.model)
+        data = _data_axis(self.pool * self.data, jax.device_count() // self.model, config, sequences)
+        return _with_all_processes(MeshShape(1, data, self.model))
 
 
 def fitting(runs: int, config: DecoderConfig, sequences: int) -> MeshShape:
     """The mesh where none is asked for: a row of devices a run, and all that the data axis can take in a row."""
-    rows = min(runs, jax.device_count())
-    return MeshShape(rows, _data_axis(jax.device_count() // rows, config, sequences))
+    devices = jax.device_count()
+    rows = min(runs, devices)
+    return _with_all_processes(MeshShape(rows, _data_axis(devices // rows, devices, config, sequences)))
 
 
-def _data_axis(devices: int, config: DecoderConfig, sequences: int) -> int:
-    """How many of the devices can share a model's batch and parameters."""
-    divides = math.gcd(sequences, config.d_model)
-    return max(n for n in range(1, devices + 1) if divides % n == 0)
+def _data_axis(most: int, devices: int, config: DecoderConfig, sequences: int) -> int:
+    """How many devices, at most so many, can share a model's batch and parameters.
+
+    Where there are several processes, rows of so many take up all `devices`.
+    """
+    divides = math.gcd(sequences, config.d_model, devices if jax.process_count() > 1 else 0)
+    return max(n for n in range(1, most + 1) if divides % n == 0)
+
+
+def _with_all_processes(shape: MeshShape) -> MeshShape:
+    """The mesh, with rows to spare if some process would have no device in it otherwise; they repeat a run."""
+    if jax.process_count() == 1:
+        return shape
+    return dataclasses.replace(shape, pool=jax.device_count() // (shape.data * shape.model))
 
 
 def make_mesh(shape: MeshShape) -> Mesh:

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from mde.evaluation import merged
-from mde.training.placement import MeshShape, make_mesh
+from mde.models.config import preset
+from mde.training.placement import MeshShape, fitting, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +72,30 @@ def test_slices_train_models_of_their_own(shape, machine):
 def test_averages_are_scored_on_all_slices(machine):
     machine(grid(4, slices=2))
     assert merged._mesh(8).devices.shape == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("across", "runs", "sequences", "shape"),
+    [
+        (8, 1, 16, MeshShape(4, 16)),  # the seed model of configs/demo.gin
+        (8, 40, 16, MeshShape(64)),
+        (4, 12, 16, MeshShape(16)),
+        (4, 1, 48, MeshShape(1, 16)),
+        (4, 2, 12, MeshShape(4, 4)),
+        (2, 1, 7, MeshShape(1)),  # one process may leave devices idle
+    ],
+)
+def test_left_to_itself_a_pool_has_all_processes_take_part(across, runs, sequences, shape, machine):
+    machine(grid(across))
+    found = fitting(runs, preset("demo", 2048), sequences)
+    assert found == shape
+    make_mesh(found)
+
+
+def test_a_seed_model_has_all_processes_take_part(machine):
+    config = preset("demo", 2048)
+    machine(grid(8))
+    assert MeshShape(16, 4).alone(config, 16) == MeshShape(4, 16)
+    assert MeshShape(16, 1, 4).alone(config, 16) == MeshShape(1, 16, 4)
+    machine(grid(2))
+    assert MeshShape(4).alone(config, 2) == MeshShape(1, 2)
