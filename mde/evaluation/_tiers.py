@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mde.evaluation import _logmix
 from mde.evaluation._logmix import GROUPS
 from mde.models.products import compiler_options
+from mde.training.placement import mesh_of
 
 _REACHES = tuple(reach for _, reach in GROUPS)
 # Few sizes, so that few programs are compiled.
@@ -151,12 +152,7 @@ def _deal(widest: float, parts: list[tuple[np.ndarray, np.ndarray]], n_domains: 
         rows[target, ..., :-1], rows[target, ..., -1] = values[order], zero
         first += here
     domain_of = np.pad(np.repeat(np.arange(n_domains, dtype=np.int32), used_J), (0, cut[0] * cut[1] - used_J.sum()))
-    mesh = jax.make_mesh(
-        (shards, n_devices // shards),
-        ("tokens", "candidates"),
-        (AxisType.Auto,) * 2,
-        devices=jax.devices()[:n_devices],
-    )
+    mesh = mesh_of((shards, n_devices // shards), ("tokens", "candidates"))
     dealt = NamedSharding(mesh, P(None, "tokens"))
     return Tier(
         jax.device_put(rows.reshape(*cut, size, *rows.shape[1:]), dealt),

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from scipy.special import logsumexp
 
@@ -28,6 +27,7 @@ from mde.evaluation._logmix import mixed
 from mde.evaluation._text import Text
 from mde.evaluation.mixture import MixtureLosses
 from mde.models.products import compiler_options
+from mde.training.placement import mesh_of
 
 GROUP = 4  # pseudo-tokens that share their weights: one logarithm is taken of their product
 _REACH = 80.0  # nats between the experts, summed over a group: its products are above float32's least, exp(−87)
@@ -121,7 +121,7 @@ class CompressedLosses:
 @functools.cache
 def _program(devices: int) -> Callable[..., jax.Array]:
     """The jitted program: every device takes its blocks of candidates one after another."""
-    mesh = jax.make_mesh((devices,), ("candidates",), (AxisType.Auto,))
+    mesh = mesh_of((devices,), ("candidates",))
 
     def local(weights_BxCxK: jax.Array, pieces: jax.Array, group_weights_GxJ: jax.Array) -> jax.Array:
         def block(weights_CxK: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mde.errors import UserError
@@ -32,6 +32,7 @@ from mde.evaluation.scoring import (
 from mde.models import decoder
 from mde.models.config import DecoderConfig
 from mde.models.products import compiler_options
+from mde.training.placement import mesh_of
 
 Experts = decoder.Params | Iterable[decoder.Params]
 
@@ -176,7 +177,7 @@ def _candidates_abreast(candidates: int) -> int:
 
 @functools.cache
 def _mesh(abreast: int) -> Mesh:
-    return jax.make_mesh((jax.device_count() // abreast, abreast), stacks.AXES, (AxisType.Auto,) * 2)
+    return mesh_of((jax.device_count() // abreast, abreast), stacks.AXES)
 
 
 @functools.cache

@@ -19,6 +19,8 @@ from mde.models.decoder import Params
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
+RECORD = "record.json"  # beside a run's states: how the run is trained
+
 
 def save_params(path: epath.Path, params: Params) -> None:
     """Writes the parameters of a finished run, replacing what was there; all processes do it together."""
@@ -48,11 +50,27 @@ def load_params(path: epath.Path, like: Params) -> Params:
 
 def begin_progress(directory: epath.Path, record: Mapping[str, Any]) -> None:
     """Makes the directory of a run's states, or keeps it; states of a run with another record are deleted."""
-    made_by, text = directory / "record.json", json.dumps(record, sort_keys=True)
-    if directory.exists() and not (made_by.exists() and made_by.read_text() == text):
+    if _is_of(directory, record):
+        return
+    if directory.exists():
         directory.rmtree()
     directory.mkdir(parents=True, exist_ok=True)
-    made_by.write_text(text)
+    aside = directory / f"{RECORD}.partial"
+    aside.write_text(_text(record))
+    aside.rename(directory / RECORD)
+
+
+def has_states(directory: epath.Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run of this record has states to resume from."""
+    return _is_of(directory, record) and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def _is_of(directory: epath.Path, record: Mapping[str, Any]) -> bool:
+    return (directory / RECORD).exists() and (directory / RECORD).read_text() == _text(record)
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True)
 
 
 class Progress:

@@ -43,7 +43,7 @@ class Curves:
     Attributes:
       values: by name, [rows, steps of the longest run]; NaN where there is none (yet).
       rates: the learning rates, of the same shape; 0 after the end of a run.
-      failed: by name of each run whose loss was not finite, when that was.
+      failed: by name of each run whose loss or gradient was not finite, when that was.
     """
 
     def __init__(
@@ -71,32 +71,37 @@ class Curves:
         """One run's metrics, to keep with its state; not validation, so that a state goes with any way of watching."""
         return {name: self.values[name][row, : self._steps[row]].copy() for name in self._kept}
 
-    def restore(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Takes up the metrics that were kept of each run."""
+    def restore(self, rows: Sequence[Mapping[str, np.ndarray]], steps: int) -> None:
+        """Takes up the metrics that were kept of the first steps of each run."""
         for row, kept in enumerate(rows):
             for name, values in kept.items():
                 self.values[name][row, : len(values)] = values
+        self._note_failures(slice(0, steps))
 
     def expect(self, steps: slice, metrics: Mapping[str, jax.Array]) -> None:
         """Metrics [rows, steps] that the devices may still be working on."""
         self._unread.append((steps, metrics))
 
     def read(self) -> None:
-        """Waits for what is expected; notes, and says, which runs' loss is not finite."""
+        """Waits for what is expected; notes, and says, which runs' loss or gradient is not finite."""
         while self._unread:
             steps, metrics = self._unread.pop(0)
             for name, values in metrics.items():
                 self.values[name][:, steps] = values
-            losses = self.values["loss"][: len(self._runs), steps]
-            for row, step in np.argwhere(~np.isfinite(losses)):
-                name = self._runs[row]
-                if name not in self.failed and steps.start + step < self._steps[row]:
-                    self.failed[name] = f"loss is {losses[row, step]} at step {step + steps.start}"
-                    _log.warning("run %r: %s; the others go on", name, self.failed[name])
+            self._note_failures(steps)
             for row, writer in enumerate(self._writers):
                 if steps.start < self._steps[row]:
                     line = self._line(row, min(steps.stop, self._steps[row]) - 1)
                     writer.write_scalars(line.pop("step"), line)
+
+    def _note_failures(self, steps: slice) -> None:
+        for name in ("loss", "grad_norm"):
+            values = self.values[name][: len(self._runs), steps]
+            for row, step in np.argwhere(~np.isfinite(values)):
+                run = self._runs[row]
+                if run not in self.failed and steps.start + step < self._steps[row]:
+                    self.failed[run] = f"{name} is {values[row, step]} at step {step + steps.start}"
+                    _log.warning("run %r: %s; the others go on", run, self.failed[run])
 
     def show(self, directory: epath.Path) -> None:
         """Lets TensorBoard see the metrics of each run under its directory."""

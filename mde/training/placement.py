@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,38 +66,54 @@ class MeshShape:
 
     def alone(self, config: DecoderConfig, sequences: int) -> "MeshShape":
         """The mesh of a model that has the devices of a whole pool to itself, as far as its data axis can take them."""
-        return MeshShape(1, _data_axis(self.pool * self.data, config, sequences), self.model)
+        data = _data_axis(self.pool * self.data, jax.device_count() // self.model, config, sequences)
+        return _with_all_processes(MeshShape(1, data, self.model))
 
 
 def fitting(runs: int, config: DecoderConfig, sequences: int) -> MeshShape:
     """The mesh where none is asked for: a row of devices a run, and all that the data axis can take in a row."""
-    rows = min(runs, jax.device_count())
-    return MeshShape(rows, _data_axis(jax.device_count() // rows, config, sequences))
+    devices = jax.device_count()
+    rows = min(runs, devices)
+    return _with_all_processes(MeshShape(rows, _data_axis(devices // rows, devices, config, sequences)))
 
 
-def _data_axis(devices: int, config: DecoderConfig, sequences: int) -> int:
-    """How many of the devices can share a model's batch and parameters."""
-    divides = math.gcd(sequences, config.d_model)
-    return max(n for n in range(1, devices + 1) if divides % n == 0)
+def _data_axis(most: int, devices: int, config: DecoderConfig, sequences: int) -> int:
+    """How many devices, at most so many, can share a model's batch and parameters.
+
+    Where there are several processes, rows of so many take up all `devices`.
+    """
+    divides = math.gcd(sequences, config.d_model, devices if jax.process_count() > 1 else 0)
+    return max(n for n in range(1, most + 1) if divides % n == 0)
+
+
+def _with_all_processes(shape: MeshShape) -> MeshShape:
+    """The mesh, with rows to spare if some process would have no device in it otherwise; they repeat a run."""
+    if jax.process_count() == 1:
+        return shape
+    return dataclasses.replace(shape, pool=jax.device_count() // (shape.data * shape.model))
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
     """The mesh of this shape on the first of the devices; raises UserError if there are fewer."""
     if shape.devices > jax.device_count():
         raise UserError(f"mesh {shape} needs {shape.devices} devices, here are {jax.device_count()}")
-    devices = jax.devices()[: shape.devices]
-    if len({device.process_index for device in devices}) < jax.process_count():
+    mesh = mesh_of((shape.pool, shape.data, shape.model), sharding.AXES)
+    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
         raise UserError(
             f"mesh {shape} takes {shape.devices} of {jax.device_count()} devices and leaves a process without any; "
             f"run it with fewer processes, or give a --mesh of all devices"
         )
-    sizes = (shape.pool, shape.data, shape.model)
-    return jax.make_mesh(sizes, sharding.AXES, (AxisType.Auto,) * 3, devices=devices)
+    return mesh
 
 
-def pool_mesh(models: int) -> Mesh:
-    """A mesh of one device a model: as many as there are, or as there are models if these are fewer."""
-    return make_mesh(MeshShape(min(models, jax.device_count())))
+def mesh_of(sizes: Sequence[int], axes: Sequence[str]) -> Mesh:
+    """A mesh of the first devices, where those of a slice, and in it those of a process, are next to each other.
+
+    Any sizes will do: `jax.make_mesh` follows a TPU's torus, on which not every mesh can be laid out, and refuses
+    devices of several slices.
+    """
+    devices = sorted(jax.devices(), key=lambda d: (getattr(d, "slice_index", 0), d.process_index, d.id))
+    return Mesh(np.array(devices[: math.prod(sizes)]).reshape(sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def on_pool(
@@ -170,13 +186,6 @@ def _place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-
-def unstack(stacked: Any) -> Iterator[Any]:
-    """The trees of a stack one by one, on the host."""
-    host = jax.device_get(stacked)
-    for i in range(len(jax.tree.leaves(host)[0])):
-        yield jax.tree.map(lambda x, i=i: x[i], host)
 
 
 def processes_of(mesh: Mesh, index: int) -> frozenset[int]:

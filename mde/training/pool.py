@@ -3,7 +3,8 @@
 Runs are trained in waves of one run a row of the mesh: their parameters are stacked on its `pool` axis and every row of
 devices steps its own model, so a run's numbers do not depend on which runs it shares a wave with. Runs of different
 lengths share the program: learning rates come with the batches, and are 0 after the end of a run that waits for longer
-ones. The longest come first, so that waves are of nearly equal lengths.
+ones. Runs that have begun come first, so that they go on together, and the longest, so that waves are of nearly equal
+lengths. A run that fails stays in its wave, and in its states, to the end.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ from mde.training import checkpoints, placement
 from mde.training.interruptions import Termination, writing
 from mde.training.method import PLAIN, Method, State
 from mde.training.metrics import Curves, Watching
-from mde.training.placement import MeshShape, on_pool, pool_mesh, read_by_all, stack, unstack
+from mde.training.placement import MeshShape, on_pool, read_by_all, stack
 from mde.training.runs import Recipe, Run, pending
 from mde.training.step import TrainSettings, begin, initial
 from mde.training.validation import Validation
 
-__all__ = ["Recipe", "Run", "on_pool", "pool_mesh", "stack", "train_pool", "unstack"]
+__all__ = ["Recipe", "Run", "on_pool", "stack", "train_pool"]
 
 STEPS_PER_CALL = 10  # optimizer steps of one dispatch: enough to hide its cost, few enough for a lively progress bar
 
@@ -73,11 +74,15 @@ def train_pool(
 
     Raises:
       UserError: a run of this name was trained another way, a domain is empty, the mesh does not divide the devices,
-        the model or the batch, or losses were not finite (the other runs are trained to the end first).
+        the model or the batch, or losses or gradients were not finite (the other runs are trained to the end first).
     """
     if jax.process_count() != hosts.count():
         raise UserError("several processes train together when `mde.hosts.connect` has made them known to each other")
     waiting = pending(runs, recipe, directory)
+    begun = {run.name for run in waiting if checkpoints.has_states(_states_of(directory, run), recipe.record(run))}
+    waiting.sort(key=lambda run: (run.name not in begun, -recipe.settings_of(run).steps))
+    if hosts.is_first():
+        _clear_states([run for run in runs if run not in waiting], directory)
     hosts.wait("all have seen what is done")
     if not waiting:
         return
@@ -86,7 +91,6 @@ def train_pool(
     shape = mesh or placement.fitting(len(runs), recipe.model, recipe.settings.sequences)
     shape.check(recipe.model, recipe.settings.sequences)
     trainer = _Trainer(recipe, directory, placement.make_mesh(shape), checkpoint_every, checkpoint_minutes, watching)
-    waiting.sort(key=lambda run: -recipe.settings_of(run).steps)
     total = sum(recipe.settings_of(run).tokens for run in waiting)
     with (
         Termination() as termination,
@@ -124,7 +128,7 @@ class _Trainer:
     """The compiled program of a pool, and the waves of runs that go through it.
 
     Attributes:
-      failed: by name of each run whose loss was not finite, when that was.
+      failed: by name of each run whose loss or gradient was not finite, when that was.
     """
 
     def __init__(
@@ -154,10 +158,10 @@ class _Trainer:
         curves = Curves(settings, len(rows), self._recipe.model, self._recipe.method.metrics, validation)
         if hosts.is_first():
             for run in runs:
-                checkpoints.begin_progress(self._states_of(run), self._recipe.record(run))
+                checkpoints.begin_progress(_states_of(self._directory, run), self._recipe.record(run))
         hosts.wait("the directories of the states are there")
         with contextlib.ExitStack() as stack:
-            progress = [stack.enter_context(checkpoints.Progress(self._states_of(run))) for run in runs]
+            progress = [stack.enter_context(checkpoints.Progress(_states_of(self._directory, run))) for run in runs]
             stack.callback(curves.close)
             if self._watching.tensorboard and hosts.is_first():
                 curves.show(self._directory)
@@ -169,12 +173,9 @@ class _Trainer:
                 checkpoints.save_params(self._directory / run.name / "params", params)
                 if hosts.is_first():
                     _finish(curves.lines(row), self._recipe.record(run), self._directory / run.name)
-            if hosts.is_first():
-                self._states_of(run).rmtree()  # of a run that failed: going on from them would end the same way
+            if hosts.is_first():  # with a run that failed as well: going on from its states would end the same way
+                _states_of(self._directory, run).rmtree()
         hosts.wait("the runs of a wave are written")
-
-    def _states_of(self, run: Run) -> epath.Path:
-        return self._directory / run.name / "progress"
 
     def _steps(self, wave: _Wave, bar: tqdm, termination: Termination) -> State:
         """All steps of a wave from where it stopped; returns the states."""
@@ -209,7 +210,7 @@ class _Trainer:
             if due and stop < end:
                 self._save(wave, stop, state)
                 saved = time.monotonic()
-            if asked:
+            if asked and stop < end:
                 raise KeyboardInterrupt
             if len(curves.failed) == len(lengths):
                 break
@@ -250,8 +251,7 @@ class _Trainer:
 
     def _save(self, wave: _Wave, step: int, state: State) -> None:
         for row, progress in enumerate(wave.progress):
-            if wave.rows[row].name not in wave.curves.failed:
-                progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
+            progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
 
     def _resume(self, wave: _Wave) -> tuple[State, int]:
         """States, and metrics, of the newest step that all runs have whole, or those to start with."""
@@ -261,7 +261,7 @@ class _Trainer:
             found = [one.restore(step, each) for one, each in zip(wave.progress, like, strict=True)]
             whole = [each for each in found if each is not None]
             if hosts.gathered([len(whole) == len(found)]).all():
-                wave.curves.restore([kept for _, kept in whole])
+                wave.curves.restore([kept for _, kept in whole], step)
                 members = [member for member, _ in whole] + list(map(placement.zeros, rows[len(whole) :]))
                 return placement.join(self._mesh, members), step
         return self._fresh(wave.rows), 0
@@ -271,6 +271,17 @@ class _Trainer:
         if self._recipe.start:
             return self._begin(placement.spread(self._mesh, self._recipe.start()))
         return self._begin(stack(self._mesh, [np.int32(run.seed) for run in rows]))
+
+
+def _states_of(directory: epath.Path, run: Run) -> epath.Path:
+    return directory / run.name / "progress"
+
+
+def _clear_states(done: Sequence[Run], directory: epath.Path) -> None:
+    """Deletes what is left of the states of runs that were killed when they were done."""
+    for run in done:
+        if _states_of(directory, run).exists():
+            _states_of(directory, run).rmtree()
 
 
 def _first(config: DecoderConfig, settings: TrainSettings, method: Method, started: bool, given: Any) -> State:

@@ -15,7 +15,7 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training import checkpoints, pool
-from mde.training.metrics import Watching
+from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape
 from mde.training.pool import Recipe, Run
 from mde.training.runs import is_done
@@ -232,6 +232,22 @@ def test_a_request_to_stop_that_comes_while_a_run_is_written_is_not_lost(recipe,
         assert_same_run(directory, together, run, recipe)
 
 
+def test_a_request_to_stop_that_comes_in_the_last_call_lets_it_end(recipe, tmp_path, monkeypatch, together):
+    directory, calls, read = epath.Path(tmp_path), [], pool.Curves.read
+
+    def read_and_terminate(*arguments):
+        read(*arguments)
+        calls.append(arguments)
+        if len(calls) == STEPS // pool.STEPS_PER_CALL:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pool.Curves, "read", read_and_terminate)
+    with pytest.raises(KeyboardInterrupt):
+        train_pool([A, C], recipe, directory, checkpoint_every=1000)
+    for run in (A, C):
+        assert_same_run(directory, together, run, recipe)
+
+
 def test_states_are_saved_every_so_many_minutes_as_well(recipe, tmp_path, monkeypatch):
     saved, save = [], checkpoints.Progress.save
     monkeypatch.setattr(
@@ -321,6 +337,28 @@ def test_another_architecture_or_origin_is_refused_as_well(recipe, together):
         train_pool([A], other, together, checkpoint_every=10)
 
 
+def test_states_of_runs_that_are_done_are_cleared_away(recipe, together):
+    checkpoints.begin_progress(together / "a" / "progress", recipe.record(A))  # as if killed before all was deleted
+    train_pool([A, B, C], recipe, together, checkpoint_every=10)
+    assert not (together / "a" / "progress").exists()
+
+
+def test_the_record_beside_states_is_written_once_and_aside(tmp_path, monkeypatch):
+    directory, record = epath.Path(tmp_path) / "progress", {"seed": 1}
+    checkpoints.begin_progress(directory, record)
+    (directory / "10").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(directory), "write_text", lambda *_, **__: pytest.fail("written again"))
+        checkpoints.begin_progress(directory, record)
+    assert checkpoints.has_states(directory, record)
+    assert not checkpoints.has_states(directory, {"seed": 2})
+    with monkeypatch.context() as patch:  # killed while it is written
+        patch.setattr(type(directory), "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.begin_progress(directory, {"seed": 2})
+    assert not (directory / "record.json").exists()
+
+
 def test_run_json_comes_last(recipe, tmp_path, monkeypatch, together):
     directory = epath.Path(tmp_path)
     with monkeypatch.context() as patch:
@@ -344,20 +382,56 @@ def test_a_loss_that_is_not_finite_names_the_run(recipe, tmp_path):
     assert not (tmp_path / "b" / "run.json").exists()
 
 
+FIRST = pool._first
+
+
+def with_infinity(config, settings, method, started, seed):
+    """The first state, that of run C with a parameter that is not finite."""
+    state = FIRST(config, settings, method, started, seed)
+    broken = jax.tree.map(lambda x: jnp.where(seed == C.seed, jnp.inf, 1.0) * x, state.params["final_norm"])
+    return state._replace(params={**state.params, "final_norm": broken})
+
+
 def test_the_others_of_a_pool_go_on_when_a_loss_is_not_finite(recipe, tmp_path, monkeypatch, together):
-    first = pool._first
-
-    def poison(config, settings, method, started, seed):
-        state = first(config, settings, method, started, seed)
-        broken = jax.tree.map(lambda x: jnp.where(seed == C.seed, jnp.inf, 1.0) * x, state.params["final_norm"])
-        return state._replace(params={**state.params, "final_norm": broken})
-
-    monkeypatch.setattr(pool, "_first", poison)
+    monkeypatch.setattr(pool, "_first", with_infinity)
     with pytest.raises(UserError, match=r"run 'c': loss is nan at step 0; .*the other 2 runs of 3 are trained"):
         train_pool([A, C, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == []
     for run in (A, B):
         assert_same_run(epath.Path(tmp_path), together, run, recipe)
+
+
+@pytest.mark.parametrize("steps", [STEPS, 13])
+def test_a_run_that_fails_does_not_keep_the_others_from_going_on(
+    steps, recipe, tmp_path, monkeypatch, together, first_steps
+):
+    """Nor is it forgotten that it failed, though its steps had ended before."""
+    directory, failing = epath.Path(tmp_path), dataclasses.replace(C, steps=steps)
+    monkeypatch.setattr(pool, "_first", with_infinity)
+    interrupt(monkeypatch, recipe, directory, [A, failing], 20)
+    first_steps.clear()
+    with pytest.raises(UserError, match=r"run 'c': loss is nan at step 0; .*the other 1 runs of 2 are trained"):
+        train_pool([A, failing], recipe, directory, checkpoint_every=10)
+    assert first_steps == [20, 20]
+    assert_same_run(directory, together, A, recipe)
+
+
+def test_runs_that_have_begun_go_on_together_before_others(recipe, tmp_path, monkeypatch, together, first_steps):
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, B], 20)
+    first_steps.clear()
+    train_pool([C, A, B], recipe, directory, checkpoint_every=1000)  # as after C failed in a wave before theirs
+    assert first_steps == [20, 20, 0, 0]
+    for run in (A, B, C):
+        assert_same_run(directory, together, run, recipe)
+
+
+def test_a_gradient_that_is_not_finite_fails_a_run_though_its_losses_are():
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    curves = Curves({"a": settings, "b": settings}, 2, preset("tiny", 64))
+    curves.expect(slice(0, 2), {"loss": np.ones((2, 2)), "grad_norm": np.array([[1, 1], [1, np.nan]])})
+    curves.read()
+    assert curves.failed == {"b": "grad_norm is nan at step 1"}
 
 
 def test_a_state_is_restored_onto_another_mesh(recipe, tmp_path, monkeypatch, together):
