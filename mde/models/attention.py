@@ -22,7 +22,7 @@ def kernel(asked: str, dtype: str) -> str:
         return asked
     platform = jax.default_backend()
     if platform == "gpu":
-        return "cudnn" if dtype in ("bfloat16", "float16") else "xla"  # cuDNN's attention has no float32
+        return "cudnn" if dtype == "bfloat16" else "xla"  # cuDNN's attention has no float32
     return {"tpu": "splash", "cpu": "heads"}.get(platform, "xla")
 
 
