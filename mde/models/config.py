@@ -70,7 +70,8 @@ class DecoderConfig:
       remat: what the backward pass computes again instead of keeping it: nothing (`none`), all but the products of
         activations with weights (`dots`), or whole blocks (`full`).
       objective: `causal`, each token from those before it, or `masked`, hidden tokens from both sides (an encoder).
-      attention: `heads` (CPU), `xla`, `cudnn` (GPU, bfloat16), `splash` (TPU), or `auto` for that of the machine.
+      attention: `heads` (CPU), `xla`, `cudnn` (GPU, bfloat16), `splash` (TPU, lengths that 128 divides), or
+        `auto` for that of the machine.
     """
 
     vocab_size: int
