@@ -202,7 +202,7 @@ def test_the_tokenizer_gives_the_same_ids_and_the_text_back(tmp_path):
     texts = [re.sub("<pad>|</s>|<unk>", "", text) for text in texts]
     model_file = epath.Path(tmp_path) / "sentencepiece.model"
     model_file.write_bytes(vocabulary.train_sentencepiece({"code": texts}, 600))
-    tokenizer_json.save(epath.Path(tmp_path), model_file, 128)
+    tokenizer_json.save(epath.Path(tmp_path), model_file, 128, start=0, end=1)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ours = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     strange = ["", " ", "  two  spaces ", "\n\n", "a\tb\r\n", "naïve café", "日本語 \U0001f600", "12345 6.7", "\x00"]
