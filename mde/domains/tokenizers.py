@@ -201,7 +201,10 @@ class ByteTokenizer:
 def keep(
     directory: epath.PathLike, recipe: str, kind: str, content: bytes, start: str | None = None, end: str | None = None
 ) -> None:
-    """Keeps a tokenizer in a study's directory: its file, and `about.json` with what is to be checked."""
+    """Keeps a tokenizer in a study's directory: its file, and `about.json` with what is to be checked.
+
+    Files of other kinds, which were kept there before, are deleted.
+    """
     directory = epath.Path(directory)
     tokenizer = make(kind, content, str(directory), start, end)
     directory.mkdir(parents=True, exist_ok=True)
@@ -220,6 +223,9 @@ def keep(
             aside = directory / f"{name}.partial"
             aside.write_bytes(written)
             aside.replace(directory / name)
+    for name in _FILES.values():
+        if name not in ("", _FILES[kind]):
+            (directory / name).unlink(missing_ok=True)
 
 
 def is_kept(directory: epath.PathLike, recipe: str) -> bool:

@@ -16,14 +16,16 @@ HIDDEN = -1e30  # instead of a score; every position sees itself, so no row has 
 SPLASH_BLOCK = 128  # positions; splash attention works on multiples of it
 
 
-def kernel(asked: str, dtype: str) -> str:
-    """The attention kernel: as asked, or for `auto` that of the platform that JAX runs on."""
+def kernel(asked: str, dtype: str, length: int) -> str:
+    """The attention kernel: as asked, or for `auto` that of the platform that JAX runs on, if it has the length."""
     if asked != "auto":
         return asked
     platform = jax.default_backend()
+    if platform == "tpu":
+        return "xla" if length % SPLASH_BLOCK else "splash"
     if platform == "gpu":
-        return "cudnn" if dtype in ("bfloat16", "float16") else "xla"  # cuDNN's attention has no float32
-    return {"tpu": "splash", "cpu": "heads"}.get(platform, "xla")
+        return "cudnn" if dtype == "bfloat16" else "xla"  # cuDNN's attention has no float32
+    return "heads" if platform == "cpu" else "xla"
 
 
 def visible(kernel: str, segments_BxL: jax.Array, causal: bool = True) -> jax.Array:

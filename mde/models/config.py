@@ -5,19 +5,21 @@ from the frozen `DecoderConfig`. The same fields are kept as JSON beside every c
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError, check_positive, unknown
 
 CHOICES = {
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "heads", "xla", "cudnn", "splash"),
     "objective": ("causal", "masked"),
 }
+_TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a name"}
 
 
 def option(default: Any) -> Any:
@@ -32,6 +34,22 @@ def on_record(settings: Any) -> dict[str, Any]:
         for field in dataclasses.fields(settings)
         if not (field.metadata.get("option") and getattr(settings, field.name) == field.default)
     }
+
+
+def check_types(settings: Any) -> None:
+    """Raises UserError at the first field of a config or of settings that is of another type; an int is a float too."""
+    for name, wanted in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        right = isinstance(value, (int, float) if wanted is float else wanted)
+        if not right or (isinstance(value, bool) and wanted is not bool):
+            raise UserError(f"{name}={value!r}: expected {_TYPES[wanted]}")
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Raises UserError at the first of the named numbers that is below zero, or none."""
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise UserError(f"{name}={value!r} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +70,8 @@ class DecoderConfig:
       remat: what the backward pass computes again instead of keeping it: nothing (`none`), all but the products of
         activations with weights (`dots`), or whole blocks (`full`).
       objective: `causal`, each token from those before it, or `masked`, hidden tokens from both sides (an encoder).
-      attention: `heads` (CPU), `xla`, `cudnn` (GPU, 16 bits), `splash` (TPU), or `auto` for that of the machine.
+      attention: `heads` (CPU), `xla`, `cudnn` (GPU, bfloat16), `splash` (TPU, lengths that 128 divides), or
+        `auto` for that of the machine.
     """
 
     vocab_size: int
@@ -70,6 +89,10 @@ class DecoderConfig:
     objective: str = option("causal")
 
     def __post_init__(self) -> None:
+        check_types(self)
+        sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "rope_theta")
+        check_positive(**{name: getattr(self, name) for name in sizes})
+        check_not_negative(norm_eps=self.norm_eps)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

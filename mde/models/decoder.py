@@ -125,7 +125,7 @@ class Attention(nn.Module):
         q, k = (rotate(a, positions_BxL, length, c.rope_theta) for a in (q, k))
         if start is not None:
             k, v = self._kept("keys", k, start, length), self._kept("values", v, start, length)
-        out = attention.attend(_kernel(c, start), q, k, v, visible, not c.masked)
+        out = attention.attend(_kernel(c, length, start), q, k, v, visible, not c.masked)
         return _dense(c, D, "out")(out.reshape(T, c.n_heads * c.head_dim))
 
     def _kept(self, name: str, new_BxLxMxH: jax.Array, start: jax.Array, length: int) -> jax.Array:
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         c = self.config
         embed = Embed(c, name="embed")
         segments_BxL = jnp.abs(segments_BxL)
-        visible = attention.visible(_kernel(c, start), segments_BxL, not c.masked)
+        visible = attention.visible(_kernel(c, segments_BxL.shape[1], start), segments_BxL, not c.masked)
         positions = document_positions(segments_BxL)
         if start is not None:
             visible = jax.lax.dynamic_slice_in_dim(visible, start, tokens_BxL.shape[1], axis=2)
@@ -220,9 +220,9 @@ def _layers(config: DecoderConfig) -> Any:
     )
 
 
-def _kernel(config: DecoderConfig, start: jax.Array | None) -> str:
+def _kernel(config: DecoderConfig, length: int, start: jax.Array | None) -> str:
     """The attention kernel; where keys are more than queries, one that takes any mask."""
-    kernel = attention.kernel(config.attention, config.dtype)
+    kernel = attention.kernel(config.attention, config.dtype, length)
     return kernel if start is None or kernel == "heads" else "xla"
 
 

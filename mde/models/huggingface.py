@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -40,6 +41,8 @@ FIELDS = {
 }
 # What a LLaMA may be and our decoder is not, with the values that we can do.
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
+# What safetensors calls the types of weights that we read.
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def save(directory: epath.Path, config: DecoderConfig, params: decoder.Params, max_length: int, **special: int) -> None:
@@ -76,7 +79,7 @@ def save(directory: epath.Path, config: DecoderConfig, params: decoder.Params, m
 
 
 def load(directory: epath.Path) -> tuple[DecoderConfig, decoder.Params]:
-    """Reads a LLaMA: its architecture and its parameters as float32 NumPy arrays.
+    """Reads a LLaMA: its architecture and its parameters, of any float type, as float32 NumPy arrays.
 
     Raises:
       UserError: files are missing or broken, or the model has a part that our decoder has not.
@@ -133,31 +136,35 @@ def _read_config(path: epath.Path) -> DecoderConfig:
         about = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: no readable model description ({e})") from e
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: a model description is a JSON object, found a {type(about).__name__}")
     if about.get("model_type") != "llama":
         raise UserError(f"{path}: model_type {about.get('model_type')!r}, only 'llama' can be imported")
-    rope = about.get("rope_parameters") or {}
-    found = {**about, "rope_scaling": about.get("rope_scaling") or _scaling(rope)}
+    rope = about.get("rope_scaling") or about.get("rope_parameters") or {}  # the older name goes first in transformers
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters is {rope!r}, expected a JSON object")
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+    found = {**about, "rope_scaling": None if plain else rope}
     for name, wanted in FIXED.items():
         if found.get(name, wanted) != wanted:
             raise UserError(f"{path}: {name} is {found[name]!r}, our decoder has only {wanted!r}")
     defaults = {"num_key_value_heads": about.get("num_attention_heads"), "tie_word_embeddings": False}
-    fields = {ours: about.get(theirs, defaults.get(theirs)) for ours, theirs in FIELDS.items()}
-    missing = [FIELDS[name] for name, value in fields.items() if value is None]
+    fields: dict[str, Any] = {ours: about.get(theirs, defaults.get(theirs)) for ours, theirs in FIELDS.items()}
+    fields["rope_theta"] = rope.get("rope_theta", about.get("rope_theta", 10_000.0))
+    missing = [FIELDS.get(name, name) for name, value in fields.items() if value is None]
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing")
-    config = DecoderConfig(**fields, rope_theta=float(rope.get("rope_theta", about.get("rope_theta", 10_000.0))))
+    try:
+        config = DecoderConfig(**fields)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     if about.get("head_dim") not in (None, config.head_dim):
         raise UserError(f"{path}: head_dim is {about['head_dim']}, our decoder has only hidden_size / heads")
     return config
 
 
-def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    return None if rope.get("rope_type", "default") == "default" else rope
-
-
 def _read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as parsed
+    from safetensors import SafetensorError, deserialize
 
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -165,9 +172,13 @@ def _read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         try:
-            tensors |= parsed(file.read_bytes())
+            found = deserialize(file.read_bytes())
         except SafetensorError as e:
             raise UserError(f"{file}: damaged ({e})") from e
+        for name, tensor in found:
+            if tensor["dtype"] not in DTYPES:
+                raise UserError(f"{file}: {name} is {tensor['dtype']}, only {', '.join(DTYPES)} can be imported")
+            tensors[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     return tensors
 
 

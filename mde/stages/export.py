@@ -1,7 +1,10 @@
 """`mde export`: a trained run as a model for other people's tools."""
 
+import json
+
 from etils import epath
 
+from mde.domains import tokenizers
 from mde.errors import UserError, unknown
 from mde.models import huggingface, tokenizer_json
 from mde.stages.train import load_run, model_config
@@ -18,6 +21,10 @@ def export(study: Study, run: str, output: str, format: str = "huggingface") -> 
       run: its name.
       output: the directory to write to.
       format: `huggingface`, which `transformers` loads: LlamaForCausalLM and AutoTokenizer.
+
+    Raises:
+      UserError: no such run or format, or a tokenizer that `transformers` does not read: bytes, or a SentencePiece
+        model other than a byte-pair encoding of texts as they are.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -26,10 +33,17 @@ def export(study: Study, run: str, output: str, format: str = "huggingface") -> 
     if run not in done:
         raise unknown(f"run of {study}", run, done)
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
-    model_file = study.whole.root / "tokenizer" / "sentencepiece.model"
-    if not model_file.exists():
-        raise UserError(f"{study}: no tokenizer at {model_file}")
+    directory, where = study.whole.root / "tokenizer", epath.Path(output)
+    tokenizer = tokenizers.load(directory)
+    kind = json.loads((directory / "about.json").read_text())["kind"]
+    if kind == tokenizers.BYTES:
+        raise UserError(f"{study}: its tokenizer is {kind!r}, which is no tokenizer.json; export needs one that is")
     params = load_run(study, run, config)
-    huggingface.save(epath.Path(output), config, params, length, bos_token_id=0, pad_token_id=0, eos_token_id=1)
-    tokenizer_json.save(epath.Path(output), model_file, length)
+    start, end = tokenizer.start, tokenizer.end
+    where.mkdir(parents=True, exist_ok=True)
+    if kind == "huggingface":
+        tokenizer_json.copy(where, directory / "tokenizer.json", length, start, end)
+    else:
+        tokenizer_json.save(where, directory / "sentencepiece.model", length, start, end)
+    huggingface.save(where, config, params, length, bos_token_id=start, pad_token_id=start, eos_token_id=end)
     print(output)

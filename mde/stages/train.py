@@ -23,7 +23,7 @@ from mde.study import Study, digest
 from mde.training import checkpoints, pool
 from mde.training.metrics import Watching
 from mde.training.placement import MeshShape
-from mde.training.runs import imported, pending
+from mde.training.runs import check_seed, imported, pending
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
@@ -78,6 +78,7 @@ def train(
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
     """
     check_positive(checkpoint_every=checkpoint_every)
+    check_seed(seed)
     if tensorboard and buckets.is_bucket(study.root):
         raise UserError(f"{study}: TensorBoard's event files are written on a disk only; leave out train.tensorboard")
     table = _plan(study, observations, mixtures, concentration, seed)

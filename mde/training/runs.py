@@ -15,6 +15,13 @@ from mde.training.method import PLAIN, Method
 from mde.training.step import TrainSettings
 
 NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
+SEEDS = 2**31  # parameters are drawn from 32 bits, one of which is the sign
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError if parameters and data orders cannot be drawn from a seed."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed={seed} must lie between 0 and {SEEDS - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,9 @@ class Run:
     weights: tuple[float, ...]
     seed: int
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import optax
 
 from mde.errors import UserError, check_positive, unknown
 from mde.models import decoder
-from mde.models.config import DecoderConfig, option
+from mde.models.config import DecoderConfig, check_not_negative, check_types, option
 from mde.models.sharding import constrain
 from mde.training.loss import loss, predictions
 
@@ -57,14 +57,15 @@ class TrainSettings:
     accumulate: int = option(1)
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm", "loss_chunks", "accumulate")
-        check_positive(**{name: getattr(self, name) for name in names})
+        check_types(self)
+        positive = ("steps", "batch_size", "seq_len", "learning_rate", "clip_norm", "loss_chunks", "accumulate")
+        check_positive(**{name: getattr(self, name) for name in positive})
+        others = ("warmup_steps", "final_fraction", "weight_decay", "z_loss")
+        check_not_negative(**{name: getattr(self, name) for name in others})
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if not 0 <= self.decay_fraction <= 1:
             raise UserError(f"decay_fraction={self.decay_fraction} must lie between 0 and 1")
-        if not self.z_loss >= 0:
-            raise UserError(f"z_loss={self.z_loss} must not be negative")
         for name, size, parts in (
             ("loss_chunks", "seq_len", self.loss_chunks),
             ("accumulate", "batch_size", self.accumulate),

@@ -169,6 +169,16 @@ def test_a_kept_tokenizer_comes_back_and_no_other_does(tmp_path, model, huggingf
         tokenizers.load(tmp_path / "nowhere")
 
 
+def test_a_tokenizer_of_another_kind_takes_the_place_of_the_one_before(tmp_path, model, huggingface):
+    for kind, content, file in (
+        ("sentencepiece", model, ["sentencepiece.model"]),
+        ("huggingface", huggingface, ["tokenizer.json"]),
+        ("bytes", b"", []),
+    ):
+        tokenizers.keep(tmp_path, kind, kind, content)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", *file]
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("sentencepiece", "SentencePiece model"), ("huggingface", "tokenizer")])
 def test_files_that_are_none(kind, expected):
     with pytest.raises(UserError, match=f"a.file: not a {expected}"):

@@ -84,18 +84,28 @@ def test_splash_attention_refuses_lengths_that_its_blocks_do_not_divide(inputs):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "expected"),
+    ("platform", "dtype", "length", "expected"),
     [
-        ("cpu", "bfloat16", "heads"),
-        ("gpu", "bfloat16", "cudnn"),
-        ("gpu", "float32", "xla"),
-        ("tpu", "float32", "splash"),
+        ("cpu", "bfloat16", 128, "heads"),
+        ("gpu", "bfloat16", 128, "cudnn"),
+        ("gpu", "float32", 128, "xla"),
+        ("tpu", "float32", 128, "splash"),
+        ("tpu", "float32", 64, "xla"),
     ],
 )
-def test_the_kernel_is_that_of_the_platform_unless_asked_for(platform, dtype, expected, monkeypatch):
+def test_the_kernel_is_that_of_the_platform_unless_asked_for(platform, dtype, length, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert attention.kernel("auto", dtype) == expected
-    assert attention.kernel("xla", dtype) == "xla"
+    assert attention.kernel("auto", dtype, length) == expected
+    assert attention.kernel("splash", dtype, length) == "splash"
+
+
+def test_a_short_sequence_goes_through_a_model_on_a_tpu(monkeypatch):
+    """As in configs/demo_tiny.gin."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    config = DecoderConfig(64, 32, 1, 2, 2, 64)
+    params = jax.eval_shape(functools.partial(decoder.init, config), 0)
+    tokens = jax.ShapeDtypeStruct((2, 65), jnp.int32)
+    assert jax.eval_shape(functools.partial(decoder.token_log_probs, config), params, tokens, tokens).shape == (2, 64)
 
 
 @pytest.fixture(scope="module")

@@ -43,9 +43,21 @@ def test_missing_fields_are_named():
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [({"d_model": 30}, "d_model=30 must be a multiple of 2"), ({"n_heads": 4, "n_kv_heads": 3}, "multiple of n_kv")],
+    [
+        ({"d_model": 30}, "d_model=30 must be a multiple of 2"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "multiple of n_kv"),
+        *(({name: 0}, f"{name}=0 must be positive") for name in ("n_heads", "n_kv_heads", "n_layers", "rope_theta")),
+        ({"d_ff": -4}, "d_ff=-4 must be positive"),
+        ({"d_ff": 256.5}, "d_ff=256.5: expected a whole number"),
+        ({"d_model": "96"}, "d_model='96': expected a whole number"),
+        ({"n_layers": True}, "n_layers=True: expected a whole number"),
+        ({"tie_embeddings": 1}, "tie_embeddings=1: expected True or False"),
+        ({"norm_eps": -1e-6}, "norm_eps=-1e-06 must not be negative"),
+        ({"dtype": 16}, "dtype=16: expected a name"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
+    ],
 )
-def test_sizes_that_do_not_fit_each_other_are_refused(override, message):
+def test_sizes_that_make_no_model_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         preset("tiny", 64, **override)
 

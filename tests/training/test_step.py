@@ -12,6 +12,7 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
 from mde.training.loss import loss
+from mde.training.runs import Run
 from mde.training.step import TrainSettings, begin, optimizer, schedule, train_step
 
 MODEL = preset("tiny", 64)
@@ -143,12 +144,26 @@ def test_settings_that_make_no_sense_are_refused_by_name(field, value):
         ({"loss_chunks": 3}, "loss_chunks=3 does not divide seq_len=16"),
         ({"accumulate": 3}, "accumulate=3 does not divide batch_size=4"),
         ({"z_loss": -1.0}, "z_loss=-1.0 must not be negative"),
+        ({"weight_decay": -1}, "weight_decay=-1 must not be negative"),
+        ({"warmup_steps": -5}, "warmup_steps=-5 must not be negative"),
+        ({"final_fraction": float("nan")}, "final_fraction=nan must not be negative"),
+        ({"z_loss": "1e-4"}, "z_loss='1e-4': expected a number"),
+        ({"weight_decay": "0.1"}, "weight_decay='0.1': expected a number"),
+        ({"clip_norm": True}, "clip_norm=True: expected a number"),
+        ({"accumulate": 4.0}, "accumulate=4.0: expected a whole number"),
         ({"decay_fraction": 1.5}, "decay_fraction=1.5 must lie between 0 and 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SETTINGS, **change)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seeds_that_nothing_can_be_drawn_from_are_refused(seed):
+    assert np.int32(Run("run", (1.0,), 2**31 - 1).seed) > 0
+    with pytest.raises(UserError, match=f"seed={seed} must lie between 0 and 2147483647"):
+        Run("run", (1.0,), seed)
 
 
 def test_an_unknown_setting_names_the_nearest():
