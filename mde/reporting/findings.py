@@ -260,6 +260,12 @@ def bits_per_byte(study: Study, losses: pd.Series) -> pd.Series:
     return losses * text["tokens"] / text["bytes"] / np.log(2)
 
 
+def all_bits_per_byte(study: Study, losses: pd.DataFrame) -> pd.Series:
+    """Losses [M, J] in nats per token as bits per UTF-8 byte of all their domains: total bits over total bytes, [M]."""
+    text = study.read_table("evaluation.csv", "score").loc[losses.columns]
+    return (losses * text["tokens"]).sum(axis=1) / text["bytes"].sum() / np.log(2)
+
+
 def proof_is_current(study: Study) -> bool:
     """Whether the proof trained the mixture that is recommended now, and measured it by the objective of now."""
     runs = study.mixtures("proof/mixtures.csv", "prove")
