@@ -26,6 +26,7 @@ _PUBLIC = {
     "MergedLosses": "mde.evaluation",
     "compress": "mde.evaluation",
     "optimum": "mde.evaluation",
+    "bootstrap": "mde.evaluation",
     # scikit-learn estimators and what they are fitted on
     "Auto": "mde.regression.auto",
     "Ridge": "mde.regression.ridge",

@@ -49,7 +49,7 @@ def models(part: Study) -> Table:
     columns["bits per byte"] = found["bits_per_byte"].map("{:.4f}".format)
     frame = pd.DataFrame(columns, found.index)
     frame.loc[against, [name for name in ("difference", "as predicted") if name in frame]] = tables.NOTHING
-    notes = [findings.verdict(found, against), _noise(found), *_transfer(found, against), _cost(part)]
+    notes = [findings.verdict(found, against), _noise(found), *_transfer(found, against), _bits(part), _cost(part)]
     goal = findings.objective_name(part, about["objective"])
     title = f"Final models {part.root.name}: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(against,))
@@ -126,9 +126,22 @@ def _summary(part: Study) -> pd.DataFrame:
         found = findings.with_differences(found, about["against"])
     runs = _whole(part)
     means = part.losses("losses.csv", "final").loc[runs.index].groupby(runs["role"], sort=False).mean()
-    weights = objectives.make(about["objective"], part.domains.evaluation, part.domains.training).weights
-    bits = [findings.bits_per_byte(part, means.T[label]).to_numpy() @ weights for label in found.index]
-    return found.assign(bits_per_byte=bits)
+    return found.assign(bits_per_byte=findings.all_bits_per_byte(part, means[_counted(part)]))
+
+
+def _counted(part: Study) -> list[str]:
+    """The evaluation domains that the objective counts."""
+    objective, names = part.read_json("final.json", "final")["objective"], part.domains.evaluation
+    weights = objectives.make(objective, names, part.domains.training).weights
+    return [name for name, weight in zip(names, weights, strict=True) if weight > 0]
+
+
+def _bits(part: Study) -> str:
+    """What bits per byte are of, whatever is measured beside them."""
+    return (
+        f"Bits per byte: total bits over total bytes of the {len(_counted(part))} evaluation domains that the "
+        "objective counts, whatever their weights."
+    )
 
 
 def _noise(found: pd.DataFrame) -> str:

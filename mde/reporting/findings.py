@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from mde.study import STAGES, Study
 MEAN, ALONE, WEIGHTS, EXPERTS, MERGED = "mean", "alone", "λ only", "with MDE", "with merged"
 GROUPS = (MEAN, ALONE, WEIGHTS, EXPERTS, MERGED)
 RECOMMENDED = "recommended"
+_ROUNDING = 1e-12  # a standard error below it is of seeds that agree
 
 
 def has(study: Study, name: str) -> bool:
@@ -137,13 +139,21 @@ def predictions(study: Study) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["predicted", "low", "high"]).rename_axis("mixture")
 
 
+def proof_objective(study: Study) -> dict[str, Any]:
+    """What the proof was measured by: the objective of its time, which a later recommendation may have changed.
+
+    A study of before it was kept has that of the recommendation.
+    """
+    if has(study, "proof/objective.json"):
+        return study.read_json("proof/objective.json", "prove")
+    return study.read_json("optimum.json", "optimize")
+
+
 def proof_runs(study: Study) -> pd.DataFrame:
     """A row a run of the proof: mixture, seed and measured objective in nats per token."""
     planned = study.mixtures("proof/mixtures.csv", "prove")
     losses = study.losses("proof/losses.csv", "prove", planned.index)
-    goal = objectives.recorded(
-        study.read_json("optimum.json", "optimize"), study.domains.evaluation, study.domains.training
-    )
+    goal = objectives.recorded(proof_objective(study), study.domains.evaluation, study.domains.training)
     table = planned[["role", "seed"]].rename(columns={"role": "mixture"})
     return table.assign(objective=goal(losses.to_numpy()))
 
@@ -198,17 +208,19 @@ def verdict(table: pd.DataFrame, against: str = RECOMMENDED) -> str:
     gap, clear = best["difference"], best["clear"]
     size = f"{abs(gap):.4f} nats per token"
     than = f"{size} below {best.name}, the next best" if gap > 0 else f"{best.name} is {size} below it"
-    times = f"{abs(gap) / best['error']:.1f} standard errors"
-    if np.isnan(best["error"]):
+    error = best["error"]
+    times = f"{abs(gap) / error:.1f} standard errors" if error > _ROUNDING else "all seeds agree"
+    beyond = f"{times}, more than seeds explain" if error > _ROUNDING else times
+    if np.isnan(error):
         outcome = "has the lowest measured loss" if gap > 0 else "did not win"
         return f"{subject} {outcome}: {than}. One seed each: it may be noise."
     if gap > 0 and clear:
-        return f"{subject} won: {than} ({times}, more than seeds explain)."
+        return f"{subject} won: {than} ({beyond})."
     beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
     named = " and ".join(filter(None, [", ".join(beaten[:-1]), *beaten[-1:]]))
     also = f" It beats {named} by more than seeds explain." if beaten else ""
     if gap <= 0 and clear:
-        return f"{subject} did NOT win: {than} ({times}, more than seeds explain).{also}"
+        return f"{subject} did NOT win: {than} ({beyond}).{also}"
     outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
     return f"{subject} {outcome} within seed noise: {than} ({times}).{also}"
 
@@ -247,13 +259,27 @@ def bits_per_byte(study: Study, losses: pd.Series) -> pd.Series:
     return losses * text["tokens"] / text["bytes"] / np.log(2)
 
 
+def all_bits_per_byte(study: Study, losses: pd.DataFrame) -> pd.Series:
+    """Losses [M, J] in nats per token as bits per UTF-8 byte of all their domains: total bits over total bytes, [M]."""
+    text = study.read_table("evaluation.csv", "score").loc[losses.columns]
+    return (losses * text["tokens"]).sum(axis=1) / text["bytes"].sum() / np.log(2)
+
+
 def proof_is_current(study: Study) -> bool:
-    """Whether the proof trained the mixture that is recommended now."""
+    """Whether the proof trained the mixture that is recommended now, and measured it by the objective of now."""
     runs = study.mixtures("proof/mixtures.csv", "prove")
     names = list(study.domains.training)
     trained = runs.loc[runs["role"] == RECOMMENDED, names].to_numpy()
-    shares = study.read_json("optimum.json", "optimize")["shares"]
-    return bool(np.allclose(trained, [shares[name] for name in names], atol=1e-9))
+    optimum = study.read_json("optimum.json", "optimize")
+    same = np.allclose(trained, [optimum["shares"][name] for name in names], atol=1e-9)
+    return bool(same) and _goal(study, proof_objective(study)) == _goal(study, optimum)
+
+
+def _goal(study: Study, record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """An objective on record, to compare it with another."""
+    goal = objectives.recorded(record, study.domains.evaluation, study.domains.training)
+    reference = None if goal.reference is None else goal.reference.tolist()
+    return goal.worst, goal.beta, goal.weights.tolist(), reference
 
 
 def proof_is_of_known(study: Study) -> bool:

@@ -101,8 +101,10 @@ def proof(study: Study) -> Table:
         f"{noise} Tokens to equal: what a mixture needs to be as good as the predicted one, over the target, if its "
         "loss goes on falling as it did over the last doubling (measured from half of the target, first seed)."
     )
+    left_out = study.read_json("scale.json", "scale").get("left_out", {})
+    notes = [note, *(f"Not trained: {label} ({reason})." for label, reason in left_out.items())]
     title = f"Proof at {tokens(target)} tokens: {_verdict(found)}"
-    return Table(title, frame, (note,), marked=(AGAINST,))
+    return Table(title, frame, tuple(notes), marked=(AGAINST,))
 
 
 def path_figure(study: Study) -> go.Figure:
@@ -185,4 +187,4 @@ def _verdict(found: pd.DataFrame) -> str:
     best = rivals.sort_values("difference").iloc[0]
     gap, error = best["difference"], best["error"]
     outcome = f"{abs(gap):.4f} {'below' if gap > 0 else 'above'} {best.name}, the best rival"
-    return outcome if np.isnan(error) else f"{outcome} ({abs(gap) / error:.1f} standard errors)"
+    return f"{outcome} ({abs(gap) / error:.1f} standard errors)" if error > 0 else outcome

@@ -106,7 +106,8 @@ def proof(study: Study) -> Table:
     notes = [findings.verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
     if not findings.proof_is_current(study):
         notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
-    title = f"Proof: {findings.objective_name(study, optimum['objective'])}, nats per token"
+    goal = findings.objective_name(study, findings.proof_objective(study)["objective"])
+    title = f"Proof: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(findings.RECOMMENDED,))
 
 

@@ -84,6 +84,15 @@ def objective_of(study: Study) -> objectives.Objective:
     return objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
 
 
+def objective_record(study: Study) -> dict[str, Any]:
+    """What is kept beside results that this objective was measured by: `objectives.recorded` reads it."""
+    optimum = study.read_json("optimum.json", "optimize")
+    rival = optimum.get("reference")
+    losses = {rival: {"losses": optimum["predictions"][rival]["losses"]}} if rival else {}
+    about = {"objective": optimum["objective"], "reference": rival, "beta": optimum.get("beta", 0.0)}
+    return {**about, "predictions": losses}
+
+
 def _exact(study: Study, value: Shares | str, where: str) -> np.ndarray:
     """A mixture [K] that keeps its bits if it sums to one but for rounding: runs are named and resumed by them."""
     shares = _shares(study, value, where, {})
@@ -136,6 +145,29 @@ def _mixing_law(study: Study) -> Shares:
     return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study), _SEED))
 
 
+def _of_experts(tau: float) -> Callable[[Study], Shares]:
+    """The best mixture of the study's experts themselves, with exponent τ of the prefix posterior."""
+
+    def found(study: Study) -> Shares:
+        from mde.evaluation import optimum
+        from mde.stages.score import evaluation_data, log_probs_of
+
+        goal = objective_of(study)
+        if goal.worst:
+            raise UserError(
+                "mixtures mde and mixmin minimise averages, and the recommendation a worst case; name others, or give "
+                "`mde optimize` an average"
+            )
+        scoring, names = study.read_json("scoring.json", "score"), study.domains.training
+        data = evaluation_data(study, scoring)
+        log_probs = log_probs_of(study, scoring, [f"expert-{name}" for name in names])[:]
+        sequences = data.sequence_ids if tau else None
+        best = optimum(log_probs, data.segment_ids, goal.weights, tau=tau, sequence_ids=sequences, names=names)
+        return _by_domain(study, best.weights[0])
+
+    return found
+
+
 def _by_domain(study: Study, shares: np.ndarray) -> Shares:
     return dict(zip(study.domains.training, shares.tolist(), strict=True))
 
@@ -157,6 +189,8 @@ SOURCES: Mapping[str, Callable[[Study], Shares]] = {
     BEST_OBSERVED: lambda study: study.read_json("optimum.json", "optimize")["predictions"][BEST_OBSERVED]["mixture"],
     "regmix": _regmix,
     "mixing-law": _mixing_law,
+    "mde": _of_experts(tau=0.0),
+    "mixmin": _of_experts(tau=1.0),
     "scale": _scaled,
     **{method: _reweighted(method) for method in REWEIGHTED},
 }

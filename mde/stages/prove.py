@@ -8,7 +8,7 @@ import pandas as pd
 
 from mde.errors import check_positive
 from mde.stages import comparison
-from mde.stages.mixtures import RECOMMENDED, mixtures, objective_of
+from mde.stages.mixtures import RECOMMENDED, mixtures, objective_of, objective_record
 from mde.stages.train import train_runs
 from mde.study import Study
 
@@ -28,8 +28,8 @@ def prove(
     Args:
       study: a study with an optimum.
       seeds: runs of each mixture.
-      rivals: names of mixtures (uniform, proportional, best observed, regmix, mixing-law, scale, doremi, doge, or
-        DIRECTORY:NAME of another study), or shares by domain under a name of your own, such as
+      rivals: names of mixtures (uniform, proportional, best observed, regmix, mixing-law, mde, mixmin, scale, doremi,
+        doge, or DIRECTORY:NAME of another study), or shares by domain under a name of your own, such as
         {'human': {'web': .7, 'code': .3}}; uniform, proportional and best observed by default.
       first_seed: seed of the first one.
       checkpoint_every: steps between states to resume from.
@@ -46,6 +46,7 @@ def prove(
     table = comparison.runs(compared, range(first_seed, first_seed + seeds), "proof")
     train_runs(study, training, table, checkpoint_every)
     losses = comparison.scored(study, scoring, table, "proof/")
+    study.write_json("proof/objective.json", objective_record(study))
     study.write_table("proof/summary.csv", summary(study, table, losses, predicted))
 
 

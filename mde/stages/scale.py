@@ -56,7 +56,7 @@ def scale(
       study: a study with scored runs (their model, training and evaluation text are used); or a new one for files.
       budgets: tokens of the base runs, increasing.
       target: tokens of the run that the mixture is wanted for; by default one step as large as the last one.
-      unit: of `budgets` and `target`: tokens or (optimizer) steps.
+      unit: of `budgets` and `target`: tokens or (optimizer) steps; of files it is tokens.
       base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or shares by domain.
       factor: by which a domain's tokens are divided and multiplied.
       seeds: runs of each kind; two or more say how large the noise of a run is.
@@ -71,7 +71,8 @@ def scale(
       resamples: fits under this noise; the spread of their predictions is the error bar.
       mde_mixtures: mixtures to train at each budget beside an expert a domain, for the optima of mixtures of data
         experts, which are then compared; 0 for none.
-      proof_seeds: runs at the target of the predicted mixture and each of its rivals; 0 for none.
+      proof_seeds: runs at the target of the predicted mixture and each of its rivals (the optima at the largest and the
+        smallest budget as they are, uniform and proportional); 0 for none.
       from_seed_model: whether runs continue from the study's seed model, rather than start afresh.
       settings: of the training, where they differ from the study's, such as {'learning_rate': 4e-3}.
       quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
@@ -82,6 +83,9 @@ def scale(
       seed: of the first data order, the noise and the search.
     """
     check_positive(seeds=seeds, resamples=resamples, checkpoint_every=checkpoint_every, max_epochs=max_epochs)
+    for what, count in (("proof_seeds", proof_seeds), ("mde_mixtures", mde_mixtures)):
+        if count < 0:
+            raise UserError(f"{what}={count}, expected how many, or 0 for none")
     for what, value, known in (("unit", unit, UNITS), ("fit", fit, FITS)):
         if value not in known:
             raise unknown(what, value, known)
@@ -90,6 +94,10 @@ def scale(
         given = [name for name, value in {**files, "budgets": budgets}.items() if value]
         raise UserError(
             f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
+        )
+    if any(files.values()) and unit != "tokens":
+        raise UserError(
+            f"unit={unit!r}: files of runs and optima are in tokens, and so is the target that goes with them"
         )
     terms = Terms(objective, fit, nearest, floor, tokens, max_epochs, target, noise, resamples, seed)
     if optima:
@@ -159,9 +167,11 @@ def _train(
         found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
     study.write_json("scale.json", found)
     if proof_seeds:
-        candidates = {scale_proof.PREDICTED: found["ddo"]["tokens"], "unscaled": found["ddo"]["optima"][0]}
+        candidates = scale_proof.candidates(names, found["ddo"])
         if mde_mixtures:
-            candidates["predicted by MDE"] = found["mde"]["tokens"]
-        mixtures = {label: scale_runs.shares_of(names, quantities) for label, quantities in candidates.items()}
-        scale_proof.prove(study, own, proof(mixtures | rivals), goal)
-        study.write_json("scale.json", {**found, "proof": proof_seeds})
+            candidates["predicted by MDE"] = scale_runs.shares_of(names, found["mde"]["tokens"])
+        kept, left_out = scale_proof.affordable(candidates, proof, tokens, terms.max_epochs)
+        for label, reason in left_out.items():
+            print(f"proof: {label} is left out: {reason}", flush=True)
+        scale_proof.prove(study, own, proof(kept | rivals), goal)
+        study.write_json("scale.json", {**found, "proof": proof_seeds, "left_out": left_out})

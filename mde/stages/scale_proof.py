@@ -1,15 +1,60 @@
 """The proof of `mde scale`: the predicted mixture and its rivals, trained at the target budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mde.errors import UserError
 from mde.regression import blocks
 from mde.stages import scale_runs
 from mde.study import Study
 
 PREDICTED = "predicted"
+LARGEST, SMALLEST = "optimum at the largest budget", "optimum at the smallest budget"  # as they are, not carried on
+
+
+def candidates(names: Sequence[str], carried: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The predicted mixture [K], and those optima at small budgets that it has to beat to be worth the carrying.
+
+    Args:
+      names: the K domains.
+      carried: the optima and where they lead, as `scale.json` has them.
+    """
+    found = {PREDICTED: carried["tokens"], LARGEST: carried["optima"][-1], SMALLEST: carried["optima"][0]}
+    return {label: scale_runs.shares_of(names, quantities) for label, quantities in found.items()}
+
+
+def affordable(
+    mixtures: Mapping[str, np.ndarray],
+    planned: Callable[[Mapping[str, np.ndarray]], pd.DataFrame],
+    available: Mapping[str, float],
+    max_epochs: float,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The mixtures whose runs at the target read no domain too often, and of the others why not.
+
+    Optima of smaller budgets may ask for more of a domain than there is at the target; the prediction heeds it.
+
+    Args:
+      mixtures: the predicted one and its rivals.
+      planned: the runs of mixtures.
+      available: tokens by domain.
+      max_epochs: how often a domain may be read.
+
+    Raises:
+      UserError: it is the predicted one.
+    """
+    kept, left_out = {}, {}
+    for label, shares in mixtures.items():
+        try:
+            scale_runs.check_epochs(planned({label: shares}), available, max_epochs)
+            kept[label] = shares
+        except UserError as reason:
+            if label == PREDICTED:
+                raise
+            left_out[label] = str(reason)
+    return kept, left_out
 
 
 def plan(

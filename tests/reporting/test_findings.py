@@ -5,6 +5,7 @@ from finished_study import METHODS, PROOF, fit, optimize, prove
 from scipy.stats import ttest_rel
 
 from mde.reporting import findings, tables
+from mde.stages import mixtures
 
 
 def shifted(by):
@@ -193,6 +194,59 @@ def test_a_proof_of_an_earlier_recommendation_is_noticed(study):
     assert not findings.proof_is_current(study)
     optimize(study)
     assert findings.proof_is_current(study)
+
+
+def measured_anew(study, **changes):
+    """Only the objective is another than when the proof was made: its shares stay."""
+    optimum = study.read_json("optimum.json", "optimize")
+    study.write_json("optimum.json", optimum | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"code": 1}},
+        {"objective": "worst-all"},
+        {"beta": 1.0},
+        {"objective": "worst-all", "reference": "uniform"},
+    ],
+)
+def test_a_proof_by_another_objective_keeps_its_own_and_is_an_earlier_one(study, changes):
+    before = findings.proof(study)
+    measured_anew(study, **changes)
+    assert not findings.proof_is_current(study)
+    pd.testing.assert_frame_equal(findings.proof(study), before)
+    assert findings.proof_objective(study)["objective"] == "avg-all"
+
+
+def test_another_reference_is_another_objective(study):
+    measured_anew(study, objective="worst-all", reference="uniform")
+    study.write_json("proof/objective.json", mixtures.objective_record(study))
+    assert findings.proof_is_current(study)
+    np.testing.assert_allclose(findings.proof_runs(study)["objective"].iloc[2:4], [0.36, 0.3])  # news, less 3.0
+    measured_anew(study, reference="proportional")
+    assert findings.proof_is_current(study)  # of the same losses
+    optimum = study.read_json("optimum.json", "optimize")
+    optimum["predictions"]["proportional"]["losses"]["news"] = 2.5
+    study.write_json("optimum.json", optimum)
+    assert not findings.proof_is_current(study)
+
+
+def test_a_proof_of_before_its_objective_was_kept_has_that_of_the_recommendation(study):
+    before = findings.proof(study)
+    (study.root / "proof/objective.json").unlink()
+    assert findings.proof_is_current(study)
+    pd.testing.assert_frame_equal(findings.proof(study), before)
+
+
+@pytest.mark.parametrize(("by", "outcome"), [(0.0, "won: 0.3200"), (0.5, "did NOT win: uniform is 0.1800")])
+def test_seeds_that_agree_give_no_number_of_standard_errors(study, by, outcome):
+    prove(study, {name: seeds[:1] * 2 for name, seeds in shifted(by).items()})
+    table = findings.proof(study)
+    for error in (table["error"], 0.0):  # of rounding, and none
+        sentence = findings.verdict(table.assign(error=error))
+        assert outcome in sentence
+        assert "(all seeds agree)" in sentence
 
 
 def test_experts_are_named_by_their_domain(study):

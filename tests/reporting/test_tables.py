@@ -47,6 +47,15 @@ def test_an_earlier_proof_is_said_to_be_one(study):
     assert "earlier recommendation" in tables.proof(study).notes[0]
 
 
+def test_a_proof_by_another_objective_is_said_to_be_earlier_and_says_what_it_was_measured_by(study):
+    optimum = study.read_json("optimum.json", "optimize")
+    study.write_json("optimum.json", optimum | {"objective": {"code": 1}})
+    table = tables.proof(study)
+    assert "earlier recommendation" in table.notes[0]
+    assert table.title == "Proof: average loss over 3 evaluation domains, nats per token"
+    assert row(table, "uniform")[3] == "+0.3000 ± 0.0163"
+
+
 def test_times(study):
     assert row(tables.times(study), "train") == ["20.5"]
     assert row(tables.times(study), "total") == ["79.5"]

@@ -27,6 +27,7 @@ def test_it_recommends_a_mixture_with_intervals_and_proves_it(finished):
     assert set(optimum["shares"]) == set(study.domains.training)
     assert shares.min() >= 0
     assert shares.sum() == pytest.approx(1, abs=1e-9)
+    assert study.read_json("proof/objective.json", "prove")["objective"] == optimum["objective"]
     proof = study.read_table("proof/summary.csv", "prove")
     assert list(proof.index) == ["recommended", "uniform", "proportional", "best observed"]
     assert ((proof["low"] <= proof["predicted"]) & (proof["predicted"] <= proof["high"])).sum() >= 3

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from commands import ROOT, command
 
-from mde import cli
+from mde import api, cli
 from mde.errors import UserError
+from mde.evaluation import mixture_nll
 from mde.reporting import final as report
 from mde.reporting import page
-from mde.stages import final
+from mde.stages import final, mixtures
 from mde.study import Study
 from mde.training import pool
 
@@ -109,6 +110,18 @@ def test_the_whole_path(study, tmp_path, capsys, monkeypatch):
     # For other commands they are runs of a study.
     cli.main(["export", f"--study={part}", f"--run={next(iter(done))}", f"--output={tmp_path / 'exported'}"])
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["hidden_size"] == 96
+
+
+def test_the_mixture_of_experts_of_least_loss_is_one_to_train(study):
+    """Against the losses of the experts' mixtures on a grid, of the study's own scores."""
+    study.write_json("optimum.json", {"objective": "avg-all"})
+    text = api.Study(study.root).scored_text()
+    grid = np.linspace(0, 1, 101)
+    pairs = np.stack([grid, 1 - grid], axis=1)
+    for name, tau in (("mde", 0.0), ("mixmin", 1.0)):
+        losses = mixture_nll(text.log_probs, text.segment_ids, pairs, tau=tau, sequence_ids=text.sequence_ids)
+        found = mixtures.mixture(study, name, "mixture")
+        np.testing.assert_allclose(found[0], grid[losses.mean(axis=1).argmin()], atol=0.011)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from mde.errors import UserError
 from mde.optimization import simplex
-from mde.stages import comparison, mixtures, pipeline, prove
+from mde.stages import comparison, mixtures, pipeline, prove, score
 from mde.study import STAGES, Study
 
 NAMES = ["web", "code", "books"]
@@ -57,6 +57,40 @@ def test_every_name_is_a_mixture_in_the_order_of_the_domains(study):
         assert of(study, method) == [0.2, 0.0, 0.8]
 
 
+@pytest.fixture
+def experts(study, monkeypatch):
+    """Sequences that one expert alone can produce: in news three tokens of web's and one of code's, in code one."""
+    tokens = ["web", "web", "web", "code", "code"]
+    text = SimpleNamespace(segment_ids=np.array([0, 0, 0, 0, 1]), sequence_ids=np.array([0, 0, 0, 1, 2]))
+    columns = {f"expert-{name}": [0.0 if name == token else -60.0 for token in tokens] for name in NAMES}
+
+    def log_probs_of(study, about, runs):
+        return np.array([columns[run] for run in runs], np.float32).T
+
+    monkeypatch.setattr(score, "evaluation_data", lambda study, about: text)
+    monkeypatch.setattr(score, "log_probs_of", log_probs_of)
+    study.write_json("scoring.json", {})
+    return study
+
+
+def test_the_best_mixtures_of_experts_by_hand(experts):
+    """Shares are the weights of what each expert has to explain, in tokens (MDE) or in sequences (MixMin).
+
+    Of the average of both domains 3/8 are tokens of web and 1/8 + 1/2 of code. By sequences a token of news counts as
+    1/4 of a log-sum-exp: 1/8 for the one of web, 1/8 + 1/2 for those of code.
+    """
+    np.testing.assert_allclose(of(experts, "mde"), [3 / 8, 5 / 8, 0], atol=1e-4)
+    np.testing.assert_allclose(of(experts, "mixmin"), [1 / 6, 5 / 6, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mde", "mixmin"])
+def test_mixtures_of_experts_are_for_averages(experts, name):
+    about = experts.read_json("optimum.json", "optimize")
+    experts.write_json("optimum.json", about | {"objective": "worst-all"})
+    with pytest.raises(UserError, match="minimise averages"):
+        of(experts, name)
+
+
 def test_a_mixture_of_another_study_is_joined_by_domain(study, tmp_path):
     other = Study(tmp_path / "other")
     other.write_json("study.json", {"format": 1, "training_domains": ["code", "web"], "evaluation_domains": ["web"]})
@@ -71,6 +105,7 @@ def test_a_mixture_of_another_study_is_joined_by_domain(study, tmp_path):
         ("recomended", "unknown mixture in rivals 'recomended': did you mean 'recommended'"),
         ("doremi", "reweighting/doremi.json does not exist yet; run `mde reweight --method=doremi --study="),
         ("scale", "run `mde scale"),
+        ("mixmin", "run `mde score"),
         ("nowhere:recommended", "nowhere is no study"),
         ("study:doge", "run `mde reweight --method=doge"),
     ],

@@ -11,6 +11,7 @@ from commands import mde
 
 from mde import cli
 from mde.errors import UserError
+from mde.reporting import scaling as report
 from mde.stages import scale_proof, scale_runs
 from mde.study import Study
 
@@ -58,6 +59,7 @@ def run(study: Study, *arguments: str) -> dict:
     return study.read_json("scale.json", "scale")
 
 
+OPTIMA = ("optimum at the smallest budget", "optimum at the largest budget")
 BUDGETS = ["--unit=steps", "--budgets=[300,600]"]
 
 
@@ -94,7 +96,10 @@ def test_the_whole_path_by_tokens_and_by_steps(study, trained, capsys):
     found = run(study, *BUDGETS, "--target=2400", "--seeds=2", "--proof_seeds=3", "--max_epochs=2")
     ddo, proof = trained
     assert len(ddo) == 2 * 7 * 2
-    assert set(proof["role"]) == {"predicted", "unscaled", "uniform", "proportional"}
+    assert set(proof["role"]) == {"predicted", *OPTIMA, "uniform", "proportional"}
+    for label, optimum in zip(OPTIMA, found["ddo"]["optima"], strict=True):  # at 30k and at 60k tokens
+        expected = np.array([optimum[name] for name in NAMES]) * 240_000 / sum(optimum.values())
+        np.testing.assert_allclose(proof.loc[proof["role"] == label, NAMES].iloc[0].to_numpy(float), expected)
     assert set(proof["seed"]) == {1000, 1001, 1002}  # not those that the prediction was made from
     assert found["ddo"]["target"] == 240_000
     tokens = np.array([found["ddo"]["tokens"][name] for name in NAMES])
@@ -108,6 +113,8 @@ def test_the_whole_path_by_tokens_and_by_steps(study, trained, capsys):
     out = capsys.readouterr().out
     assert "Proof at 240k tokens" in out
     assert "tokens to equal" in out
+    assert "the best rival" in out
+    assert "Not trained" not in out
     again = run(study, "--budgets=[30e3,60e3]", "--target=240e3", "--seeds=2", "--max_epochs=2")
     assert again["ddo"]["tokens"] == found["ddo"]["tokens"]
     assert "proof" not in again
@@ -120,6 +127,30 @@ def test_the_same_run_has_the_same_name_in_every_table():
     shared = planned.index.intersection(base.index)
     assert len(shared) == 2  # uniform at the target, and at half of it, with seed 0
     assert set(planned.loc[shared, "role"]) == {"uniform"}
+
+
+def test_an_optimum_that_would_repeat_a_domain_is_no_rival_and_this_is_said(study, trained, capsys):
+    """For code alone, code's share of the small budgets is more than the 100,000 tokens of it at the target."""
+    arguments = [*BUDGETS, "--target=2400", "--objective={'code': 1}", "--proof_seeds=1"]
+    found = run(study, *arguments)
+    for optimum in found["ddo"]["optima"]:
+        assert optimum["code"] / sum(optimum.values()) * 240_000 > 100_000
+    assert set(trained[1]["role"]) == {"predicted", "uniform", "proportional"}
+    assert (trained[1]["code"] <= 100_000 * (1 + 1e-9)).all()
+    out = capsys.readouterr().out
+    for label in OPTIMA:
+        assert f"proof: {label} is left out: run 'scale-2400-" in out
+        assert f"Not trained: {label} (" in out
+    assert "tokens of domain 'code', which has 100,000" in out
+
+
+def test_a_proof_whose_seeds_agree_has_no_number_of_standard_errors(study):
+    rows = {"predicted": [2.0, 0.0, 0.0, 0.1, 1.0], "uniform": [2.5, 0.5, 0.0, 0.1, 4.0]}
+    columns = ["objective", "difference", "error", "slope", "tokens_to_equal"]
+    study.write_table("scale/proof.csv", pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("mixture"))
+    study.write_table("scale/proof_runs.csv", pd.DataFrame({"seed": [1, 2], "budget": 1e6}, ["a", "b"]))
+    study.write_json("scale.json", {"proof": 2})
+    assert report.proof(study).title == "Proof at 1M tokens: 0.5000 below uniform, the best rival"
 
 
 def test_the_proof_by_hand():
@@ -158,6 +189,8 @@ def test_the_proof_by_hand():
         ([*BUDGETS, "--from_seed_model=true"], ["no seed model"]),
         ([*BUDGETS, "--settings={'seq_len': 5}"], ["seq_len cannot be another"]),
         ([*BUDGETS, "--unit=epochs"], ["unknown unit 'epochs'"]),
+        ([*BUDGETS, "--proof_seeds=-1"], ["proof_seeds=-1, expected how many, or 0"]),
+        ([*BUDGETS, "--mde_mixtures=-3"], ["mde_mixtures=-3, expected how many, or 0"]),
     ],
 )
 def test_what_is_refused_before_anything_is_trained(study, trained, capsys, arguments, expected):

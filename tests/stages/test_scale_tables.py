@@ -204,6 +204,7 @@ def test_tables_that_are_refused(tmp_path, capsys, how, expected):
         (["--fit=jiont"], "unknown fit 'jiont': did you mean 'joint'"),
         (["--budgets=1e6"], "are given"),
         (["--optima=x.csv"], "are given"),
+        (["--unit=steps", "--target=20000"], "unit='steps': files of runs and optima are in tokens"),
         (["--max_epochs=0"], "max_epochs=0 must be positive"),
     ],
 )

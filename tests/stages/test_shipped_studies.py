@@ -1,9 +1,13 @@
 """Every study that is shipped: planned, and run to its last stage with little text, a tiny preset and few steps."""
 
+import re
+
 import pandas as pd
 import pytest
 from commands import ROOT, mde
 from prose import jsonl, text
+
+from mde.study import STAGES
 
 STUDIES = sorted((ROOT / "configs/studies").glob("*.gin"))
 TINY = ("PRESET = 'tiny'", "BATCH = 4", "prepare.vocab_size = 360")
@@ -13,6 +17,15 @@ SLIMPAJAMA = ("CommonCrawl", "C4", "Github", "Book", "ArXiv", "Wikipedia", "Stac
 def run(command, study, config, *bindings):
     flags = [f"--gin_bindings={binding}" for binding in [*TINY, *bindings]]
     return mde(command, f"--study={study}", f"--gin_file=configs/studies/{config}.gin", *flags)
+
+
+def instructions(config):
+    """The commands that a study's file begins with, in their order, without `plan`, which has a test of its own."""
+    written = (ROOT / f"configs/studies/{config}.gin").read_text()
+    lines = re.findall(r"^# mde ([a-z]+(?:, [a-z]+)*) ", written, re.MULTILINE)
+    first, *stages = [stage for line in lines for stage in line.split(", ")]
+    assert first == "plan"
+    return stages
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +50,20 @@ def test_its_cost_is_known_before_anything_is_rented(config):
     assert "device-hours" in printed
 
 
+def test_its_instructions_lead_to_their_end():
+    """Each stage comes after those whose results it reads."""
+    assert instructions("mde") == list(STAGES)
+    assert instructions("autoscale") == ["prepare", "train", "score", "scale", "report"]
+    assert instructions("ablations") == ["prepare", "ablate"]
+
+
 @pytest.mark.slow
 def test_mde(tmp_path, slimpajama):
     few = ("train.steps = 4", "train.seq_len = 32", "train.observations = 10", "train.settings = {'warmup_steps': 2}")
     small = ("train.validate_every = 2", "score.tokens_per_domain = 256", "evaluate.merged_windows = 1")
     quick = ("evaluate.candidates = 16", "fit.train_mixtures = 6", "fit.repeats = 3", "optimize.refits = 3")
     everything = (*few, *small, *quick, f"prepare.root = {str(slimpajama)!r}", "prove.seeds = 1")
-    for stage in ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report"):
+    for stage in instructions("mde"):
         run(stage, tmp_path / "study", "mde", *everything)
     assert len(pd.read_csv(tmp_path / "study/proof/summary.csv")) == 4
     assert (tmp_path / "study/report.html").exists()
@@ -54,7 +74,7 @@ def test_autoscale(tmp_path, slimpajama):
     few = ("train.steps = 4", "train.seq_len = 32", "train.settings = {'warmup_steps': 2}")
     scale = ("scale.budgets = (1792, 3584)", "scale.target = 7168", "scale.nearest = True")
     everything = (*few, *scale, "score.tokens_per_domain = 256", f"prepare.root = {str(slimpajama)!r}")
-    for stage in ("prepare", "train", "score", "scale"):
+    for stage in instructions("autoscale"):
         run(stage, tmp_path / "study", "autoscale", *everything)
     assert (tmp_path / "study/scale.json").exists()
 
@@ -76,6 +96,6 @@ def test_ablations(tmp_path):
         f"prepare.training_domains = {corpus!r}",
         f"prepare.root = {str(tmp_path / 'corpus')!r}",
     )
-    for stage in ("prepare", "ablate"):
+    for stage in instructions("ablations"):
         run(stage, tmp_path / "study", "ablations", *everything, "prepare.validation_share = 0.1")
     assert (tmp_path / "study/ablation/correlations.csv").exists()
