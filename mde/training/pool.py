@@ -26,7 +26,7 @@ from mde.data import mixing
 from mde.errors import UserError
 from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
-from mde.training import checkpoints, placement
+from mde.training import checkpoints, devices, placement
 from mde.training.interruptions import Termination, writing
 from mde.training.method import PLAIN, Method, State
 from mde.training.metrics import Curves, Watching
@@ -194,6 +194,8 @@ class _Trainer:
             rates = stack(self._mesh, list(curves.rates[:, step:stop]))
             batches = stack(self._mesh, data(stop - step), None, "data")
             state, metrics = self._advance(state, batches, rates, *references)
+            if step == start:
+                devices.release()  # compiled, and the first call has only begun
             curves.read()  # one call late, so that the devices never wait for us
             curves.expect(slice(step, stop), metrics)
             known = {"loss": f"{curves.values['loss'][0, step - 1]:.3f}"} if step else {}
@@ -269,8 +271,11 @@ class _Trainer:
     def _fresh(self, rows: list[Run]) -> State:
         """The states to start with, made where they will lie."""
         if self._recipe.start:
-            return self._begin(placement.spread(self._mesh, self._recipe.start()))
-        return self._begin(stack(self._mesh, [np.int32(run.seed) for run in rows]))
+            state = self._begin(placement.spread(self._mesh, self._recipe.start()))
+        else:
+            state = self._begin(stack(self._mesh, [np.int32(run.seed) for run in rows]))
+        devices.release()
+        return state
 
 
 def _states_of(directory: epath.Path, run: Run) -> epath.Path:
