@@ -96,14 +96,9 @@ class Study:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file, aside and then into its place."""
-        if not hosts.is_first():
-            return
-        self.changed = True
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.parent / f"{path.name}.partial"
-        aside.write_bytes(content)
-        aside.replace(path)
+        if hosts.is_first():
+            self.changed = True
+            write_aside(self.root / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""
@@ -252,6 +247,14 @@ class Study:
         if not path.exists():
             raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
         return path
+
+
+def write_aside(path: epath.Path, content: bytes) -> None:
+    """Writes a file beside its place and then into it, so that what is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f"{path.name}.partial"
+    aside.write_bytes(content)
+    aside.replace(path)
 
 
 def digest(content: Any) -> str:

@@ -114,7 +114,7 @@ def ablate(
     start = corpus.members(given)
     devices = MeshShape.parse(mesh) if mesh else None
     architecture = model_configs.preset(preset, study.about["vocab_size"], **(model or {}))
-    text = corpus.evaluation(tokens_per_domain, seq_len)
+    text = corpus.evaluation(tokens_per_domain, seq_len, architecture.masked)
     recipe = Recipe(architecture, schedule, corpus.stores, None, {})
     first = Recipe(
         architecture,
@@ -234,11 +234,12 @@ class _Corpus:
                 raise unknown("unit or source in given", name, [*self.domains, *self.sources])
         return [unit for unit, domain in self.domains.items() if unit in names or domain in names]
 
-    def evaluation(self, tokens_per_domain: int, seq_len: int) -> Text:
-        """The evaluation text."""
+    def evaluation(self, tokens_per_domain: int, seq_len: int, masked: bool) -> Text:
+        """The evaluation text, with hidden tokens if it is for encoders (`masked`)."""
         stores = {name: self._study.store(name, "validation") for name in self._study.domains.evaluation}
-        names = {name: digest([store.digest, tokens_per_domain, seq_len]) for name, store in stores.items()}
-        return Text(evaluation_set(stores, tokens_per_domain, seq_len), names)
+        cut = [tokens_per_domain, seq_len, *(["masked"] if masked else [])]
+        names = {name: digest([store.digest, *cut]) for name, store in stores.items()}
+        return Text(evaluation_set(stores, tokens_per_domain, seq_len, masked=masked), names)
 
     def write(self) -> None:
         """Leaves `seed.json`, which later calls keep to, and `units.csv`."""

@@ -1,6 +1,7 @@
 """`mde eval`: lm-evaluation-harness's own tasks on a run, a merged model or a mixture of experts."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.language_model import ExpertMixture
 from mde.stages import mixtures
 from mde.stages.train import load_run, model_config
-from mde.study import Study, digest
+from mde.study import Study, digest, write_aside
 
 Weights = Mapping[str, float] | str | None
 
@@ -68,12 +69,12 @@ def eval(
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
     harness = HarnessModel(model, tokenizer, length, batch_size)
     found = results_of(harness, tasks, include_path, num_fewshot, limit)
-    name = f"{about['name']}-{digest([about, list(tasks), num_fewshot, limit])}"
+    folder = [] if include_path is None else [os.path.abspath(include_path)]  # another's tasks may have the same names
+    name = f"{about['name']}-{digest([about, list(tasks), num_fewshot, limit, *folder])}"
     path = epath.Path(output) if output else study.root / "evals" / f"{name}.json"
     table = _table(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path.with_suffix(".csv"), index=False)
-    path.write_text(json.dumps({"model": about, **found}, indent=1, default=str))
+    write_aside(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+    write_aside(path, json.dumps({"model": about, **found}, indent=1, default=str).encode())
     print(table.to_string(index=False, float_format="{:.4f}".format))
     print(f"see {path}")
 

@@ -13,6 +13,7 @@ from commands import ROOT, command
 from test_demo import wait_for
 
 from mde import cli
+from mde.stages import ablate as stage
 from mde.study import Study
 
 TINY = "--gin_file=configs/ablate_tiny.gin"
@@ -73,6 +74,29 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     values = study.read_table("ablation/values.csv", "ablate")  # 2^6 subsets are more than 40: sampled
     assert (values["error"] >= 0).all()
     assert (values["error"] > 0).any()
+
+
+def test_text_for_encoders_has_hidden_tokens_and_a_name_of_its_own(prepared):
+    corpus = stage._Corpus(Study(prepared), None, {"cpp": 1, "docs": 1}, 129, 0.3)
+    plain, hidden = (corpus.evaluation(512, 16, masked) for masked in (False, True))
+    assert not plain.data.masked
+    assert hidden.data.masked
+    assert set(plain.names) == set(hidden.names)
+    assert all(plain.names[domain] != hidden.names[domain] for domain in plain.names)
+
+
+@pytest.mark.slow
+def test_encoders_are_scored_on_what_is_hidden_from_them(ablate, prepared):
+    encoder = "--model={'objective': 'masked'}"
+    few = ("--units={'cpp': 1, 'docs': 1}", "--unions=0", "--tokens_per_domain=512", "--merged_windows=2", encoder)
+    printed = ablate(prepared, *SMALL, *few)
+    assert "seed model of 2 steps: 2 runs trained, 3 there" in printed
+    study = Study(prepared)
+    assert study.read_json("ablation/seed-2/runs/cpp-0/run.json", "ablate")["model"]["objective"] == "masked"
+    candidates = study.read_table("ablation/candidates.csv", "ablate")
+    assert set(candidates["evaluator"]) == {"merged", "mde[0]", "mde[1]"}
+    # Two steps teach next to nothing: near the logarithm of the 2,048 tokens.
+    assert candidates["objective"].between(6, 9).all()
 
 
 @pytest.mark.slow

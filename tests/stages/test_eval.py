@@ -1,11 +1,13 @@
 """lm-evaluation-harness's tasks on our models, and on the same models as Hugging Face has them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from etils import epath
 from numpy.testing import assert_allclose
 from prose import text
 from scipy.special import logsumexp
@@ -22,6 +24,7 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
+from mde.evaluation import downstream  # noqa: E402
 from mde.evaluation.downstream import HarnessModel, results_of  # noqa: E402
 
 # Log-probs of some ten tokens of about 5 nats each, in float32 and by two programs.
@@ -100,6 +103,12 @@ PAIRS = [
 TEXTS = [("Kalo mine ruta voxi.",), (text("rolling", 70),), ("é",)]
 
 
+@pytest.fixture
+def study(tasked, tmp_path):
+    """A copy of a study, to write to."""
+    return shutil.copytree(tasked, tmp_path / "study", ignore=shutil.ignore_patterns("corpus"))
+
+
 def eval_(study, *flags):
     cli.main(["eval", f"--study={study}", *flags])
 
@@ -121,6 +130,22 @@ def test_the_command_writes_tables_and_agrees_with_the_studys_own_accuracies(tas
     about = json.loads(output.read_text())
     assert about["model"]["run"] == "expert-web"
     assert about["results"]["our_facts"]["acc,none"] == values["our_facts", "acc"]
+
+
+def test_tasks_of_one_name_in_two_folders_are_two_results_and_each_is_whole(study, monkeypatch):
+    """The table is there when the rest is written, and what is half written stands beside the last results."""
+    monkeypatch.setattr(downstream, "results_of", lambda *_: {"results": {}, "n-shot": {}, "n-samples": {}})
+    for folder in ("first", "second", "second"):
+        eval_(study, "--run=expert-web", "--tasks=ours", f"--include_path={folder}")
+    found = sorted(path.name for path in (study / "evals").iterdir())
+    assert len(found) == 4
+    assert {name.rpartition(".")[2] for name in found} == {"csv", "json"}
+
+    before = {path: path.read_bytes() for path in (study / "evals").iterdir()}
+    monkeypatch.setattr(epath.Path(study).__class__, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        eval_(study, "--run=expert-web", "--tasks=ours", "--include_path=second")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_mixtures_and_merged_models_at_a_corner_are_the_expert(tasked, task_folder, tmp_path):
