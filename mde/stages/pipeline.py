@@ -9,13 +9,13 @@ import importlib
 import inspect
 import time
 import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mde import buckets, gin_text, hosts
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
+from mde.values import described, fits
 from mde.versions import versions
 
 # Commands that belong to no place in the order and leave no record.
@@ -65,11 +65,6 @@ def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def described(hint: Any) -> str:
-    """A type as a reader knows it."""
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
-
-
 def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) -> bool:
     """Runs a stage unless it was done with the same arguments on the same inputs; a tool runs always.
 
@@ -105,22 +100,6 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     done = {"digest": made_of, "before": before, "arguments": resolved, "seconds": seconds, "finished": time.time()}
     study.write_json(record, done | {"versions": versions()})
     return True
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as arguments go: numbers, text, None, sequences and mappings."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, option) for option in inner)
-    if origin is Sequence:
-        return isinstance(value, list | tuple) and all(fits(v, inner[0]) for v in value)
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
-    if hint is Any:
-        return True
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _contents(resolved: Mapping[str, Any]) -> list[str]:
