@@ -5,6 +5,11 @@ from mde.study import Study
 
 
 def report(study: Study) -> None:
-    """Writes report.html and prints the tables of whatever stages are done."""
+    """Writes report.html and prints the tables of whatever stages are done.
+
+    Raises:
+      UserError: there is no study.
+    """
+    study.read_json("study.json", "prepare")
     print(tables.text(study))
-    (study.root / "report.html").write_text(page.html(study), encoding="utf-8")
+    study.write_text("report.html", page.html(study))

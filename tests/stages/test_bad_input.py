@@ -82,6 +82,11 @@ def test_flags(refused, tmp_path, flag, expected):
         assert text in line
 
 
+def test_a_report_of_no_study(refused, tmp_path):
+    assert "study.json does not exist yet; run `mde prepare" in refused("report", study=tmp_path)
+    assert "study.json does not exist yet" in refused("report", f"--study={tmp_path}/typo")
+
+
 def test_a_study_has_to_be_named(refused):
     assert "give --study" in refused("fit")
 
