@@ -24,6 +24,7 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan"),
 )
 WITHOUT_STUDY = ("models", "plan")
+READERS = ("predict", "swarm", "eval", "export")  # tools that need not write to the study
 # What tools leave that the report shows.
 SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")
 
@@ -85,6 +86,8 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
         command(name)(**resolved)
         return True
     if name in TOOLS:
+        if name not in READERS:
+            buckets.check_writable(study.root)
         command(name)(study, **resolved)
         return True
     before = _before(study, name, resolved)
@@ -92,6 +95,7 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     record = f"stages/{name}.json"
     if not force and (study.root / record).exists() and study.read_json(record, name)["digest"] == made_of:
         return False
+    buckets.check_writable(study.root)
     started = time.time()
     with _taken_back(study, record):
         command(name)(study, **resolved)

@@ -1,6 +1,7 @@
 """`mde report`: the study as one page, and its tables on the terminal."""
 
-from mde.reporting import page, tables
+from mde.errors import UserError
+from mde.reporting import findings, page, tables
 from mde.study import Study
 
 
@@ -8,8 +9,9 @@ def report(study: Study) -> None:
     """Writes report.html and prints the tables of whatever stages are done.
 
     Raises:
-      UserError: there is no study.
+      UserError: there is nothing to show.
     """
-    study.read_json("study.json", "prepare")
+    if not any(findings.has(study, section.needs) for section in page.SECTIONS):
+        raise UserError(f"{study} holds nothing to report; run `mde prepare --study={study}` first")
     print(tables.text(study))
     study.write_text("report.html", page.html(study))
