@@ -79,7 +79,8 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       Whether it ran.
 
     Raises:
-      UserError: an unknown stage or argument, or an earlier stage that has not been run.
+      UserError: an unknown stage or argument, an earlier stage that has not been run since what it is made from, or a
+        place that cannot be written to.
     """
     resolved = arguments(name, given)
     if name in WITHOUT_STUDY:
