@@ -17,6 +17,7 @@ from typing import Any
 from mde.errors import UserError, unknown
 from mde.stages import pipeline
 from mde.study import STAGES
+from mde.values import described, fits
 
 REPOSITORY = Path(__file__).parent.parent
 COMMANDS = (*STAGES, *pipeline.TOOLS)
@@ -123,8 +124,8 @@ def _value(flag: str, text: str, hint: Any) -> Any:
     try:
         value = ast.literal_eval(text.strip().title() if bool in options else text)
     except (ValueError, SyntaxError):
-        raise UserError(f"{flag}={text}: expected {pipeline.described(hint)}") from None
-    single = not isinstance(value, list | tuple) and not pipeline.fits(value, hint)
+        raise UserError(f"{flag}={text}: expected {described(hint)}") from None
+    single = not isinstance(value, list | tuple) and not fits(value, hint)
     return [value] if lists and single else value
 
 

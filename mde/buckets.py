@@ -1,4 +1,4 @@
-"""Places in buckets, `gs://` and `s3://`: whether they can be reached, said before any work is done.
+"""Places in buckets, `gs://` and `s3://`, and on disks: whether they can be reached, said before any work is done.
 
 All paths go through `etils.epath`, which leaves buckets to fsspec (`mde/__init__.py` sees to that), arrays through
 TensorStore, checkpoints through Orbax. A bucket has no folders and no locks, and only single objects are renamed.
@@ -6,6 +6,7 @@ TensorStore, checkpoints through Orbax. A bucket has no folders and no locks, an
 
 import importlib.util
 import os
+from pathlib import Path
 
 from etils import epath
 
@@ -52,6 +53,18 @@ def study(place: epath.PathLike) -> epath.Path:
     if is_bucket(found) and not os.fspath(found).startswith("gs://"):
         raise UserError(f"{found}: a study is on a disk or in gs://; corpora may be in s3:// as well")
     return found
+
+
+def check_writable(place: epath.PathLike) -> None:
+    """Raises UserError if a place on a disk, or the nearest there is above it, is no folder that can be written to."""
+    if is_bucket(place):
+        return
+    path = Path(place).absolute()
+    there = next(above for above in (path, *path.parents) if os.path.exists(above))
+    if not there.is_dir():
+        raise UserError(f"{place}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{place}: no permission to write to {there}")
 
 
 def check(place: epath.PathLike) -> None:

@@ -49,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_environment()
     try:
         _run(name, argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"mde {name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"mde {name}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read it has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it exits
+        sys.exit(141)
 
 
 class _Parser(argparse.ArgumentParser):

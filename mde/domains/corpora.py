@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mde import buckets
 from mde.domains import reading, registry
 from mde.domains.reading import Piece, Problem, Record
 from mde.errors import UserError, unknown
+from mde.values import described, fits
 
 SHARD_BYTES = 64 << 20  # bytes of files a shard: the unit of work, and what is read again after a kill
 PART = 2_000  # characters a part of a text that is alone in its place, as in `harvest`
@@ -101,22 +103,12 @@ def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_fie
     """
     if not isinstance(domains, Mapping):
         domains = {name: f"mde:{name}" for name in domains}
-    known = [field.name for field in dataclasses.fields(Corpus) if field.name not in ("name", "trained")]
     corpora = []
-    for name, given in domains.items():
-        given = {"files": given} if isinstance(given, str) else dict(given)
-        for key in given:
-            if key not in known:
-                raise unknown(f"setting of domain {name!r}", key, known)
-        if not isinstance(given.get("files"), str):
-            raise UserError(f"domain {name!r}: expected 'files', the place of its text, found {given.get('files')!r}")
-        if given.get("format", "text") not in FORMATS:
-            raise unknown(f"format of domain {name!r}", given["format"], FORMATS)
+    for name, value in domains.items():
+        given = settings("domain", name, value, Corpus, FORMATS)
         for key in ("files", "validation"):
-            if root and key in given and not re.match(r"tfds:|mde:|\w+://", given[key]):
+            if root and given.get(key) and not re.match(r"tfds:|mde:|\w+://", given[key]):
                 given[key] = str(buckets.path(root) / given[key])
-        if isinstance(given.get("domains"), list | tuple):
-            given["domains"] = {value: value for value in given["domains"]}
         corpus = Corpus(name, **{"text_field": text_field, **given}, trained=trained)
         if bool(corpus.domain_field) != bool(corpus.domains):
             raise UserError(f"domain {name!r}: 'domain_field' and 'domains' (its values) go together")
@@ -127,6 +119,37 @@ def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_fie
             registry.get(corpus.registered)
         corpora.append(corpus)
     return corpora
+
+
+def settings(kind: str, name: str, given: Any, form: type, formats: Sequence[str]) -> dict[str, Any]:
+    """The fields of a domain or a task, which is given as its place or as a mapping of them.
+
+    Args:
+        kind: what it is, for messages.
+        name: its name.
+        given: what the user said.
+        form: the dataclass that it becomes.
+        formats: that its files may have.
+
+    Raises:
+        UserError: neither of the two, no place, an unknown field or format, or a value of another type than its field.
+    """
+    if not isinstance(given, str | Mapping):
+        raise UserError(f"{kind} {name!r}: {given!r}, expected a place (a file, a folder or a pattern) or a mapping")
+    found = {"files": given} if isinstance(given, str) else dict(given)
+    if fits(found.get("domains"), Sequence[str]):
+        found["domains"] = {value: value for value in found["domains"]}
+    hints = {key: hint for key, hint in typing.get_type_hints(form).items() if key not in ("name", "trained")}
+    for key, value in found.items():
+        if key not in hints:
+            raise unknown(f"setting of {kind} {name!r}", key, hints)
+        if not fits(value, hints[key]):
+            raise UserError(f"{kind} {name!r}: {key} = {value!r}, expected {described(hints[key])}")
+    if "files" not in found:
+        raise UserError(f"{kind} {name!r}: expected 'files', the place of its text")
+    if found.get("format") not in (None, *formats):
+        raise unknown(f"format of {kind} {name!r}", found["format"], formats)
+    return found
 
 
 def shards(corpus: Corpus, shard_bytes: int = SHARD_BYTES) -> list[Shard]:

@@ -62,8 +62,14 @@ def documents(shard: Shard, settings: Settings) -> Iterator[Document | Problem |
     for piece, record in corpora.records(shard, settings.max_document_bytes):
         found = record if isinstance(record, Problem) else _document(shard, piece.path, record, settings)
         if isinstance(found, Problem) and settings.on_error == "fail":
-            raise UserError(f"{found.path}, line {found.line}: {found.reason}: {found.detail} (domain {corpus.name!r})")
+            raise refused(found, shard)
         yield found
+
+
+def refused(problem: Problem, shard: Shard) -> UserError:
+    """The error for the first problem, if `on_error` is "fail"."""
+    where = f"{problem.path}, line {problem.line}"
+    return UserError(f"{where}: {problem.reason}: {problem.detail} (domain {shard.corpus.name!r})")
 
 
 def _registered(shard: Shard, settings: Settings) -> Iterator[Document]:

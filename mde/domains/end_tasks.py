@@ -44,9 +44,9 @@ class EndTask:
     name: str
     files: str
     context: str = "{question}"
-    choices: str | tuple[str, ...] | None = "choices"
+    choices: str | Sequence[str] | None = "choices"
     answer: str = "answer"
-    labels: str | tuple[str, ...] | None = None
+    labels: str | Sequence[str | int] | None = None
     each: str | None = None
     delimiter: str = " "
     format: str | None = None
@@ -77,17 +77,9 @@ def parse(tasks: Mapping[str, Any], root: str | None) -> list[EndTask]:
     Raises:
         UserError: an unknown argument or format, a name that cannot be a domain's, no place.
     """
-    known = [field.name for field in dataclasses.fields(EndTask) if field.name != "name"]
     found = []
-    for name, given in tasks.items():
-        given = {"files": given} if isinstance(given, str) else dict(given)
-        for key in given:
-            if key not in known:
-                raise unknown(f"setting of task {name!r}", key, known)
-        if not isinstance(given.get("files"), str):
-            raise UserError(f"task {name!r}: expected 'files', the place of its examples, found {given.get('files')!r}")
-        if given.get("format", "jsonl") not in FORMATS[:2]:
-            raise unknown(f"format of task {name!r}", given["format"], FORMATS[:2])
+    for name, value in tasks.items():
+        given = corpora.settings("task", name, value, EndTask, FORMATS[:2])
         if not NAME.fullmatch(name):
             raise UserError(f"task {name!r}: a name has letters, digits, '_', '-' and '.'")
         if root and not re.match(r"tfds:|\w+://", given["files"]):

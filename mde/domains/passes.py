@@ -19,7 +19,7 @@ from etils import epath
 
 from mde.domains import hygiene, tokenizers, vocabulary
 from mde.domains.corpora import Shard
-from mde.domains.documents import Document, Dropped, Settings, documents
+from mde.domains.documents import Document, Dropped, Settings, documents, refused
 from mde.domains.reading import Problem
 from mde.domains.workers import advance
 from mde.errors import UserError
@@ -55,8 +55,13 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
 
     Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order; how many runs of words each validation
     document has), `signatures.bin` ([n, PERMUTATIONS] uint32), `runs.bin` (uint64) and `sample.json`.
+
+    Raises:
+        UserError: the first problem, if `on_error` is "fail"; also one that a survey that skipped it has told.
     """
     if (about := done(folder)) is not None:
+        if about["problems"] and settings.on_error == "fail":
+            raise refused(Problem(*about["problems"][0]), shard)
         return about
     folder.mkdir(parents=True, exist_ok=True)
     corpus, signer = shard.corpus, hygiene.Signer()

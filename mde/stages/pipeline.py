@@ -9,13 +9,13 @@ import importlib
 import inspect
 import time
 import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mde import buckets, gin_text, hosts
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
+from mde.values import described, fits
 from mde.versions import versions
 
 # Commands that belong to no place in the order and leave no record.
@@ -24,6 +24,7 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan"),
 )
 WITHOUT_STUDY = ("models", "plan")
+READERS = ("predict", "swarm", "eval", "export")  # tools that need not write to the study
 # What tools leave that the report shows.
 SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")
 
@@ -65,11 +66,6 @@ def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def described(hint: Any) -> str:
-    """A type as a reader knows it."""
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
-
-
 def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) -> bool:
     """Runs a stage unless it was done with the same arguments on the same inputs; a tool runs always.
 
@@ -83,13 +79,16 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       Whether it ran.
 
     Raises:
-      UserError: an unknown stage or argument, or an earlier stage that has not been run.
+      UserError: an unknown stage or argument, an earlier stage that has not been run since what it is made from, or a
+        place that cannot be written to.
     """
     resolved = arguments(name, given)
     if name in WITHOUT_STUDY:
         command(name)(**resolved)
         return True
     if name in TOOLS:
+        if name not in READERS:
+            buckets.check_writable(study.root)
         command(name)(study, **resolved)
         return True
     before = _before(study, name, resolved)
@@ -97,6 +96,7 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     record = f"stages/{name}.json"
     if not force and (study.root / record).exists() and study.read_json(record, name)["digest"] == made_of:
         return False
+    buckets.check_writable(study.root)
     started = time.time()
     with _taken_back(study, record):
         command(name)(study, **resolved)
@@ -105,22 +105,6 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     done = {"digest": made_of, "before": before, "arguments": resolved, "seconds": seconds, "finished": time.time()}
     study.write_json(record, done | {"versions": versions()})
     return True
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as arguments go: numbers, text, None, sequences and mappings."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, option) for option in inner)
-    if origin is Sequence:
-        return isinstance(value, list | tuple) and all(fits(v, inner[0]) for v in value)
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
-    if hint is Any:
-        return True
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _contents(resolved: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,17 @@
 """`mde report`: the study as one page, and its tables on the terminal."""
 
-from mde.reporting import page, tables
+from mde.errors import UserError
+from mde.reporting import findings, page, tables
 from mde.study import Study
 
 
 def report(study: Study) -> None:
-    """Writes report.html and prints the tables of whatever stages are done."""
+    """Writes report.html and prints the tables of whatever stages are done.
+
+    Raises:
+      UserError: there is nothing to show.
+    """
+    if not any(findings.has(study, section.needs) for section in page.SECTIONS):
+        raise UserError(f"{study} holds nothing to report; run `mde prepare --study={study}` first")
     print(tables.text(study))
-    (study.root / "report.html").write_text(page.html(study), encoding="utf-8")
+    study.write_text("report.html", page.html(study))

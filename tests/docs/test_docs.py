@@ -17,8 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mde import bindings
+from mde.domains import corpora
 from mde.stages import pipeline
 from mde.study import STAGES
+from mde.values import fits
 
 ROOT = Path(__file__).parents[2]
 STAGE_PAGES = [f"stages/{name}.md" for name in (*STAGES, "final", "scale", "ablate", "reweight", "tools")]
@@ -77,6 +80,18 @@ def test_every_command_has_its_flags_on_a_page(name):
     pages = "".join((ROOT / "docs" / page).read_text() for page in STAGE_PAGES)
     flags = pipeline.parameters(name)
     assert not flags or f"```{{flags}} {name}\n" in pages or name == "models"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "optimize"])
+def test_bindings_on_a_stages_page_are_arguments_of_it(stage):
+    page = (ROOT / f"docs/stages/{stage}.md").read_text()
+    (bound,) = (text for _, language, text in BLOCK.findall(page) if language == "python")
+    given = bindings.from_gin([], [bound])[stage]
+    known = pipeline.parameters(stage)
+    assert all(fits(value, known[name].annotation) for name, value in given.items())
+    if stage == "prepare":
+        (corpus,) = corpora.parse(given["training_domains"], None, "text", trained=True)
+        assert corpus.names == ("wiki", "books")
 
 
 def test_cheap_commands_run(folder):

@@ -51,6 +51,18 @@ def test_the_forms_of_a_domain():
         ({"a b": "x"}, "domain 'a b': a name has"),
         ({"a": {"files": "x", "format": "json"}}, "unknown format of domain 'a' 'json': did you mean 'jsonl'"),
         ({"a": {"files": "x", "domain_field": "kind"}}, "'domain_field' and 'domains'"),
+        (
+            {"a": ["x.txt", "y.txt"]},
+            r"domain 'a': \['x.txt', 'y.txt'\], expected a place .a file, a folder or a pattern",
+        ),
+        ({"a": 5}, "domain 'a': 5, expected a place"),
+        ({"a": {"files": ["x"]}}, r"domain 'a': files = \['x'\], expected str"),
+        ({"a": {"files": "x", "validation": ["y"]}}, r"domain 'a': validation = \['y'\], expected str | None"),
+        (
+            {"a": {"files": "x", "domain_field": "kind", "domains": {"v": 3}}},
+            "domain 'a': domains = {'v': 3}, expected",
+        ),
+        ({"a": {"files": "x", "text_field": 3}}, "domain 'a': text_field = 3, expected str"),
     ],
 )
 def test_what_is_no_domain(domains, expected):

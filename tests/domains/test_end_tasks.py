@@ -121,6 +121,8 @@ def test_labels_that_are_none_of_the_choices(tmp_path):
         ({"t": {"context": "x"}}, "task 't': expected 'files'"),
         ({"t t": "x"}, "task 't t': a name has"),
         ({"t": {"files": "x", "format": "text"}}, "unknown format of task 't' 'text'"),
+        ({"t": ["x.jsonl"]}, r"task 't': \['x.jsonl'\], expected a place"),
+        ({"t": {"files": "x", "choices": [1]}}, r"task 't': choices = \[1\], expected str"),
     ],
 )
 def test_what_is_no_task(tasks, expected):

@@ -1,7 +1,10 @@
 """Bad input: one line that names the culprit and the nearest right name, exit status 2, and nothing changed on disk."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,32 @@ def test_flags(refused, tmp_path, flag, expected):
     line = refused("fit", flag, study=tmp_path)
     for text in expected:
         assert text in line
+
+
+def test_a_report_of_no_study(refused, tmp_path):
+    assert "holds nothing to report; run `mde prepare" in refused("report", study=tmp_path)
+    assert "typo holds nothing to report" in refused("report", f"--study={tmp_path}/typo")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_study_where_none_can_be(refused, tmp_path, monkeypatch):
+    (tmp_path / "text").touch()
+    domains = [f"--domain={name}={tmp_path}/text" for name in "ab"]
+    line = refused("prepare", f"--study={tmp_path}/text/study", *domains)
+    assert f"{tmp_path}/text/study: {tmp_path}/text is no folder" in line
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)  # as root, everything is allowed
+    for command in ("prepare", "import"):
+        more = domains if command == "prepare" else ["--source=x", "--run=seed"]
+        line = refused(command, f"--study={tmp_path}/new/study", *more)
+        assert f"{tmp_path}/new/study: no permission to write to {tmp_path}" in line
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly():
+    script = f"{sys.executable} -m mde.cli models | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}
+    )
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_study_has_to_be_named(refused):

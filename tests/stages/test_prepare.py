@@ -17,7 +17,7 @@ from prose import jsonl, text
 from mde import cli
 from mde.domains import hygiene, tokenizers
 from mde.errors import UserError
-from mde.stages.prepare import prepare
+from mde.stages.prepare import _Preparation, prepare
 from mde.study import Study
 
 
@@ -249,9 +249,16 @@ def test_what_is_refused(places, training, settings, expected):
     assert not (places / "study" / "study.json").exists()
 
 
-def test_the_first_problem_stops_it_if_asked_to(places):
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_first_problem_stops_it_if_asked_to(places, monkeypatch, killed):
+    """Also one that was skipped by a preparation that was killed after both passes, which are kept."""
     with (places / "code" / "1.jsonl").open("ab") as file:
         file.write(b"no json\n")
+    if killed:
+        with monkeypatch.context() as patched:
+            patched.delattr(_Preparation, "_assemble")
+            with pytest.raises(AttributeError):
+                prepared(places)
     with pytest.raises(UserError, match=r"code/1\.jsonl, line 101: not_json: .*\(domain 'code'\)"):
         prepared(places, on_error="fail")
     assert table(prepared(places)).loc["code", "not_json_documents"] == 1
