@@ -13,6 +13,7 @@ LOST = ("SUSPENDING", "SUSPENDED", "DELETING", "NOT_FOUND")
 FAILED = "FAILED"
 ACTIVE = "ACTIVE"
 STATUS = "mde-exit-status"
+UNLESS_IT_RUNS = 'if test -f ~/run.pid && kill -0 "$(cat ~/run.pid)" 2>/dev/null; then exit 0; fi; '
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,10 @@ class TpuVm:
         return ["gcloud", "compute", "tpus", "tpu-vm", "scp", *files, f"{node}:", "--worker=all", *self._where()]
 
     def install(self, node: str) -> list[str]:
-        """Unpacks and installs on all workers."""
+        """Unpacks and installs on all workers, unless the command runs there already, from what was unpacked then."""
         unpack = f"mkdir -p mde && tar -xzf {self.archive.name} -C mde && cd mde"
-        protect = f"chmod 600 ~/{self.environment.name} && " if self.job.secrets else ""
-        return self.ssh(node, "all", f"{protect}{unpack} && {self.job.install}")
+        protect = f"chmod 600 ~/{self.environment.name} || exit 1; " if self.job.secrets else ""
+        return self.ssh(node, "all", f"{protect}{UNLESS_IT_RUNS}{unpack} && {self.job.install}")
 
     def start(self, node: str) -> list[str]:
         """Starts the command on all workers, detached, unless it runs there already."""
@@ -94,13 +95,13 @@ class TpuVm:
         return self.ssh(
             node,
             "all",
-            'if test -f ~/run.pid && kill -0 "$(cat ~/run.pid)" 2>/dev/null; then exit 0; fi; rm -f ~/run.status; '
+            f"{UNLESS_IT_RUNS}rm -f ~/run.status; "
             f"nohup setsid bash -c {shlex.quote(inner)} > ~/run.log 2>&1 < /dev/null & echo $! > ~/run.pid",
         )
 
-    def follow(self, line: int) -> list[str]:
-        """Prints the first worker's log from a line on (1 is the first), and ends with the command."""
-        return self.ssh(self.nodes[0], "0", f'tail -n +{line} -F ~/run.log --pid="$(cat ~/run.pid)" 2>/dev/null')
+    def follow(self, byte: int) -> list[str]:
+        """Prints the first worker's log from a byte on (1 is the first), and ends with the command."""
+        return self.ssh(self.nodes[0], "0", f'tail -c +{byte} -F ~/run.log --pid="$(cat ~/run.pid)" 2>/dev/null')
 
     def outcome(self, node: str) -> list[str]:
         """Prints the exit status of each worker's command, when it has ended."""

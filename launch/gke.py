@@ -5,6 +5,7 @@
 
 The image holds a clone of the repository, installed in `.venv`, as its working directory. Pods that are taken away are
 started again, and the command goes on from what it has saved in the bucket.
+Errors of the user's (exit status 2) end it.
 """
 
 import argparse
@@ -24,6 +25,9 @@ RESTARTS = 20
 SLICE = "slice"  # what a JobSet calls the job of each slice
 ENDS = {"Completed": 0, "Failed": 1}
 ONE_POOL_A_SLICE = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
+# What a pod ends with because of an error of the user's fails its job, and that fails the JobSet: it would come again.
+USERS_ERROR = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+NO_RESTART = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
 RESOURCES = {"tpu": "google.com/tpu", "gpu": "nvidia.com/gpu", "cpu": "cpu"}
 
 
@@ -59,13 +63,19 @@ def jobset(described: Job, image: str, secrets: Sequence[str] = ()) -> dict[str,
         "terminationGracePeriodSeconds": 120,
         "containers": [{key: value for key, value in container.items() if value}],
     }
-    pods = {"parallelism": machine.hosts, "completions": machine.hosts, "completionMode": "Indexed", "backoffLimit": 0}
+    pods = {
+        "parallelism": machine.hosts,
+        "completions": machine.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [USERS_ERROR]},
+    }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {"name": described.name, **(ONE_POOL_A_SLICE if machine.accelerator == "tpu" else {})},
         "spec": {
-            "failurePolicy": {"maxRestarts": RESTARTS},
+            "failurePolicy": {"maxRestarts": RESTARTS, "rules": [NO_RESTART]},
             "replicatedJobs": [
                 {
                     "name": SLICE,

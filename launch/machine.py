@@ -23,7 +23,8 @@ class Machine:
       accelerator: "tpu", "gpu" or "cpu".
       type: what its makers call it: "v5litepod-16", "H100".
       hosts: of one slice; each runs the same command.
-      chips_per_host: accelerators of a host.
+      chips_per_host: accelerators of a host; cores of one without any.
+      cpus_per_chip: CPU cores that Slurm gives to each accelerator, for reading.
       memory_gb: of one chip.
       slices: of TPUs; hosts, chips and type are those of each.
       spot: whether it may be taken away at any time, which costs less.
@@ -48,6 +49,7 @@ class Machine:
     topology: str = ""
     partition: str = ""
     hours: int = 24
+    cpus_per_chip: int = 4
 
     def __post_init__(self) -> None:
         for name, wanted in typing.get_type_hints(type(self)).items():

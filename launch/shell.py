@@ -1,10 +1,12 @@
 """Running other programs' commands, or printing them. No shell reads them here: what a binding holds stays one word."""
 
+import io
 import os
 import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mde.errors import UserError
 
@@ -37,16 +39,11 @@ class Shell:
           UserError: no such program.
         """
         if self.dry_run or show:
-            print(self.redact(f"$ {shlex.join(argv)}"), flush=True)
+            self._print(argv)
         if self.dry_run:
             return 0, ""
         errors = subprocess.STDOUT if show else subprocess.PIPE
-        try:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
-            )
-        except FileNotFoundError as error:
-            raise UserError(f"{argv[0]} is not installed: it is not on the PATH") from error
+        process = _started(argv, stderr=errors, text=True, errors="replace")
         if not show:
             output, warnings = process.communicate()
             return process.returncode, self.redact(output + warnings if process.returncode else output)
@@ -57,12 +54,45 @@ class Shell:
             show(lines[-1])
         return process.wait(), "\n".join(lines)
 
+    def follow(self, argv: Sequence[str], show: Callable[[str], None]) -> tuple[int, int]:
+        """Runs a command to its end, and shows what it prints; the command itself is printed too.
+
+        Args:
+          argv: the program and its arguments.
+          show: called with each line of its standard output as it comes, without secrets; a progress bar's are lines.
+
+        Returns:
+          Its exit status, and how many bytes it has printed; what goes to standard error is none of them.
+
+        Raises:
+          UserError: no such program.
+        """
+        self._print(argv)
+        process, printed = _started(argv, stderr=None), 0
+        assert process.stdout is not None
+        for line in io.TextIOWrapper(process.stdout, "utf-8", "surrogateescape", newline=""):
+            raw = line.encode(errors="surrogateescape")
+            printed += len(raw)
+            show(self.redact(raw.decode(errors="replace").rstrip("\r\n")))
+        return process.wait(), printed
+
+    def _print(self, argv: Sequence[str]) -> None:
+        print(self.redact(f"$ {shlex.join(argv)}"), flush=True)
+
     def redact(self, text: str) -> str:
         """The text with stars for the values of secrets, and without colours."""
         text = _COLOURS.sub("", text)
         for value in self._values:
             text = text.replace(value, "***")
         return text
+
+
+def _started(argv: Sequence[str], **options: Any) -> subprocess.Popen:
+    """A process whose standard output is read."""
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **options)
+    except FileNotFoundError as error:
+        raise UserError(f"{argv[0]} is not installed: it is not on the PATH") from error
 
 
 def error_in(output: str) -> str:

@@ -31,10 +31,14 @@ def script(described: Job, folder: Path = REPOSITORY) -> str:
     machine = described.machine
     gpus = machine.chips_per_host if machine.accelerator == "gpu" else 0
     tasks = gpus if gpus and described.together else 1
+    cpus = (
+        (machine.cpus_per_chip if gpus else 1) * machine.chips_per_host // tasks
+    )  # a CPU machine's chips are its cores
     options = {
         "job-name": described.name,
         "nodes": machine.all_hosts,
         "ntasks-per-node": tasks,
+        "cpus-per-task": cpus,
         "gpus-per-node": gpus,
         "partition": machine.partition,
         "time": f"{machine.hours}:00:00",
@@ -50,7 +54,8 @@ def script(described: Job, folder: Path = REPOSITORY) -> str:
             *lines,
             "#SBATCH --requeue",
             f"cd {shlex.quote(str(folder))} || exit 1",
-            f"srun --kill-on-bad-exit=1 {shlex.join(described.argv(tasks * machine.all_hosts))}",
+            # From Slurm 22.05 on, srun does not take the CPUs of a task over from the batch file.
+            f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shlex.join(described.argv(tasks * machine.all_hosts))}",
             "status=$?",
             f'if [ "$status" = {job.STOPPED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             'exit "$status"',

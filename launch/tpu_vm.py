@@ -114,16 +114,12 @@ class Launch:
 
     def _follow(self) -> int:
         """Shows the first worker's log; returns the worst exit status of all."""
-        lines = 0
-
-        def show(line: str) -> None:
-            nonlocal lines
-            lines += 1
-            say(line)
-
-        while self.shell.run(self.vm.follow(lines + 1), show)[0]:
-            self._check_there()  # a connection that broke is made again
+        status, seen = self.shell.follow(self.vm.follow(1), say)
+        while status:  # a connection that broke is made again
+            self._check_there()
             time.sleep(self.poll)
+            status, more = self.shell.follow(self.vm.follow(seen + 1), say)
+            seen += more
         found: list[str] = []
         for node in self.vm.nodes:
             output = self._remotely(self.vm.outcome(node), node)

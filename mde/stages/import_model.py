@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from etils import epath
 
-from mde.errors import UserError
+from mde.errors import UserError, unknown
 from mde.models import huggingface
 from mde.models.config import on_record
-from mde.stages.train import model_config
+from mde.stages.train import SEED_RUN, model_config
 from mde.study import Study
 from mde.training import checkpoints
 from mde.training.runs import NOT_ARCHITECTURE
@@ -23,11 +24,14 @@ def import_model(study: Study, source: str, run: str) -> None:
     Args:
       study: a prepared study.
       source: the directory with config.json and *.safetensors.
-      run: what it is to be: seed, expert-DOMAIN, or a run of the table of mixtures.
+      run: what it is to be: seed, expert-DOMAIN, or a run of the study's table of mixtures, when it is trained.
 
     Raises:
-      UserError: a model of another architecture or vocabulary than the study's, or a run that is there already.
+      UserError: a model of another architecture, vocabulary or tokenizer than the study's, or a run that the study will
+        not have, or has already.
     """
+    if run not in (known := _runs(study)):
+        raise unknown(f"run of {study}", run, known)
     directory = study.root / "runs" / run
     if directory.exists():
         raise UserError(f"{directory} is there already; delete it to import another")
@@ -52,8 +56,32 @@ def import_model(study: Study, source: str, run: str) -> None:
     print(directory)
 
 
+def _runs(study: Study) -> list[str]:
+    """Names of the runs that are trained, or will be."""
+    table = study.root / "mixtures.csv"
+    trained = list(map(str, study.mixtures().index)) if table.exists() else []
+    if study.whole is not study:  # full models have neither
+        return trained
+    return [SEED_RUN, *(f"expert-{name}" for name in study.domains.training), *trained]
+
+
 def _check_tokenizer(study: Study, source: epath.Path) -> None:
-    """Raises UserError where the model comes with a SentencePiece model that is not the study's."""
-    theirs, ours = source / "tokenizer.model", study.root / "tokenizer" / "sentencepiece.model"
-    if theirs.exists() and ours.exists() and theirs.read_bytes() != ours.read_bytes():
-        raise UserError(f"{theirs} is not the tokenizer of the study, {ours}")
+    """Raises UserError where the model comes with a tokenizer of the study's kind that is not the study's."""
+    directory = study.whole.root / "tokenizer"
+    for theirs, ours, read in (
+        (source / "tokenizer.model", directory / "sentencepiece.model", epath.Path.read_bytes),
+        (source / "tokenizer.json", directory / "tokenizer.json", _reading),
+    ):
+        if theirs.exists() and ours.exists() and read(theirs) != read(ours):
+            raise UserError(f"{theirs} is not the tokenizer of the study, {ours}")
+
+
+def _reading(file: epath.Path) -> list[Any]:
+    """What in a tokenizer.json decides on the tokens of a text; programs that save it change the rest."""
+    import tokenizers
+
+    try:
+        about = json.loads(tokenizers.Tokenizer.from_str(file.read_text()).to_str())
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"{file}: not a tokenizer.json: {error}") from error
+    return [about.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")]

@@ -6,6 +6,7 @@ A worker is a directory that is its home. `scenario.json` says what goes wrong:
     refuse         message with which requests are refused
     fail           message with which requests fail later
     preempt        how many times the machine is taken away while its log is followed
+    cuts           bytes of the log after which its connection breaks, one time after the other
     unreachable    [worker, times]: the worker that refuses connections, and how often
 """
 
@@ -84,13 +85,21 @@ def tpu_vm(verb: str, words: list[str], flags: dict) -> None:
     node = words[-1].rstrip(":") if verb == "scp" else words[0]
     everyone = sorted((HOME / "workers" / node).iterdir(), key=lambda path: int(path.name))
     workers = everyone if flags["worker"] == "all" else [everyone[int(flags["worker"])]]
-    if "tail -n +" in flags.get("command", "") and scenario().get("preempt"):
+    following = "tail -c +" in flags.get("command", "")
+    if following and scenario().get("preempt"):
         change(preempt=scenario()["preempt"] - 1)
         for request in HOME.glob("*.json"):
             if request.name != "scenario.json":
                 request.write_text('["SUSPENDED"]')
         wait_for_starts()
         stop_workers()
+        fail("tpu-vm.ssh", "[/usr/bin/ssh] exited with return code [255].")
+    if following and scenario().get("cuts"):
+        size, *later = scenario()["cuts"]
+        change(cuts=later)
+        print("WARNING: the connection is slow", file=sys.stderr, flush=True)
+        log = subprocess.run(["bash", "-c", flags["command"]], env=at_home(workers[0]), stdout=subprocess.PIPE).stdout
+        os.write(1, log[:size])
         fail("tpu-vm.ssh", "[/usr/bin/ssh] exited with return code [255].")
     worst = 0
     for worker in workers:
@@ -102,9 +111,12 @@ def tpu_vm(verb: str, words: list[str], flags: dict) -> None:
             for file in words[:-1]:
                 shutil.copy(file, worker)
         else:
-            environment = {**os.environ, "HOME": str(worker)}
-            worst |= subprocess.run(["bash", "-c", flags["command"]], cwd=worker, env=environment).returncode
+            worst |= subprocess.run(["bash", "-c", flags["command"]], cwd=worker, env=at_home(worker)).returncode
     sys.exit(worst)
+
+
+def at_home(worker: Path) -> dict[str, str]:
+    return {**os.environ, "HOME": str(worker)}
 
 
 def wait_for_starts() -> None:

@@ -19,6 +19,7 @@ starts = sum((run["worker"], run["node"]) == where for run in earlier)
 exits = json.loads((shared / "scenario.json").read_text()).get("exits", {}).get(home.name, [0])
 print(f"worker {home.name}, start {starts}", flush=True)
 print(f"the token is {os.environ.get('TOKEN')}", flush=True)
+print("step 1\rstep 2\rstep 3, \N{LATIN SMALL LETTER E WITH ACUTE}nd", flush=True)
 end = exits[min(starts, len(exits)) - 1]
 if end == "hang":
     time.sleep(60)

@@ -50,10 +50,30 @@ def test_slurm_runs_and_follows(standins, launched):
     assert "srun ends with 0" in said
     assert said.rstrip().endswith("job 7: COMPLETED")
     options = [line for line in Path("pool.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
-    for option in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "partition=gpu", "signal=TERM@120", "requeue"):
+    for option in (
+        "nodes=2",
+        "ntasks-per-node=8",
+        "cpus-per-task=4",
+        "gpus-per-node=8",
+        "partition=gpu",
+        "signal=TERM@120",
+        "requeue",
+    ):
         assert f"#SBATCH --{option}" in options
-    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *TOGETHER]] * 2
+    assert calls_of(standins, "srun") == [["srun", "--cpus-per-task=4", "--kill-on-bad-exit=1", *TOGETHER]] * 2
     assert calls_of(standins, "scontrol") == [["scontrol", "requeue", "7"]]
+
+
+@pytest.mark.parametrize(
+    ("flag", "command", "cpus"),
+    [(CPU, ("score", "--study=s"), 8), (H100, ("score", "--study=s"), 4), (H100, ("optimize", "--study=s"), 32)],
+)
+def test_a_task_of_slurm_has_the_cores_of_its_chips(flag, command, cpus):
+    """By default it has one. Since 22.05 srun has to be told as well."""
+    lines = slurm.script(_job(flag, command)).splitlines()
+    assert f"#SBATCH --cpus-per-task={cpus}" in lines
+    (srun,) = (line for line in lines if line.startswith("srun"))
+    assert f" --cpus-per-task={cpus} " in srun
 
 
 def test_slurm_says_when_a_job_fails(standins, launched):
@@ -101,6 +121,11 @@ def test_kubernetes_runs_and_follows(standins, launched):
     pods = slices["template"]["spec"]
     pod = pods["template"]["spec"]
     assert slices["replicas"] == 2
+    # As in JobSet's own description: an error of the user's is not tried again.
+    (of_pods,), (of_jobs,) = pods["podFailurePolicy"]["rules"], made["spec"]["failurePolicy"]["rules"]
+    assert of_pods == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+    assert of_jobs == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert pod["restartPolicy"] == "Never"  # without which there is no podFailurePolicy
     assert pods["parallelism"] == pods["completions"] == 4
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
@@ -129,7 +154,9 @@ def test_a_command_of_one_process_has_all_gpus_of_a_slurm_node(standins, launche
     status, said = launched(slurm, H100, "--name=pool", "--poll=0.01", "--", "fit", "--study=/shared/study")
     assert status == 0, said
     assert "#SBATCH --ntasks-per-node=1\n" in Path("pool.sbatch").read_text()
-    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], "fit", "--study=/shared/study"]]
+    assert calls_of(standins, "srun") == [
+        ["srun", "--cpus-per-task=32", "--kill-on-bad-exit=1", *MDE[:3], "fit", "--study=/shared/study"]
+    ]
 
 
 def test_kubernetes_says_when_a_jobset_fails(standins, launched):
@@ -219,7 +246,7 @@ def test_no_binding_is_a_command(standins, launched, tmp_path):
     standins.scenario(states=[])
     status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", "--", *command)
     assert status == 0, said
-    assert calls_of(standins, "srun") == [["srun", "--kill-on-bad-exit=1", *MDE[:3], *command]]
+    assert calls_of(standins, "srun") == [["srun", "--cpus-per-task=8", "--kill-on-bad-exit=1", *MDE[:3], *command]]
     described = _job(CPU, command)
     xpk = gke.workload(_job(V4, command), "i", "c", "p")[-1].removeprefix("--command=")
     sky = yaml.safe_load(yaml.safe_dump(_sky_task(described)))["run"]

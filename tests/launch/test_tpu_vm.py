@@ -1,10 +1,13 @@
 """Runs on TPU VMs, against a `gcloud` that keeps its machines in a directory and runs on them what it is told to."""
 
+import re
 import shlex
+import subprocess
+import threading
 
 import pytest
 
-from launch import tpu_vm
+from launch import gcloud, tpu_vm
 
 V4, V5E, TWO = (f"--machine=launch/machines/{name}.py" for name in ("v4_8", "v5e_16", "v5e_16x2"))
 PAIR = (V4, "--set=type=v4-16", "--set=hosts=2")
@@ -17,8 +20,6 @@ QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProjectPerZone' has be
 
 def verbs(calls):
     """`create`, `ssh 0` and the like, in their order."""
-    worker = {call[5]: next(w for w in call if w.startswith("--worker="))[9:] for call in calls if "tpu-vm" in call}
-    del worker
     return [
         f"{call[4]} {next(w for w in call if w.startswith('--worker='))[9:]}" if "tpu-vm" in call else call[4]
         for call in calls
@@ -135,6 +136,35 @@ def test_a_second_launcher_finds_the_run(standins, launched):
     assert status == 0, said
     assert "ALREADY_EXISTS" in said
     assert not (standins.home / "workers").exists()
+
+
+def test_a_second_launcher_leaves_a_run_and_its_clone_alone(standins, launched):
+    """One that still goes on was started from what was committed then."""
+    worker = standins.home / "workers" / "pool" / "0"
+    worker.mkdir(parents=True)
+    (standins.home / "pool.json").write_text('["ACTIVE"]')
+    run = subprocess.Popen(["sleep", "3"], start_new_session=True)
+    (worker / "run.pid").write_text(str(run.pid))
+    (worker / "run.log").write_text("a line of the first launcher's\n")
+    (worker / "run.status").write_text("0")
+    threading.Thread(target=run.wait).start()  # as init would
+    status, said = launched(tpu_vm, V4, *FLAGS, "--keep", *COMMAND)
+    assert status == 0, said
+    assert "a line of the first launcher's" in said
+    assert not (worker / "mde").exists()
+    assert standins.calls("runs") == []
+
+
+def test_a_connection_that_breaks_loses_no_line_of_the_log(standins, launched):
+    """Not in the middle of a line, of a letter, or of a progress bar, whatever gcloud itself has to say."""
+    log = "worker 0, start 1\nthe token is None\nstep 1\rstep 2\rstep 3, énd\n"
+    letter = len(log[: log.index("é")].encode()) + 1
+    standins.scenario(cuts=[5, 22, 10, letter - 37, 0])
+    status, said = launched(tpu_vm, V4, *FLAGS, *COMMAND)
+    assert status == 0, said
+    own = ("$ ", "ERROR: ", "WARNING: ", gcloud.STATUS, "pool", "Create request")
+    shown = [line for line in said.splitlines() if not line.startswith(own)]
+    assert "".join(shown) == re.sub("[\r\n]", "", log).replace("é", "\ufffd\ufffd")
 
 
 def test_secrets_reach_workers_and_no_log(standins, launched, monkeypatch):

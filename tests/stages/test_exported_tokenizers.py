@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import sentencepiece
@@ -13,6 +14,7 @@ from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import on_record, preset
 from mde.stages.export import export
+from mde.stages.import_model import import_model
 from mde.study import Study
 from mde.training import checkpoints
 
@@ -73,7 +75,8 @@ def made(tmp_path):
         tokenizers.keep(study.root / "tokenizer", "now", kind, content())
         tokenizer = tokenizers.load(study.root / "tokenizer")
         config = preset("tiny", 400)  # more than any of them has: the same parameters do for all
-        study.write_json("study.json", {"format": 1, "vocab_size": tokenizer.vocab_size})
+        about = {"format": 1, "vocab_size": 400, "training_domains": ["web"], "evaluation_domains": ["web"]}
+        study.write_json("study.json", about)
         study.write_json("training.json", {"model": on_record(config), "settings": {"seq_len": 16}})
         checkpoints.save_params(epath.Path(study.root) / "runs" / "seed" / "params", decoder.init(config, 0))
         study.write_json("runs/seed/run.json", {})
@@ -130,3 +133,24 @@ def test_a_tokenizer_that_transformers_does_not_read_is_named(name, message, mad
     with pytest.raises(UserError, match=message):
         export(study, "seed", str(tmp_path / "exported"))
     assert not (tmp_path / "exported" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "huggingface"])
+def test_a_model_that_reads_other_tokens_is_not_imported(name, made, tmp_path):
+    study, _ = made(name)
+    export(study, "seed", str(tmp_path / "exported"))
+    import_model(study, str(tmp_path / "exported"), "expert-web")
+    shutil.rmtree(study.root / "runs" / "expert-web")
+    file = tmp_path / "exported" / ("tokenizer.json" if name == "huggingface" else "tokenizer.model")
+    if name == "huggingface":
+        about = json.loads(file.read_text())
+        file.write_text(json.dumps(about | {"decoder": None}, indent=1))  # the tokens stay the same
+        import_model(study, str(tmp_path / "exported"), "expert-web")
+        shutil.rmtree(study.root / "runs" / "expert-web")
+        file.write_text(json.dumps(about | {"normalizer": {"type": "Lowercase"}}))
+    else:
+        file.write_bytes(trained_sentencepiece(vocab_size=320))
+    with pytest.raises(UserError, match=f"{file.name} is not the tokenizer of the study"):
+        import_model(study, str(tmp_path / "exported"), "expert-web")
+    with pytest.raises(UserError, match=r"unknown run of .* 'expert-wev': did you mean 'expert-web'"):
+        import_model(study, str(tmp_path / "exported"), "expert-wev")
