@@ -520,10 +520,56 @@ def test_a_damaged_checkpoint_is_a_user_error_that_names_it(how, recipe, tmp_pat
 
 def test_a_checkpoint_that_is_missing_or_of_another_model_is_a_user_error(recipe, together, tmp_path):
     other = decoder.init(preset("tiny", 64, d_ff=64), 0)
-    with pytest.raises(UserError, match="/a/params: damaged checkpoint"):
+    expected = r"/a/params: of another architecture \(layers/mlp/down/kernel: \(1, 96, 32\), the model \(1, 64, 32\)\)"
+    with pytest.raises(UserError, match=expected):
         checkpoints.load_params(together / "a" / "params", other)
+    untied = decoder.init(preset("tiny", 64, tie_embeddings=False), 0)
+    with pytest.raises(UserError, match=r"another architecture \(unembed/kernel: none, the model \(32, 64\)\)"):
+        checkpoints.load_params(together / "a" / "params", untied)
     with pytest.raises(UserError, match="/nowhere: no checkpoint here"):
         checkpoints.load_params(epath.Path(tmp_path) / "nowhere", other)
+
+
+class HttpError(Exception):
+    __module__ = "gcsfs.retry"
+
+
+OUT_OF_REACH = [
+    ValueError('PERMISSION_DENIED: Error reading "gs://bucket/manifest.ocdbt": HTTP response code: 401'),
+    ValueError("UNKNOWN: Failed to open: \"/nfs/d/1\": Stale file handle [os_error_code='116']"),
+    OSError(5, "Input/output error"),
+    HttpError("Anonymous caller does not have storage.objects.get access"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_REACH, ids=lambda error: type(error).__name__)
+def test_a_checkpoint_out_of_reach_is_not_called_damaged(error, recipe, together, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    params = parameters(together, A, recipe)
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "restore", refuse)
+    with pytest.raises(UserError, match=r"/a/params: cannot be read \(.*; nothing was deleted"):
+        checkpoints.load_params(together / "a" / "params", params)
+
+
+def test_states_out_of_reach_stop_a_pool_and_are_gone_on_from_later(
+    recipe, tmp_path, monkeypatch, together, first_steps
+):
+    def refuse(*_, **__):
+        raise ValueError('UNAVAILABLE: Error reading "gs://bucket/a/progress/20/manifest.ocdbt"')
+
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, C], 20)
+    first_steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.ocp.CheckpointManager, "restore", refuse)
+        with pytest.raises(UserError, match=r"/a/progress/20: cannot be read \(UNAVAILABLE: .*same command goes on"):
+            train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == []
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == [20, 20]
+    assert_same_run(directory, together, A, recipe)
 
 
 def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, tmp_path):
@@ -540,21 +586,38 @@ def test_a_directory_that_cannot_be_written_is_a_user_error(recipe, tmp_path):
         train_pool([A], recipe, epath.Path(tmp_path / "file" / "runs"), checkpoint_every=10)
 
 
-def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(recipe, tmp_path, monkeypatch, together):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write: \"/runs/d/1\": Disk quota exceeded [os_error_code='122']"),
+        ValueError("UNKNOWN: Failed to write: \"/runs/d/1\": No space left on device [os_error_code='28']"),
+    ],
+    ids=["system", "quota", "tensorstore"],
+)
+def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(error, recipe, tmp_path, monkeypatch, together):
     directory = epath.Path(tmp_path)
     save = checkpoints.Progress.save
 
     def full(self, step, state):
         if step == 20:
-            raise OSError(28, "No space left on device")
+            raise error
         save(self, step, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Progress, "save", full)
-        with pytest.raises(UserError, match=r"cannot write .*No space left on device.*; the same command goes on"):
+        with pytest.raises(UserError, match=r"cannot write \(.*(No space|quota).*\); the same command goes on"):
             train_pool([A, C], recipe, directory, checkpoint_every=10)
     train_pool([A, C], recipe, directory, checkpoint_every=10)
     assert_same_run(directory, together, A, recipe)
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(recipe, tmp_path):
+    def lost():
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        train_pool([A], dataclasses.replace(recipe, start=lost), epath.Path(tmp_path), checkpoint_every=10)
 
 
 def test_waves_are_full_and_keep_every_item_once():
