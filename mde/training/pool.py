@@ -198,7 +198,7 @@ class _Trainer:
         saved = time.monotonic()
         for step in range(start, end, STEPS_PER_CALL):
             stop = min(step + STEPS_PER_CALL, end)
-            begun = time.perf_counter()
+            curves.resume_clock()
             rates = stack(self._mesh, list(curves.rates[:, step:stop]))
             batches = stack(self._mesh, data(stop - step), None, "data")
             state, metrics = self._advance(state, batches, rates, *references)
@@ -214,7 +214,6 @@ class _Trainer:
                 curves.expect(slice(stop - 1, stop), self._validate(state.params))
             if due or stop == end:
                 curves.read()
-            curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
             if due and stop < end:
                 self._save(wave, stop, state)
                 saved = time.monotonic()

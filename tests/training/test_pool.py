@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
-from mde.training import checkpoints, pool
+from mde.training import checkpoints, metrics, pool
 from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape
 from mde.training.pool import Recipe, Run
@@ -449,6 +450,55 @@ def test_metrics_say_what_a_person_watches(together):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert_allclose([line["learning_rate"] for line in lines][:11], np.arange(11) * 1e-3, rtol=1e-6)
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that have gone by for metrics, as a list of one number."""
+    seconds = [0.0]
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    return seconds
+
+
+class Working:
+    """Metrics that the devices take some seconds to come up with."""
+
+    def __init__(self, shape, clock, seconds):
+        self.shape, self.clock, self.seconds = shape, clock, seconds
+
+    def __array__(self, dtype=None, copy=None):
+        self.clock[0], self.seconds = self.clock[0] + self.seconds, 0
+        return np.ones(self.shape)
+
+
+def test_the_time_of_steps_is_from_one_that_is_read_to_the_next(clock):
+    curves = Curves({"a": SETTINGS}, 1, preset("tiny", 64), validation=["validation/loop"])
+    work = lambda steps, seconds: dict.fromkeys(("loss", "grad_norm"), Working((1, steps), clock, seconds))  # noqa: E731
+    for step, seconds in ((0, 40.0), (10, 60.0)):
+        curves.resume_clock()
+        curves.expect(slice(step, step + 10), work(10, seconds))
+    curves.expect(slice(19, 20), {"validation/loop": Working((1, 1), clock, 500.0)})
+    curves.read()
+    clock[0] += 1000  # while a state is saved
+    curves.resume_clock()
+    curves.expect(slice(20, 30), work(10, 50.0))
+    curves.read()
+    assert_array_equal(curves.values["seconds"][0, ::10], [4, 6, 5])
+
+
+def test_saving_a_state_does_not_count_as_time_of_steps(recipe, tmp_path, monkeypatch, clock):
+    read = pool._batches
+
+    def timed(*arguments):
+        for batch in read(*arguments):
+            clock[0] += 0.5  # a run of two
+            yield batch
+
+    monkeypatch.setattr(pool, "_batches", timed)
+    monkeypatch.setattr(checkpoints.Progress, "save", lambda *_: clock.__setitem__(0, clock[0] + 1000))
+    train_pool([A, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens_per_second"] for line in lines] == [SETTINGS.batch_size * SETTINGS.seq_len] * STEPS
 
 
 def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, monkeypatch, together, first_steps):
