@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
-from mde.training import checkpoints, metrics, pool
+from mde.training import checkpoints, metrics, pool, validation
+from mde.training.loss import loss
 from mde.training.metrics import Curves, Watching
-from mde.training.placement import MeshShape
+from mde.training.placement import MeshShape, make_mesh, spread
 from mde.training.pool import Recipe, Run
 from mde.training.runs import is_done
 from mde.training.step import TrainSettings
@@ -518,6 +520,21 @@ def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path,
     expected = -np.mean(np.asarray(log_probs)[decoder.target_mask(segments)])
     assert_allclose(last["validation/loop"], expected, rtol=1e-5)
     assert_same_run(directory, together, A, recipe)  # to look does not change a run
+
+
+def test_validation_is_cut_as_training_is(recipe, tmp_path, monkeypatch):
+    """Into parts of a sequence, and over the devices of a model, to which three windows cannot be dealt out evenly."""
+    monkeypatch.setattr(validation, "VALIDATION_WINDOWS", 3)
+    monkeypatch.setattr(validation, "loss", spied := mock.Mock(wraps=loss))
+    text = write_store(tmp_path, [np.arange(1, 50)])
+    cut = dataclasses.replace(recipe, settings=dataclasses.replace(SETTINGS, loss_chunks=4), validation={"loop": text})
+    mesh = make_mesh(MeshShape(1, 2))
+    params = decoder.init(recipe.model, 0)
+    found = validation.Validation(cut, mesh)(spread(mesh, jax.device_get(params)))["validation/loop"]
+    windows = [text.window(i, SETTINGS.seq_len) for i in range(3)]
+    tokens, segments = (np.stack([getattr(w, name) for w in windows]) for name in ("tokens", "segments"))
+    assert_allclose(found[0, 0], loss(recipe.model, params, tokens, segments)[1], rtol=1e-5)
+    assert [call.kwargs for call in spied.call_args_list] == [{"chunks": 4}]
 
 
 @pytest.mark.slow
