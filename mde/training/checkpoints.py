@@ -16,6 +16,7 @@ from etils import epath
 from mde import hosts
 from mde.errors import UserError
 from mde.models.decoder import Params
+from mde.training.interruptions import reading, reason, writing
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
@@ -36,16 +37,25 @@ def load_params(path: epath.Path, like: Params) -> Params:
       like: a tree of the shapes and dtypes that the model has.
 
     Raises:
-      UserError: the checkpoint is missing, damaged, or that of another architecture.
+      UserError: the checkpoint is missing, cannot be read, is damaged, or that of another architecture.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no checkpoint here; run `mde train` first")
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
-            return _of_shape(checkpointer.restore(_absolute(path), _abstract(like)), like)
+        with reading(path):
+            if not path.exists():
+                raise UserError(f"{path}: no checkpoint here; run `mde train` first")
+            with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
+                return _of_shape(checkpointer.restore(_absolute(path), _abstract(like)), like)
+    except UserError:
+        raise
     except Exception as e:  # Orbax has no error class of its own: what a broken file raises depends on where it broke
-        reason = str(e).strip().split("\n")[0][:200]
-        raise UserError(f"{path}: damaged checkpoint ({reason}); delete {path.parent} and run `mde train` again") from e
+        if difference := _difference(path, like):
+            raise UserError(
+                f"{path}: of another architecture ({difference}); "
+                f"use another --study, or delete {path.parent} to train it anew"
+            ) from e
+        raise UserError(
+            f"{path}: damaged checkpoint ({reason(e)}); delete {path.parent} and run `mde train` again"
+        ) from e
 
 
 def begin_progress(directory: epath.Path, record: Mapping[str, Any]) -> None:
@@ -105,9 +115,15 @@ class Progress:
         Args:
           step: one of `steps()`.
           like: arrays, or shapes with shardings: where the state is wanted, whatever mesh it was saved from.
+
+        Raises:
+          UserError: the state cannot be read, which says nothing of what it is.
         """
         try:
-            return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
+            with reading(self._directory / str(step)):
+                return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
+        except UserError:
+            raise
         except Exception as e:  # see `load_params`
             _log.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])
             return None
@@ -117,7 +133,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Waits until what is being saved is written."""
-        self._manager.close()
+        with writing(self._directory):
+            self._manager.close()
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:
@@ -141,6 +158,23 @@ def _of_shape(tree: Any, like: Any) -> Any:
 
     jax.tree.map_with_path(check, tree, like)
     return tree
+
+
+def _difference(path: epath.Path, like: Params) -> str | None:
+    """The first array, in words, that a checkpoint says it has otherwise than a model; None if there is none."""
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_itself())
+    try:
+        found = _shapes(handler.metadata(_absolute(path)).tree)
+    except Exception:  # see `load_params`
+        return None
+    wanted = _shapes(like)
+    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    return f"{names[0]}: {found.get(names[0], 'none')}, the model {wanted.get(names[0], 'none')}" if names else None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -7,6 +7,7 @@ along the way TensorBoard shows them, if asked, through CLU's metric writers (wh
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class Curves:
         self.values = {name: np.full(self.rates.shape, np.nan, np.float32) for name in names}
         self.failed: dict[str, str] = {}
         self._unread: list[tuple[slice, Mapping[str, jax.Array]]] = []
+        self._since = time.perf_counter()
         self._writers: list[Any] = []
 
     def of(self, row: int) -> dict[str, np.ndarray]:
@@ -78,6 +80,11 @@ class Curves:
                 self.values[name][row, : len(values)] = values
         self._note_failures(slice(0, steps))
 
+    def resume_clock(self) -> None:
+        """Has the time of steps count from here, unless the devices are working on some: they have been idle."""
+        if not self._unread:
+            self._since = time.perf_counter()
+
     def expect(self, steps: slice, metrics: Mapping[str, jax.Array]) -> None:
         """Metrics [rows, steps] that the devices may still be working on."""
         self._unread.append((steps, metrics))
@@ -88,6 +95,9 @@ class Curves:
             steps, metrics = self._unread.pop(0)
             for name, values in metrics.items():
                 self.values[name][:, steps] = values
+            begun, self._since = self._since, time.perf_counter()
+            if "loss" in metrics:
+                self.values["seconds"][:, steps] = (self._since - begun) / (steps.stop - steps.start)
             self._note_failures(steps)
             for row, writer in enumerate(self._writers):
                 if steps.start < self._steps[row]:

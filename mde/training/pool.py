@@ -99,8 +99,7 @@ def train_pool(
         ) as bar,
     ):
         for wave, real in waves(waiting, shape.pool):
-            with writing(directory):
-                trainer.train(wave, real, bar, termination)
+            trainer.train(wave, real, bar, termination)
             if _agreed((), termination.asked)[0]:  # after the last look at it
                 raise KeyboardInterrupt
     if trainer.failed:
@@ -157,8 +156,9 @@ class _Trainer:
         validation = self._validate.names if self._validate else ()
         curves = Curves(settings, len(rows), self._recipe.model, self._recipe.method.metrics, validation)
         if hosts.is_first():
-            for run in runs:
-                checkpoints.begin_progress(_states_of(self._directory, run), self._recipe.record(run))
+            with writing(self._directory):
+                for run in runs:
+                    checkpoints.begin_progress(_states_of(self._directory, run), self._recipe.record(run))
         hosts.wait("the directories of the states are there")
         with contextlib.ExitStack() as stack:
             progress = [stack.enter_context(checkpoints.Progress(_states_of(self._directory, run))) for run in runs]
@@ -167,15 +167,23 @@ class _Trainer:
                 curves.show(self._directory)
             state = self._steps(_Wave(rows, progress, curves), bar, termination)
         self.failed |= curves.failed
-        for row, run in enumerate(runs):
-            if run.name not in curves.failed:
-                params = placement.member(self._mesh, state.params, row)
-                checkpoints.save_params(self._directory / run.name / "params", params)
-                if hosts.is_first():
-                    _finish(curves.lines(row), self._recipe.record(run), self._directory / run.name)
-            if hosts.is_first():  # with a run that failed as well: going on from its states would end the same way
-                _states_of(self._directory, run).rmtree()
+        with writing(self._directory):
+            for row, run in enumerate(runs):
+                self._finish(run, curves, row, state)
         hosts.wait("the runs of a wave are written")
+
+    def _finish(self, run: Run, curves: Curves, row: int, state: State) -> None:
+        """Writes what is kept of a run that has ended, and deletes its states.
+
+        Those of a run that failed as well: going on from them would end the same way.
+        """
+        if run.name not in curves.failed:
+            params = placement.member(self._mesh, state.params, row)
+            checkpoints.save_params(self._directory / run.name / "params", params)
+            if hosts.is_first():
+                _finish(curves.lines(row), self._recipe.record(run), self._directory / run.name)
+        if hosts.is_first():
+            _states_of(self._directory, run).rmtree()
 
     def _steps(self, wave: _Wave, bar: tqdm, termination: Termination) -> State:
         """All steps of a wave from where it stopped; returns the states."""
@@ -190,7 +198,7 @@ class _Trainer:
         saved = time.monotonic()
         for step in range(start, end, STEPS_PER_CALL):
             stop = min(step + STEPS_PER_CALL, end)
-            begun = time.perf_counter()
+            curves.resume_clock()
             rates = stack(self._mesh, list(curves.rates[:, step:stop]))
             batches = stack(self._mesh, data(stop - step), None, "data")
             state, metrics = self._advance(state, batches, rates, *references)
@@ -208,7 +216,6 @@ class _Trainer:
                 curves.expect(slice(stop - 1, stop), self._validate(state.params))
             if due or stop == end:
                 curves.read()
-            curves.values["seconds"][:, step:stop] = (time.perf_counter() - begun) / (stop - step)
             if due and stop < end:
                 self._save(wave, stop, state)
                 saved = time.monotonic()
@@ -252,8 +259,9 @@ class _Trainer:
         return [placement.stack_params(self._mesh, found)] if found else []
 
     def _save(self, wave: _Wave, step: int, state: State) -> None:
-        for row, progress in enumerate(wave.progress):
-            progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
+        with writing(self._directory):
+            for row, progress in enumerate(wave.progress):
+                progress.save(step, (placement.member(self._mesh, state, row), wave.curves.of(row)))
 
     def _resume(self, wave: _Wave) -> tuple[State, int]:
         """States, and metrics, of the newest step that all runs have whole, or those to start with."""

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import signal
+import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import preset
-from mde.training import checkpoints, pool
+from mde.training import checkpoints, metrics, pool, validation
+from mde.training.loss import loss
 from mde.training.metrics import Curves, Watching
-from mde.training.placement import MeshShape
+from mde.training.placement import MeshShape, make_mesh, spread
 from mde.training.pool import Recipe, Run
 from mde.training.runs import is_done
 from mde.training.step import TrainSettings
@@ -451,6 +454,55 @@ def test_metrics_say_what_a_person_watches(together):
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in lines)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that have gone by for metrics, as a list of one number."""
+    seconds = [0.0]
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    return seconds
+
+
+class Working:
+    """Metrics that the devices take some seconds to come up with."""
+
+    def __init__(self, shape, clock, seconds):
+        self.shape, self.clock, self.seconds = shape, clock, seconds
+
+    def __array__(self, dtype=None, copy=None):
+        self.clock[0], self.seconds = self.clock[0] + self.seconds, 0
+        return np.ones(self.shape)
+
+
+def test_the_time_of_steps_is_from_one_that_is_read_to_the_next(clock):
+    curves = Curves({"a": SETTINGS}, 1, preset("tiny", 64), validation=["validation/loop"])
+    work = lambda steps, seconds: dict.fromkeys(("loss", "grad_norm"), Working((1, steps), clock, seconds))  # noqa: E731
+    for step, seconds in ((0, 40.0), (10, 60.0)):
+        curves.resume_clock()
+        curves.expect(slice(step, step + 10), work(10, seconds))
+    curves.expect(slice(19, 20), {"validation/loop": Working((1, 1), clock, 500.0)})
+    curves.read()
+    clock[0] += 1000  # while a state is saved
+    curves.resume_clock()
+    curves.expect(slice(20, 30), work(10, 50.0))
+    curves.read()
+    assert_array_equal(curves.values["seconds"][0, ::10], [4, 6, 5])
+
+
+def test_saving_a_state_does_not_count_as_time_of_steps(recipe, tmp_path, monkeypatch, clock):
+    read = pool._batches
+
+    def timed(*arguments):
+        for batch in read(*arguments):
+            clock[0] += 0.5  # a run of two
+            yield batch
+
+    monkeypatch.setattr(pool, "_batches", timed)
+    monkeypatch.setattr(checkpoints.Progress, "save", lambda *_: clock.__setitem__(0, clock[0] + 1000))
+    train_pool([A, B], recipe, epath.Path(tmp_path), checkpoint_every=10)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens_per_second"] for line in lines] == [SETTINGS.batch_size * SETTINGS.seq_len] * STEPS
+
+
 def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path, monkeypatch, together, first_steps):
     validation = {name: write_store(tmp_path / name, [np.tile(np.arange(1, 9), 6)] * 3) for name in ("loop", "copy")}
     watched = dataclasses.replace(recipe, validation=validation)
@@ -468,6 +520,21 @@ def test_validation_losses_are_those_of_the_model_at_that_step(recipe, tmp_path,
     expected = -np.mean(np.asarray(log_probs)[decoder.target_mask(segments)])
     assert_allclose(last["validation/loop"], expected, rtol=1e-5)
     assert_same_run(directory, together, A, recipe)  # to look does not change a run
+
+
+def test_validation_is_cut_as_training_is(recipe, tmp_path, monkeypatch):
+    """Into parts of a sequence, and over the devices of a model, to which three windows cannot be dealt out evenly."""
+    monkeypatch.setattr(validation, "VALIDATION_WINDOWS", 3)
+    monkeypatch.setattr(validation, "loss", spied := mock.Mock(wraps=loss))
+    text = write_store(tmp_path, [np.arange(1, 50)])
+    cut = dataclasses.replace(recipe, settings=dataclasses.replace(SETTINGS, loss_chunks=4), validation={"loop": text})
+    mesh = make_mesh(MeshShape(1, 2))
+    params = decoder.init(recipe.model, 0)
+    found = validation.Validation(cut, mesh)(spread(mesh, jax.device_get(params)))["validation/loop"]
+    windows = [text.window(i, SETTINGS.seq_len) for i in range(3)]
+    tokens, segments = (np.stack([getattr(w, name) for w in windows]) for name in ("tokens", "segments"))
+    assert_allclose(found[0, 0], loss(recipe.model, params, tokens, segments)[1], rtol=1e-5)
+    assert [call.kwargs for call in spied.call_args_list] == [{"chunks": 4}]
 
 
 @pytest.mark.slow
@@ -520,10 +587,56 @@ def test_a_damaged_checkpoint_is_a_user_error_that_names_it(how, recipe, tmp_pat
 
 def test_a_checkpoint_that_is_missing_or_of_another_model_is_a_user_error(recipe, together, tmp_path):
     other = decoder.init(preset("tiny", 64, d_ff=64), 0)
-    with pytest.raises(UserError, match="/a/params: damaged checkpoint"):
+    expected = r"/a/params: of another architecture \(layers/mlp/down/kernel: \(1, 96, 32\), the model \(1, 64, 32\)\)"
+    with pytest.raises(UserError, match=expected):
         checkpoints.load_params(together / "a" / "params", other)
+    untied = decoder.init(preset("tiny", 64, tie_embeddings=False), 0)
+    with pytest.raises(UserError, match=r"another architecture \(unembed/kernel: none, the model \(32, 64\)\)"):
+        checkpoints.load_params(together / "a" / "params", untied)
     with pytest.raises(UserError, match="/nowhere: no checkpoint here"):
         checkpoints.load_params(epath.Path(tmp_path) / "nowhere", other)
+
+
+class HttpError(Exception):
+    __module__ = "gcsfs.retry"
+
+
+OUT_OF_REACH = [
+    ValueError('PERMISSION_DENIED: Error reading "gs://bucket/manifest.ocdbt": HTTP response code: 401'),
+    ValueError("UNKNOWN: Failed to open: \"/nfs/d/1\": Stale file handle [os_error_code='116']"),
+    OSError(5, "Input/output error"),
+    HttpError("Anonymous caller does not have storage.objects.get access"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_REACH, ids=lambda error: type(error).__name__)
+def test_a_checkpoint_out_of_reach_is_not_called_damaged(error, recipe, together, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    params = parameters(together, A, recipe)
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "restore", refuse)
+    with pytest.raises(UserError, match=r"/a/params: cannot be read \(.*; nothing was deleted"):
+        checkpoints.load_params(together / "a" / "params", params)
+
+
+def test_states_out_of_reach_stop_a_pool_and_are_gone_on_from_later(
+    recipe, tmp_path, monkeypatch, together, first_steps
+):
+    def refuse(*_, **__):
+        raise ValueError('UNAVAILABLE: Error reading "gs://bucket/a/progress/20/manifest.ocdbt"')
+
+    directory = epath.Path(tmp_path)
+    interrupt(monkeypatch, recipe, directory, [A, C], 20)
+    first_steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.ocp.CheckpointManager, "restore", refuse)
+        with pytest.raises(UserError, match=r"/a/progress/20: cannot be read \(UNAVAILABLE: .*same command goes on"):
+            train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == []
+    train_pool([A, C], recipe, directory, checkpoint_every=10)
+    assert first_steps == [20, 20]
+    assert_same_run(directory, together, A, recipe)
 
 
 def test_a_saved_checkpoint_comes_back_to_the_bit_and_replaces_another(recipe, tmp_path):
@@ -540,21 +653,38 @@ def test_a_directory_that_cannot_be_written_is_a_user_error(recipe, tmp_path):
         train_pool([A], recipe, epath.Path(tmp_path / "file" / "runs"), checkpoint_every=10)
 
 
-def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(recipe, tmp_path, monkeypatch, together):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write: \"/runs/d/1\": Disk quota exceeded [os_error_code='122']"),
+        ValueError("UNKNOWN: Failed to write: \"/runs/d/1\": No space left on device [os_error_code='28']"),
+    ],
+    ids=["system", "quota", "tensorstore"],
+)
+def test_a_full_disk_is_a_user_error_and_leaves_no_state_that_counts(error, recipe, tmp_path, monkeypatch, together):
     directory = epath.Path(tmp_path)
     save = checkpoints.Progress.save
 
     def full(self, step, state):
         if step == 20:
-            raise OSError(28, "No space left on device")
+            raise error
         save(self, step, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Progress, "save", full)
-        with pytest.raises(UserError, match=r"cannot write .*No space left on device.*; the same command goes on"):
+        with pytest.raises(UserError, match=r"cannot write \(.*(No space|quota).*\); the same command goes on"):
             train_pool([A, C], recipe, directory, checkpoint_every=10)
     train_pool([A, C], recipe, directory, checkpoint_every=10)
     assert_same_run(directory, together, A, recipe)
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(recipe, tmp_path):
+    def lost():
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        train_pool([A], dataclasses.replace(recipe, start=lost), epath.Path(tmp_path), checkpoint_every=10)
 
 
 def test_waves_are_full_and_keep_every_item_once():
