@@ -13,6 +13,7 @@ from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
 from mde.regression import estimators, uncertainty
 from mde.regression import features as feature_sets
+from mde.regression.designs import knows_deviation
 from mde.regression.laws import MixingLaw
 from mde.stages.fit import Observations
 from mde.stages.mixtures import BEST_OBSERVED, Shares, natural, tokens_of
@@ -102,16 +103,18 @@ def loss(predictor: Predictor, objective: Objective, bounds: Constraints, traced
     """
     found = _structured(predictor, objective) or (_traced(predictor, objective) if traced else None)
     if found is None:
-        return lambda mixtures: values(predictor, objective, mixtures) + bounds.penalty(mixtures)
+        return lambda mixtures: (
+            values(predictor.regressor, predictor.design(mixtures), objective) + bounds.penalty(mixtures)
+        )
     return losses.Penalised(found, bounds.region, bounds.kl_penalty) if bounds.kl_penalty else found
 
 
-def values(predictor: Predictor, objective: Objective, mixtures: np.ndarray) -> np.ndarray:
-    """Predicted objective [C] of mixtures [C, K], with its standard deviations where β asks for them."""
-    if objective.beta == 0:
-        return objective(predictor(mixtures))
-    mean, deviations = predictor.with_deviations(mixtures)
-    return objective.of_prediction(mean, deviations, getattr(predictor.regressor, "correlation_", None))
+def values(regressor: Any, design: np.ndarray, objective: Objective) -> np.ndarray:
+    """Predicted objective [C] of mixtures of these features, with its standard deviations where β asks for them."""
+    if objective.beta == 0 or not knows_deviation(regressor):
+        return objective.of_prediction(regressor.predict(design))
+    mean, deviations = regressor.predict(design, return_std=True)
+    return objective.of_prediction(mean, deviations, getattr(regressor, "correlation_", None))
 
 
 def intervals(

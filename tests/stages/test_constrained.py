@@ -7,6 +7,7 @@ import pytest
 import mde
 from mde import cli
 from mde.optimization import simplex
+from mde.regression import uncertainty
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -39,7 +40,16 @@ def fitted(tmp_path_factory):
 def unsure(tmp_path_factory):
     """The same with a regressor that knows how sure it is."""
     folder = tmp_path_factory.mktemp("unsure")
-    cli.main(["fit", f"--study={folder}", *swarm(folder), "--regressors=gp", "--features=['sqrt']", "--repeats=2"])
+    cli.main(
+        [
+            "fit",
+            f"--study={folder}",
+            *swarm(folder, noise=0.02),
+            "--regressors=gp",
+            "--features=['sqrt']",
+            "--repeats=2",
+        ]
+    )
     return folder
 
 
@@ -97,6 +107,16 @@ def test_what_is_unsure_is_avoided(unsure):
     assert deviations[0].mean() < deviations[1].mean()
     assert mean[0].mean() > mean[1].mean()
     assert sure["search"]["method"] == "refinement"
+    assert sure["refits"] == 5
+    low, high = sure["share_intervals"]["code"]
+    assert low <= sure["shares"]["code"] <= high  # refits avoid it as well
+    assert sure["shares"]["code"] < far["share_intervals"]["code"][0]
+
+
+def test_refits_of_an_expensive_regressor_are_counted(unsure, capsys, monkeypatch):
+    monkeypatch.setattr(uncertainty, "BUDGET", 1.0)
+    assert optimize(unsure, "--refits=12")["refits"] == 10
+    assert "of 10 refits, not 12" in capsys.readouterr().out
 
 
 def test_gradients_agree_with_values_alone(unsure):
