@@ -59,7 +59,7 @@ def optimize(
       fixed: shares that are given.
       groups: training domains by a name of your own, to bound together.
       group_bounds: least and greatest sum of the shares, by group.
-      tokens: tokens that there are, by domain; those of the study by default.
+      tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget.
       prior: a mixture to stay near: uniform, proportional or shares by domain.
@@ -77,7 +77,7 @@ def optimize(
     domains = study.domains
     goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
     predictor = Predictor(study)
-    known = problem.reference_mixtures(study, inputs.mixtures, inputs.losses.to_numpy() @ goal)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
@@ -105,6 +105,7 @@ def optimize(
             "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
             "binding": binding,
             "epochs": epochs,
+            "tokens": bounds.tokens,
             "predictions": predictions,
         },
     )
@@ -126,8 +127,7 @@ def _search(
     seed: int,
 ) -> search.Optimum:
     """The search itself, with a bar where mixtures are evaluated one batch after another."""
-    # Observations from elsewhere are searched without JAX, which they have not needed so far, unless it is asked for.
-    loss = problem.loss(predictor, goal, bounds, traced=method in ("gradient", "exact") or not study.is_swarm)
+    loss = problem.loss(study, predictor, goal, bounds, method)
     with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
 
         def counted(mixtures: np.ndarray) -> np.ndarray:
