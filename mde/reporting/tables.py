@@ -212,7 +212,7 @@ def _noise(found: pd.DataFrame) -> str:
     return (
         f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
         "Mixtures share their seeds, so differences (± standard error) are surer than that; “as predicted” is the "
-        "interval of a difference that the regressor gave. Rank 1 is the least loss of all trained mixtures."
+        "interval of a difference that the regressor gave. Rank 1 is the least measured loss of these mixtures."
     )
 
 

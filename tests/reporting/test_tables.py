@@ -50,9 +50,9 @@ def test_a_recommendation_is_compared_with_what_the_constraints_allow(study, obj
 
 def test_proof(study):
     table = tables.proof(study)
-    assert row(table, "recommended") == ["2.1000", "2.0000 to 2.2000", "2.0100", "–", "–", "1 of 24"]
+    assert row(table, "recommended") == ["2.1000", "2.0000 to 2.2000", "2.0100", "–", "–", "1 of 4"]
     assert row(table, "uniform") == [
-        *("2.2000", "2.1000 to 2.3000", "2.3100", "+0.3000 ± 0.0163", "-0.0414 to +0.2414", "2 of 24")
+        *("2.2000", "2.1000 to 2.3000", "2.3100", "+0.3000 ± 0.0163", "-0.0414 to +0.2414", "2 of 4")
     ]
     assert "0.0141 nats per token" in table.notes[-1]
     assert row(tables.proof_losses(study), "news") == ["3.030", "3.330", "3.630", "3.930", "2.186"]
