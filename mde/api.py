@@ -104,7 +104,7 @@ class Study(study.Study):
         bounds = problem.constraints(self, **constraints)
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
-        loss = problem.loss(predictor, goal, bounds, traced=not self.is_swarm)
+        loss = problem.loss(self, predictor, goal, bounds, method)
         return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed)
 
     def regressors(self) -> Table:

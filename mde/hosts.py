@@ -17,6 +17,11 @@ PORT = 8476  # of a coordinator whose address is known without one
 _count, _index = 1, 0
 
 
+def cores() -> int:
+    """How many cores this process may use; all that there are where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def connect(coordinator: str | None, processes: int | None = None, process: int | None = None) -> None:
     """Joins the processes of a command; must come before JAX looks for devices.
 

@@ -21,3 +21,11 @@ def test_skypilots_nodes_are_found_by_what_it_says_of_them(rank, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: told.append(arguments))
     hosts.connect("auto")
     assert told == [("10.0.0.1:8476", 3, rank)]
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypatch):
+    import os
+
+    assert hosts.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert hosts.cores() == os.cpu_count()

@@ -93,7 +93,7 @@ def evaluation_set(
     examples_per_task: int | None = None,
     masked: bool = False,
 ) -> EvaluationSet:
-    """Takes whole documents of each store up to `tokens_per_domain`, and of an end task's store whole examples.
+    """Takes whole documents of each store until there are `tokens_per_domain`, or all; of an end task whole examples.
 
     Documents are cut into windows; those of an end task stand in one window each, and of one that is too long the
     beginning is left out. For encoders (`masked`) 15% of the tokens are hidden.

@@ -4,7 +4,6 @@ Shapes: T rows (tokens, or sequences), K experts, J evaluation domains, N object
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mde import hosts
 from mde.errors import UserError
 from mde.evaluation._text import Text
 
@@ -228,6 +228,6 @@ def _map(block: Callable[[slice], _Result], rows: int, row_bytes: int) -> Iterat
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a loss of infinity tells itself
             return [block(slice(i, i + size)) for i in range(start, min(start + _BLOCKS * size, rows), size)]
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(hosts.cores()) as threads:
         for results in threads.map(several, range(0, rows, _BLOCKS * size)):
             yield from results

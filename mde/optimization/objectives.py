@@ -98,6 +98,8 @@ def make(
         raise UserError(f"objective: beta={beta}, expected a finite number")
     if reference is not None and not worst:
         raise UserError(f"objective {objective!r}: only a worst case has a reference: {', '.join(WORST)}")
+    if isinstance(objective, str) and not worst and objective not in (*NAMED, *PAPER):
+        raise unknown("objective", objective, [*NAMED, *PAPER, *WORST])
     return Objective(weights(average or objective, evaluation_domains, training_domains), worst, reference, beta)
 
 
@@ -124,8 +126,8 @@ def weights(
       training_domains: names, in any order.
 
     Raises:
-      UserError: an unknown objective or domain; weights that are negative, not finite or all zero; `avg-sp` where a
-        training domain is not evaluated; `avg-et` where nothing else is.
+      UserError: an unknown objective or domain; a worst case, which has no weights; weights that are negative, not
+        finite or all zero; `avg-sp` where a training domain is not evaluated; `avg-et` where nothing else is.
     """
     if len(set(evaluation_domains)) != len(evaluation_domains):
         raise UserError(f"evaluation domains {', '.join(evaluation_domains)}: a name occurs twice")
@@ -155,4 +157,9 @@ def _named(objective: str, evaluation: Sequence[str], training: Sequence[str]) -
         if not others:
             raise UserError("objective avg-et: every evaluation domain is a training domain, expected others as well")
         return dict.fromkeys(others, 1.0)
-    raise unknown("objective", objective, [*NAMED, *PAPER, *WORST])
+    if objective in WORST:
+        raise UserError(
+            f"objective {objective!r}: a worst case is for optimize, iterate and search; fit on an average, "
+            f"such as {WORST[objective]!r}"
+        )
+    raise unknown("objective", objective, [*NAMED, *PAPER])

@@ -1,5 +1,6 @@
 """How far the found mixture, and its predicted loss, hang on the observations at hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,11 @@ def half_sample_optima(
     observed: np.ndarray,
     candidate_design: np.ndarray,
     estimator: BaseEstimator,
-    objective: np.ndarray,
+    value: Callable[[Any, np.ndarray], np.ndarray],
     n: int = 200,
     seed: int = 0,
-    cost: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """The candidate of least predicted objective in each of n refits on half of the observations, [n].
+    """The candidate of least value in each of n refits on half of the observations, [n].
 
     Halves are drawn without replacement: the delete-d jackknife with d = R / 2 (Shao and Wu, Annals of Statistics,
     1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies of a row, so
@@ -35,24 +35,23 @@ def half_sample_optima(
       observed: their losses, [R, J], nats per token.
       candidate_design: features of the candidates, the same for every refit, [C, F] or [C, J, F].
       estimator: regressor; it is cloned.
-      objective: weights of the evaluation domains, [J].
-      n: number of halves; an expensive regressor is given fewer.
+      value: of a fitted clone and the candidates' features, what is minimised, [C].
+      n: number of halves; an expensive regressor is given fewer, at most 50.
       seed: of the halves.
-      cost: what a candidate costs beside its objective, [C].
 
     Raises:
-      UserError: numbers of rows or of domains that do not agree, fewer than 6 observations, or no refit asked for.
+      UserError: numbers of rows that do not agree, fewer than 6 observations, or no refit asked for.
     """
     if n < 1:
         raise UserError(f"{n} refits, expected at least one")
-    _check_tables(design, observed, objective)
+    _check_tables(design, observed)
     half = (len(observed) + 1) // 2
     if getattr(estimator, "cubic_in_rows", False):
         n = min(n, max(10, min(50, int(BUDGET / half**3))))
     rng = np.random.default_rng(seed)
     halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
     refits = fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])
-    return np.array([np.argmin(one.predict(candidate_design) @ objective + cost) for one in refits])
+    return np.array([np.argmin(value(one, candidate_design)) for one in refits])
 
 
 def objective_intervals(
@@ -85,7 +84,9 @@ def objective_intervals(
     """
     if not 0 < level < 1:
         raise UserError(f"interval level {level}, expected a share between 0 and 1")
-    _check_tables(design, observed, objective)
+    _check_tables(design, observed)
+    if np.shape(objective) != (observed.shape[1],):
+        raise UserError(f"objective of shape {np.shape(objective)} for {observed.shape[1]} evaluation domains")
     rows = len(observed)
     if getattr(estimator, "calibrated", False):
         fitted = clone(estimator).fit(design, observed)
@@ -123,10 +124,8 @@ def shrunk_correlation(residual: np.ndarray, belief: float = 8.0) -> np.ndarray:
     return correlation / diagonal[:, None] / diagonal
 
 
-def _check_tables(design: np.ndarray, observed: np.ndarray, objective: np.ndarray) -> None:
+def _check_tables(design: np.ndarray, observed: np.ndarray) -> None:
     if len(design) != len(observed):
         raise UserError(f"{len(design)} rows of features for {len(observed)} observations")
-    if np.shape(objective) != (observed.shape[1],):
-        raise UserError(f"objective of shape {np.shape(objective)} for {observed.shape[1]} evaluation domains")
     if len(observed) < 6:
         raise UserError(f"{len(observed)} observations: expected at least 6, to be fitted again on a part of them")

@@ -22,7 +22,7 @@ def summary(study: Study) -> list[str]:
         found = findings.proof(study)
         row = found.loc[findings.RECOMMENDED]
         numbers.append(("Measured, nats per token", f"{row['measured']:.4f}", f"mean of {row['seeds']} seeds"))
-        numbers.append(("Rank", f"{row['rank']} of {row['of']}", "among all trained mixtures, by measured loss"))
+        numbers.append(("Rank", f"{row['rank']} of {row['of']}", "among the mixtures of the proof, by measured loss"))
         verdict = tables.proof(study).notes[0]
     else:
         verdict = "Not checked yet: no run was trained on the recommended mixture."

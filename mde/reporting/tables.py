@@ -183,14 +183,26 @@ def times(study: Study) -> Table:
 
 
 def _predicted(study: Study) -> str:
-    """The predicted objective of the recommended mixture, and its distance to the best rival's."""
+    """The predicted objective of the recommended mixture, and how far it is from that of the best rival.
+
+    A rival that breaks the constraints is named if it is better; one that obeys them can be where more than the
+    predicted loss is minimised.
+    """
+    optimum = study.read_json("optimum.json", "optimize")
     table = findings.predictions(study)
     best = table.loc[findings.RECOMMENDED]
-    rivals = table.drop(index=findings.RECOMMENDED)["predicted"]
-    return (
-        f"Predicted: {best['predicted']:.4f} nats per token ({best['low']:.4f} to {best['high']:.4f}), "
-        f"{rivals.min() - best['predicted']:.4f} below {rivals.idxmin()}, the next best prediction."
-    )
+    gaps = table.drop(index=findings.RECOMMENDED)["predicted"] - best["predicted"]
+    allowed = np.array([optimum["predictions"][name].get("feasible", True) for name in gaps.index], bool)
+    parts = [f"Predicted: {best['predicted']:.4f} nats per token ({best['low']:.4f} to {best['high']:.4f})"]
+    if allowed.any():
+        name, gap = gaps[allowed].idxmin(), gaps[allowed].min()
+        why = ", which the regressor is less sure of" if optimum.get("beta", 0) > 0 else ""
+        parts.append(
+            f"{gap:.4f} below {name}, the next best prediction" if gap >= 0 else f"{-gap:.4f} above {name}{why}"
+        )
+    if (gaps[~allowed] < 0).any():
+        parts.append(f"{-gaps[~allowed].min():.4f} above {gaps[~allowed].idxmin()}, which breaks the constraints")
+    return f"{', '.join(parts)}."
 
 
 def _noise(found: pd.DataFrame) -> str:
@@ -201,7 +213,7 @@ def _noise(found: pd.DataFrame) -> str:
     return (
         f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
         "Mixtures share their seeds, so differences (± standard error) are surer than that; “as predicted” is the "
-        "interval of a difference that the regressor gave. Rank 1 is the least loss of all trained mixtures."
+        "interval of a difference that the regressor gave. Rank 1 is the least measured loss of these mixtures."
     )
 
 

@@ -26,6 +26,14 @@ def tokens_of(study: Study) -> dict[str, float] | None:
     return {name: float(study.about["stores"][f"{name}/train"]["tokens"]) for name in study.domains.training}
 
 
+def counted_tokens(study: Study) -> dict[str, float] | None:
+    """Training tokens by domain: those that `mde optimize` was given, where it was, and else those of the study."""
+    given = (
+        study.read_json("optimum.json", "optimize").get("tokens") if (study.root / "optimum.json").exists() else None
+    )
+    return given or tokens_of(study)
+
+
 def natural(domains: tuple[str, ...], tokens: Shares | None) -> dict[str, Shares]:
     """The mixtures that need no training, by name: uniform, and proportional to the tokens where these are known."""
     found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
@@ -111,7 +119,7 @@ def _shares(study: Study, value: Shares | str, where: str, more: Mapping[str, Sh
 
 
 def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
-    known = {**natural(study.domains.training, tokens_of(study)), **more}
+    known = {**natural(study.domains.training, counted_tokens(study)), **more}
     if name in known:
         return known[name]
     if name in SOURCES:
@@ -135,7 +143,7 @@ def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _regmix(study: Study) -> Shares:
-    known = natural(study.domains.training, tokens_of(study))
+    known = natural(study.domains.training, counted_tokens(study))
     prior = known.get("proportional", known["uniform"])
     shares = np.array([prior[name] for name in study.domains.training])
     return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), shares, _SEED))

@@ -47,7 +47,8 @@ def optimize(
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: random halves of the observations; the spread of their optima says how sure the mixture is.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is. Of an
+        expensive regressor, such as auto, there are at most 50.
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
         worst-et, worst-all, or weights by evaluation domain.
@@ -58,7 +59,7 @@ def optimize(
       fixed: shares that are given.
       groups: training domains by a name of your own, to bound together.
       group_bounds: least and greatest sum of the shares, by group.
-      tokens: tokens that there are, by domain; those of the study by default.
+      tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget.
       prior: a mixture to stay near: uniform, proportional or shares by domain.
@@ -76,7 +77,7 @@ def optimize(
     domains = study.domains
     goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
     predictor = Predictor(study)
-    known = problem.reference_mixtures(study, inputs.mixtures, inputs.losses.to_numpy() @ goal)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
@@ -84,7 +85,8 @@ def optimize(
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
     best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
-    shares = _shares(predictor, inputs, goal, bounds, table, candidates, refits, seed)
+    resampled = _resampled(predictor, inputs, goal, bounds, table, candidates, refits, seed)
+    shares = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
     predictions = _predictions(predictor, inputs, goal, bounds, table, intervals)
     epochs, binding = bounds.epochs(best.mixture), bounds.binding(best.mixture)
@@ -98,15 +100,19 @@ def optimize(
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),
             "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
+            "refits": len(resampled),
             "interval_level": LEVEL,
             "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
             "binding": binding,
             "epochs": epochs,
+            "tokens": bounds.tokens,
             "predictions": predictions,
         },
     )
     study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
+    if len(resampled) < refits:
+        print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
     _say(binding, epochs, predictions)
 
 
@@ -121,8 +127,7 @@ def _search(
     seed: int,
 ) -> search.Optimum:
     """The search itself, with a bar where mixtures are evaluated one batch after another."""
-    # Observations from elsewhere are searched without JAX, which they have not needed so far, unless it is asked for.
-    loss = problem.loss(predictor, goal, bounds, traced=method in ("gradient", "exact") or not study.is_swarm)
+    loss = problem.loss(study, predictor, goal, bounds, method)
     with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
 
         def counted(mixtures: np.ndarray) -> np.ndarray:
@@ -191,7 +196,7 @@ def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions
             print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} nats per token")
 
 
-def _shares(
+def _resampled(
     predictor: Predictor,
     inputs: Observations,
     goal: Objective,
@@ -201,7 +206,7 @@ def _shares(
     refits: int,
     seed: int,
 ) -> np.ndarray:
-    """Interval of each of the optimum's shares, [2, K].
+    """The optimum of each refit on half of the observations, [refits, K]; of an expensive regressor there are fewer.
 
     The refits choose among draws all over the region and ever closer to the recommendation.
     """
@@ -210,8 +215,12 @@ def _shares(
     pool = np.concatenate([table.to_numpy(), drawn, *near])
     pool = pool[bounds.region.contains(pool)]
     design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
-    weights: Any = goal if goal.worst else goal.weights
+    cost = bounds.penalty(pool)
+
+    def value(refitted: Any, candidates: np.ndarray) -> np.ndarray:
+        return problem.values(refitted, candidates, goal) + cost
+
     best = uncertainty.half_sample_optima(
-        design, losses, predictor.design(pool), predictor.regressor, weights, refits, seed, bounds.penalty(pool)
+        design, losses, predictor.design(pool), predictor.regressor, value, refits, seed
     )
-    return np.quantile(pool[best], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return pool[best]

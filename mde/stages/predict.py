@@ -1,6 +1,5 @@
 """`mde predict`: what the chosen regressor says of any mixtures."""
 
-import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 
 from mde.regression import features as feature_sets
 from mde.regression import swarm
+from mde.regression.designs import knows_deviation
 from mde.stages.accuracy import AccuracyPredictor
 from mde.study import Study
 
@@ -55,7 +55,7 @@ class Predictor:
 
     def with_deviations(self, mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Predicted losses [C, J] and their standard deviations, None if the regressor has none."""
-        if "return_std" in inspect.signature(self.regressor.predict).parameters:
+        if knows_deviation(self.regressor):
             return self.regressor.predict(self.design(mixtures), return_std=True)
         return self(mixtures), None
 

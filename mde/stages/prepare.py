@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from mde import buckets
+from mde import buckets, hosts
 from mde.data import tokens
 from mde.errors import UserError, check_positive, unknown
 from mde.stages.tasks import NEXT, TaskStores
@@ -125,7 +125,7 @@ def prepare(
     )
     given = _given_tokenizer(tokenizer, start_token, end_token)
     made = TaskStores(study, asked, continuations, continuation_examples, settings)
-    _Preparation(study, found, made, settings, given, vocab_size, processes or _cores()).run()
+    _Preparation(study, found, made, settings, given, vocab_size, processes or hosts.cores()).run()
 
 
 def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
@@ -138,10 +138,6 @@ def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
         found += corpora.parse(arguments[name], arguments["root"], arguments["text_field"], trained)
     shards = [shard for each in found if not each.files.startswith(("mde:", "tfds:")) for shard in corpora.shards(each)]
     return [piece for shard in shards for piece in shard.pieces]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sample_bytes(domains: int) -> int:

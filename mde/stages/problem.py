@@ -13,6 +13,7 @@ from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
 from mde.regression import estimators, uncertainty
 from mde.regression import features as feature_sets
+from mde.regression.designs import knows_deviation
 from mde.regression.laws import MixingLaw
 from mde.stages.fit import Observations
 from mde.stages.mixtures import BEST_OBSERVED, Shares, natural, tokens_of
@@ -20,15 +21,15 @@ from mde.stages.predict import Predictor
 from mde.study import Study
 
 
-def reference_mixtures(study: Study, mixtures: pd.DataFrame, observed: np.ndarray) -> pd.DataFrame:
+def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, tokens: Shares | None) -> pd.DataFrame:
     """What a recommendation is compared with: uniform, proportional to size where it is known, the best observed.
 
     Args:
-      study: the study.
       mixtures: of the observations, [R, K].
       observed: their objective, [R].
+      tokens: that there are, by domain.
     """
-    rows = pd.DataFrame.from_dict(natural(study.domains.training, tokens_of(study)), orient="index")
+    rows = pd.DataFrame.from_dict(natural(tuple(map(str, mixtures)), tokens), orient="index")
     best = mixtures.iloc[[int(np.argmin(observed))]].set_axis([BEST_OBSERVED])
     return pd.concat([rows[list(mixtures)], best])
 
@@ -88,30 +89,39 @@ def constraints(
     )
 
 
-def loss(predictor: Predictor, objective: Objective, bounds: Constraints, traced: bool = True) -> losses.Loss:
+def loss(
+    study: Study, predictor: Predictor, objective: Objective, bounds: Constraints, method: str = "auto"
+) -> losses.Loss:
     """The predicted objective of mixtures, with what the search may know of it beside its values.
 
     Ridge on functions of λ alone is linear in them: an average of its losses has a gradient, and on λ itself a linear
     program is exact, for a worst case too. Other regressors on λ alone are differentiated by JAX where they can be.
 
+    Observations from elsewhere are searched without JAX, which they have not needed so far, unless the method asks for
+    a gradient.
+
     Args:
+      study: the study.
       predictor: the regressor.
       objective: what is minimised.
       bounds: the constraints; a price of divergence is added to the objective.
-      traced: whether JAX may be imported.
+      method: of the search.
     """
+    traced = method in ("gradient", "exact") or not study.is_swarm
     found = _structured(predictor, objective) or (_traced(predictor, objective) if traced else None)
     if found is None:
-        return lambda mixtures: values(predictor, objective, mixtures) + bounds.penalty(mixtures)
+        return lambda mixtures: (
+            values(predictor.regressor, predictor.design(mixtures), objective) + bounds.penalty(mixtures)
+        )
     return losses.Penalised(found, bounds.region, bounds.kl_penalty) if bounds.kl_penalty else found
 
 
-def values(predictor: Predictor, objective: Objective, mixtures: np.ndarray) -> np.ndarray:
-    """Predicted objective [C] of mixtures [C, K], with its standard deviations where β asks for them."""
-    if objective.beta == 0:
-        return objective(predictor(mixtures))
-    mean, deviations = predictor.with_deviations(mixtures)
-    return objective.of_prediction(mean, deviations, getattr(predictor.regressor, "correlation_", None))
+def values(regressor: Any, design: np.ndarray, objective: Objective) -> np.ndarray:
+    """Predicted objective [C] of mixtures of these features, with its standard deviations where β asks for them."""
+    if objective.beta == 0 or not knows_deviation(regressor):
+        return objective.of_prediction(regressor.predict(design))
+    mean, deviations = regressor.predict(design, return_std=True)
+    return objective.of_prediction(mean, deviations, getattr(regressor, "correlation_", None))
 
 
 def intervals(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mde.errors import check_positive
@@ -57,15 +56,13 @@ def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
 
 
 def summary(study: Study, table: pd.DataFrame, losses: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
-    """A row a mixture: predicted and measured objective, its spread over seeds, its rank among all that was trained.
+    """A row a mixture: predicted and measured objective, its spread over seeds, its rank.
 
-    Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), rank (1 is best,
-    among these mixtures and the observations) and of (how many there are). Nats per token.
+    Columns: predicted, low and high (its interval), measured, noise (standard deviation over seeds), rank (1 is best)
+    and of (how many there are). Nats per token. The observations are not ranked with them: they are single runs of
+    another seed, which moves all losses.
     """
-    goal, trained = objective_of(study), study.mixtures()
-    observed = goal(study.losses(runs=trained.index[trained["role"] == "observation"]).to_numpy())
-    measured = pd.Series(goal(losses.to_numpy()), losses.index).groupby(table["role"], sort=False).agg(["mean", "std"])
-    everything = np.concatenate([measured["mean"].to_numpy(), observed])
-    ranks = [int((everything < mean).sum()) + 1 for mean in measured["mean"]]
+    objective = pd.Series(objective_of(study)(losses.to_numpy()), losses.index)
+    measured = objective.groupby(table["role"], sort=False).agg(["mean", "std"])
     found = predicted.join(measured.rename(columns={"mean": "measured", "std": "noise"}))
-    return found.assign(rank=ranks, of=len(everything))
+    return found.assign(rank=found["measured"].rank(method="min").astype(int), of=len(found))

@@ -26,6 +26,7 @@ def test_weights_follow_names_and_sum_to_one(objective, expected):
     ("objective", "says"),
     [
         ("avg-ps", "unknown objective 'avg-ps': did you mean 'avg-sp'"),
+        ("worst-sp", "objective 'worst-sp': a worst case is for optimize.*fit on an average, such as 'avg-sp'"),
         ({"triva": 1}, "unknown evaluation domain in the objective 'triva': did you mean 'trivia'"),
         ({"web": -1}, "domain 'web' has weight -1"),
         ({"web": float("nan")}, "domain 'web' has weight nan"),

@@ -19,7 +19,11 @@ def swarm(noise=0.0, seed=0, rows=20):
 
 def optima(noise=0.0, n=50, regressor="ridge", rows=20):
     mixtures, observed = swarm(noise, rows=rows)
-    return half_sample_optima(mixtures, observed, CANDIDATES, estimators.make(regressor), OBJECTIVE, n, 1)
+    return half_sample_optima(mixtures, observed, CANDIDATES, estimators.make(regressor), average, n, 1)
+
+
+def average(fitted, design):
+    return fitted.predict(design) @ OBJECTIVE
 
 
 def test_without_noise_every_half_agrees():
@@ -97,7 +101,7 @@ def test_correlations_are_shrunk_to_independence():
 def test_tables_that_do_not_agree_are_refused():
     ridge, table = estimators.make("ridge"), np.ones((8, 2))
     with pytest.raises(UserError, match="8 rows of features for 7 observations"):
-        half_sample_optima(table, table[:7], CANDIDATES, ridge, OBJECTIVE)
+        half_sample_optima(table, table[:7], CANDIDATES, ridge, average)
     with pytest.raises(UserError, match="objective of shape"):
         objective_intervals(table, table, table, ridge, np.ones(3))
     with pytest.raises(UserError, match="0 refits"):

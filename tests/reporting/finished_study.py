@@ -181,7 +181,7 @@ def prove(study, losses, code="code"):
     ).T
     summary.columns = pd.Index(["predicted", "low", "high"])
     summary = summary.assign(
-        measured=objective["mean"], noise=objective["std"], rank=objective["mean"].rank().astype(int), of=24
+        measured=objective["mean"], noise=objective["std"], rank=objective["mean"].rank().astype(int), of=len(losses)
     )
     study.write_json("proof/objective.json", {"objective": optimum["objective"], "predictions": {}})
     study.write_table("proof/summary.csv", summary.rename_axis("mixture"))

@@ -6,6 +6,7 @@ from scipy.stats import ttest_rel
 
 from mde.reporting import findings, tables
 from mde.stages import mixtures
+from mde.stages.prove import summary
 
 
 def shifted(by):
@@ -283,3 +284,12 @@ def test_a_study_of_observations_only_has_no_experts_and_no_curves(study):
 def test_stages_come_in_their_order(study):
     assert findings.stages(study).index.tolist() == ["prepare", "train", "fit", "optimize", "prove"]
     assert findings.stages(study).loc["train", "seconds"] == 20.5
+
+
+def test_a_proof_ranks_its_own_mixtures_and_no_run_of_another_seed(study):
+    """All observations have an objective of 2, below what any mixture of the proof has with its seeds."""
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    losses = study.losses("proof/losses.csv", "prove").loc[runs.index]
+    table = summary(study, runs, losses, findings.predictions(study))
+    assert table["rank"].tolist() == [1, 2, 3, 4]
+    assert set(table["of"]) == {4}

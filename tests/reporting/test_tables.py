@@ -24,11 +24,35 @@ def test_recommendation(study):
     assert "2.1000 nats per token (2.0000 to 2.2000), 0.1000 below uniform" in table.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("objectives", "broken", "beta", "says"),
+    [
+        ({}, ["uniform"], 0, "(2.0000 to 2.2000), 0.2000 below proportional, the next best prediction."),
+        (
+            {"uniform": 2.05},
+            ["uniform"],
+            0,
+            "0.2000 below proportional, the next best prediction, 0.0500 above uniform, which breaks the constraints.",
+        ),
+        ({}, ["uniform", "proportional", "best observed"], 0, "2.1000 nats per token (2.0000 to 2.2000)."),
+        ({"uniform": 2.05}, [], 1, "(2.0000 to 2.2000), 0.0500 above uniform, which the regressor is less sure of."),
+        ({"uniform": 2.05}, [], 0, "(2.0000 to 2.2000), 0.0500 above uniform."),
+    ],
+)
+def test_a_recommendation_is_compared_with_what_the_constraints_allow(study, objectives, broken, beta, says):
+    optimum = study.read_json("optimum.json", "optimize")
+    for name, predicted in optimum["predictions"].items():
+        predicted["objective"] = objectives.get(name, predicted["objective"])
+        predicted["feasible"] = name not in broken
+    study.write_json("optimum.json", optimum | {"beta": beta})
+    assert tables.recommendation(study).notes[0].endswith(says)
+
+
 def test_proof(study):
     table = tables.proof(study)
-    assert row(table, "recommended") == ["2.1000", "2.0000 to 2.2000", "2.0100", "–", "–", "1 of 24"]
+    assert row(table, "recommended") == ["2.1000", "2.0000 to 2.2000", "2.0100", "–", "–", "1 of 4"]
     assert row(table, "uniform") == [
-        *("2.2000", "2.1000 to 2.3000", "2.3100", "+0.3000 ± 0.0163", "-0.0414 to +0.2414", "2 of 24")
+        *("2.2000", "2.1000 to 2.3000", "2.3100", "+0.3000 ± 0.0163", "-0.0414 to +0.2414", "2 of 4")
     ]
     assert "0.0141 nats per token" in table.notes[-1]
     assert row(tables.proof_losses(study), "news") == ["3.030", "3.330", "3.630", "3.930", "2.186"]

@@ -7,6 +7,8 @@ import pytest
 import mde
 from mde import cli
 from mde.optimization import simplex
+from mde.regression import baselines, uncertainty
+from mde.stages import mixtures
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -39,7 +41,16 @@ def fitted(tmp_path_factory):
 def unsure(tmp_path_factory):
     """The same with a regressor that knows how sure it is."""
     folder = tmp_path_factory.mktemp("unsure")
-    cli.main(["fit", f"--study={folder}", *swarm(folder), "--regressors=gp", "--features=['sqrt']", "--repeats=2"])
+    cli.main(
+        [
+            "fit",
+            f"--study={folder}",
+            *swarm(folder, noise=0.02),
+            "--regressors=gp",
+            "--features=['sqrt']",
+            "--repeats=2",
+        ]
+    )
     return folder
 
 
@@ -52,7 +63,7 @@ def grid() -> np.ndarray:
     return simplex.space_filling(30_000, 3, seed=2)
 
 
-def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted):
+def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted, monkeypatch):
     tokens = "{'web': 100, 'code': 60, 'books': 400}"
     caps = [f"--tokens={tokens}", "--budget=200", "--max_epochs=1", "--lower={'books': 0.1}"]
     found = optimize(fitted, *caps, "--objective={'code': 3, 'news': 1}")
@@ -67,6 +78,14 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted):
     assert found["epochs"]["code"] == pytest.approx(1)
     assert found["epochs"]["web"] == pytest.approx(shares[0] * 2)
     rivals = found["predictions"]
+    sizes = {"web": 100 / 560, "code": 60 / 560, "books": 400 / 560}
+    assert rivals["proportional"]["mixture"] == pytest.approx(sizes)
+    study = Study(fitted)
+    np.testing.assert_allclose(mixtures.mixture(study, "proportional", "test"), list(sizes.values()))
+    centres = []
+    monkeypatch.setattr(baselines, "regmix", lambda *given: centres.append(given[-2]) or np.full(3, 1 / 3))
+    mixtures.mixture(study, "regmix", "test")
+    np.testing.assert_allclose(centres, [list(sizes.values())])
     assert not rivals["uniform"]["feasible"]
     assert rivals["recommended"]["feasible"]
     for rival in rivals.values():
@@ -97,11 +116,24 @@ def test_what_is_unsure_is_avoided(unsure):
     assert deviations[0].mean() < deviations[1].mean()
     assert mean[0].mean() > mean[1].mean()
     assert sure["search"]["method"] == "refinement"
+    assert sure["refits"] == 5
+    low, high = sure["share_intervals"]["code"]
+    assert low <= sure["shares"]["code"] <= high  # refits avoid it as well
+    assert sure["shares"]["code"] < far["share_intervals"]["code"][0]
+
+
+def test_refits_of_an_expensive_regressor_are_counted(unsure, capsys, monkeypatch):
+    monkeypatch.setattr(uncertainty, "BUDGET", 1.0)
+    assert optimize(unsure, "--refits=12")["refits"] == 10
+    assert "of 10 refits, not 12" in capsys.readouterr().out
 
 
 def test_gradients_agree_with_values_alone(unsure):
     by_gradient, by_values = (optimize(unsure, f"--method={method}") for method in ("gradient", "refinement"))
     objective = [found["predictions"]["recommended"]["objective"] for found in (by_gradient, by_values)]
+    searched = mde.Study(unsure).search(method="gradient", candidates=256)
+    assert searched.search.method == "gradient"
+    assert searched.objective == pytest.approx(objective[0], abs=1e-5)
     assert objective[0] == pytest.approx(objective[1], abs=1e-5)
 
 
