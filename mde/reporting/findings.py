@@ -72,11 +72,12 @@ def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
     splits = sorted({int(n) for n in regressors(study)["n"]})
+    kind = f"× {choice['folds']} folds" if choice.get("folds") else "splits"
     parts = [
         objective_name(study, choice["objective"]),
         f"{choice['observations']} observations",
         f"{choice['train_mixtures']} training mixtures",
-        f"{splits[-1]} splits" if len(splits) == 1 else f"{splits[0]} to {splits[-1]} splits",
+        f"{splits[-1]} {kind}" if len(splits) == 1 else f"{splits[0]} to {splits[-1]} {kind}",
     ]
     return ", ".join(parts)
 
@@ -321,8 +322,10 @@ def noise(study: Study) -> float | None:
     """Variance of the objective between runs of one mixture, from the seeds of the proof, where there are any."""
     if not has(study, "proof/summary.csv"):
         return None
-    deviations = study.read_table("proof/summary.csv", "prove")["noise"]
-    return None if deviations.isna().any() else float((deviations**2).mean())
+    runs = proof_runs(study)
+    if not runs["mixture"].duplicated().any():
+        return None
+    return validation.noise_floor(runs[["objective"]].to_numpy(), list(runs["mixture"]), np.ones(1))
 
 
 def versions(study: Study) -> dict[str, dict[str, str]]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mde.regression import estimators, validation
 from mde.regression import features as feature_sets
-from mde.regression.validation import Method
+from mde.regression.validation import Method, Round
 from mde.study import Study
 
 METRICS = {"acc": "", "acc_norm": "_norm"}  # what is measured, and how the features that go with it end
@@ -67,7 +67,7 @@ def predicts(regressor: str) -> bool:
     return regressor not in (*estimators.ONLY, "alone")
 
 
-def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> pd.DataFrame:
+def judge(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> pd.DataFrame:
     """Judges regressors of accuracy out of fold, as `mde fit` does those of losses, and keeps the best.
 
     The objective is the mean over the tasks. Writes `fit/accuracy.csv`, a row a metric, regressor and feature set, and
@@ -81,7 +81,6 @@ def judge(study: Study, regressors: Sequence[str], train_mixtures: int, repeats:
     accuracies = study.read_table("accuracies.csv", "score", rows=mixtures.index)
     table = study.read_table("answers.csv", "evaluate", rows=mixtures.index)
     tasks = [name.removeprefix("acc/") for name in map(str, accuracies) if name.startswith("acc/")]
-    rounds = validation.splits(len(mixtures), train_mixtures, repeats, seed)
     parts = []
     for metric in METRICS:
         observed = accuracies[[f"{metric}/{task}" for task in tasks]].to_numpy()

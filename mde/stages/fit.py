@@ -14,7 +14,7 @@ from mde.optimization import objectives
 from mde.regression import estimators, swarm, validation
 from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
-from mde.regression.validation import Method
+from mde.regression.validation import Method, Round
 from mde.stages import accuracy
 from mde.study import FORMAT, Study
 
@@ -30,6 +30,7 @@ def fit(
     objective: str | Mapping[str, float] = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
+    folds: int | None = None,
     regressors: Sequence[str] = ("ridge", "gbm", "auto"),
     features: Sequence[str] = (),
     curve_sizes: Sequence[int] | None = None,
@@ -48,7 +49,10 @@ def fit(
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
-      repeats: random splits, the same for all; on many rows the expensive regressors are given the first of them only.
+      repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
+        the first of them only.
+      folds: parts of the observations, each held out once in every repeat, instead of a random part; as many as there
+        are observations to leave one out.
       regressors: names of regressors.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
         evaluated features of each, and transforms the mixture itself.
@@ -58,8 +62,7 @@ def fit(
     """
     found = _read(study, mixtures, losses) if mixtures or losses else None
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
-    if train_mixtures is None:
-        train_mixtures = len(inputs.losses) * 4 // 5
+    train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)
     evaluated = list(inputs.evaluated)
     methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
     for regressor in regressors:
@@ -73,7 +76,7 @@ def fit(
         designs,
         tqdm(methods, "fit", unit="method"),
         inputs.objective,
-        validation.splits(len(inputs.losses), train_mixtures, repeats, seed),
+        rounds,
     )
     if found:
         _adopt(study, found, {"mixtures": mixtures, "losses": losses})
@@ -97,6 +100,7 @@ def fit(
             "objective": objective,
             "observations": len(inputs.losses),
             "train_mixtures": train_mixtures,
+            "folds": folds,
             "regressor": best["regressor"],
             "features": best["features"],
             "mse": best["mse"],
@@ -108,13 +112,26 @@ def fit(
     if best["regressor"] == "auto":
         print(fitted.describe())
     if not found and study.tasks and (study.root / "answers.csv").exists():
-        _judge_accuracy(study, regressors, train_mixtures, repeats, seed)
+        _judge_accuracy(study, regressors, rounds)
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
-def _judge_accuracy(study: Study, regressors: Sequence[str], train_mixtures: int, repeats: int, seed: int) -> None:
+def _rounds(
+    observations: int, train_mixtures: int | None, repeats: int, folds: int | None, seed: int
+) -> tuple[int, list[Round]]:
+    """How many observations are fitted on at least, and the rounds that methods are judged on."""
+    if folds is None:
+        train_mixtures = observations * 4 // 5 if train_mixtures is None else train_mixtures
+        return train_mixtures, validation.splits(observations, train_mixtures, repeats, seed)
+    if train_mixtures is not None:
+        raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
+    rounds = validation.folds(observations, folds, repeats, seed)
+    return min(len(train) for train, _ in rounds[0]), rounds
+
+
+def _judge_accuracy(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
     if usable := [name for name in regressors if accuracy.predicts(name)]:
-        print(accuracy.told(accuracy.judge(study, usable, train_mixtures, repeats, seed)))
+        print(accuracy.told(accuracy.judge(study, usable, rounds)))
         return
     for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
         (study.root / "fit" / name).unlink(missing_ok=True)

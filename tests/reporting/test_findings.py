@@ -293,3 +293,10 @@ def test_a_proof_ranks_its_own_mixtures_and_no_run_of_another_seed(study):
     table = summary(study, runs, losses, findings.predictions(study))
     assert table["rank"].tolist() == [1, 2, 3, 4]
     assert set(table["of"]) == {4}
+
+
+def test_the_noise_of_a_run_is_what_the_seeds_of_the_proof_leave(study):
+    """Each mixture's two seeds have objectives 0.02 apart: a variance of 0.0002."""
+    assert findings.noise(study) == pytest.approx(0.0002)
+    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
+    assert findings.noise(study) is None

@@ -7,6 +7,7 @@ import pytest
 from mde import cli
 from mde.optimization import simplex
 from mde.regression import estimators
+from mde.reporting import findings
 from mde.stages import accuracy
 from mde.stages.fit import _choose, default_features
 from mde.study import Study
@@ -105,3 +106,17 @@ def test_auto_is_chosen_unless_another_is_clearly_better_on_the_splits_that_both
     assert _choose(learnt, rounds, designs)["regressor"] == "auto"  # ridge is better on splits that auto had not
     rounds["auto", "lambda"] += [0.8, 0.9, 0, 0]
     assert _choose(learnt, rounds, designs)["features"] == "log"  # .6 more, by a standard error of .1
+
+
+def test_folds_hold_out_every_observation_as_often(study, capsys):
+    fit = ["fit", f"--study={study}", "--regressors=ridge", "--features=sqrt", "--repeats=3", "--curve_sizes=[]"]
+    cli.main([*fit, "--folds=4"])
+    assert set(study.read_table("fit/predictions.csv", "fit")["splits"]) == {3}
+    assert findings.fit_conditions(study).endswith("14 observations, 10 training mixtures, 3 × 4 folds")
+    cli.main([*fit, "--folds=14"])
+    assert findings.fit_conditions(study).endswith("13 training mixtures, 1 × 14 folds")
+    for wrong, says in ((["--folds=1"], "1 folds of 14"), (["--folds=4", "--train_mixtures=9"], "train_mixtures=9")):
+        with pytest.raises(SystemExit) as status:
+            cli.main([*fit, *wrong])
+        assert status.value.code == 2
+        assert says in capsys.readouterr().err
