@@ -24,6 +24,7 @@ CONSTANT = 4.0  # variance of the mean, in units of the losses' own variance
 # units: mean and standard deviation. Weak, yet it decides where a dozen rows say nothing.
 PRIOR_MEAN = {"length": 2.0, "matern": 1.0, "linear": 1.0, "noise": -5.0}
 PRIOR_SCALE = {"length": 1.25, "matern": 3.0, "linear": 3.0, "noise": 2.0}
+LEAST_NOISE = 1e-8  # variance; with less, losses without any noise leave a covariance that float64 cannot invert
 FEW = 48  # rows below which a batch is one array operation; above, a thread a core takes its part of the batch
 THREADS = 2
 CHUNK = 4_000_000  # entries of the covariance matrices that are worked on together: they bound the memory
@@ -35,7 +36,8 @@ class Processes:
 
     Attributes:
       inputs: [B, R, F].
-      log_scales: [B, F + 3], logarithms of F length scales and of the variances of Matern, linear part and noise.
+      log_scales: [B, F + 3], logarithms of F length scales and of the variances of Matern, linear part and noise (above
+        `LEAST_NOISE`).
       inverse: [B, R, R], of the covariance.
       weights: [B, R], the inverse times the losses.
       objective: [B], negative log posterior of the hyper-parameters, up to a constant.
@@ -106,7 +108,8 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
         points, values = batched.minimize(objective, start, iterations=60, tolerance=1e-2)
         best = values.reshape(-1, n).argmin(axis=0)
         log_scales = points.reshape(-1, n, len(mean))[best, np.arange(n)]
-        covariance = _covariance(log_scales, inputs, inputs) + np.exp(log_scales[:, -1:, None]) * np.eye(n_rows)
+        noise_B = _unpack(log_scales)[-1]
+        covariance = _covariance(log_scales, inputs, inputs) + noise_B[:, None, None] * np.eye(n_rows)
         inverse = _inverse(np.linalg.cholesky(covariance))
     return Processes(
         inputs, log_scales, inverse, np.einsum("brs,bs->br", inverse, losses), values.reshape(-1, n).min(axis=0)
@@ -143,7 +146,7 @@ def negative_log_likelihood(log_scales: np.ndarray, inputs: np.ndarray, losses: 
     )
     gradient[:, -3] = np.einsum("brs,brs->b", outer_BRR, matern_BRR)
     gradient[:, -2] = linear_B * np.einsum("brf,brf->b", inputs, outer_BRR @ inputs)
-    gradient[:, -1] = noise_B * np.trace(outer_BRR, axis1=1, axis2=2)
+    gradient[:, -1] = (noise_B - LEAST_NOISE) * np.trace(outer_BRR, axis1=1, axis2=2)
     return np.where(broken_B, np.inf, value_B), gradient
 
 
@@ -243,7 +246,8 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
 
 
 def _unpack(log_scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return np.exp(log_scales[:, :-3]), np.exp(log_scales[:, -3]), np.exp(log_scales[:, -2]), np.exp(log_scales[:, -1])
+    scales = np.exp(log_scales)
+    return scales[:, :-3], scales[:, -3], scales[:, -2], scales[:, -1] + LEAST_NOISE
 
 
 def _covariance(log_scales: np.ndarray, a_BCF: np.ndarray, b_BRF: np.ndarray) -> np.ndarray:

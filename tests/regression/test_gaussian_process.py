@@ -23,7 +23,7 @@ def reference(log_scales, inputs):
     matern52 = tinygp.kernels.Matern52(distance=tinygp.kernels.distance.L2Distance())
     kernel = matern * tinygp.transforms.Linear(1 / length, matern52)
     kernel += linear * tinygp.kernels.DotProduct() + tinygp.kernels.Constant(gp.CONSTANT)
-    return tinygp.GaussianProcess(kernel, inputs, diag=noise)
+    return tinygp.GaussianProcess(kernel, inputs, diag=noise + gp.LEAST_NOISE)
 
 
 def test_likelihood_and_gradient_are_tinygps():
@@ -56,13 +56,22 @@ def test_predictions_and_deviations_are_tinygps(swarm):
 
     def theirs(scales, target):
         held = reference(scales, inputs[:16]).condition(target, inputs[16:]).gp
-        return held.loc, jnp.sqrt(held.variance + jnp.exp(scales[-1]))
+        return held.loc, jnp.sqrt(held.variance + jnp.exp(scales[-1]) + gp.LEAST_NOISE)
 
     with jax.enable_x64():
         loc, spread = map(np.asarray, jax.jit(jax.vmap(theirs))(scales, targets))
     # Near-noiseless covariances have condition numbers of about 1e7: 1e-16 * 1e7, and its root for the deviations.
     np.testing.assert_allclose(mean, loc.T * fitted.loss_scale_ + fitted.loss_mean_, rtol=1e-8)
     np.testing.assert_allclose(deviation / fitted.loss_scale_, spread.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-5])
+def test_losses_almost_without_noise_are_fitted_as_well(noise):
+    rng = np.random.default_rng(0)
+    design = np.sqrt(rng.dirichlet(np.ones(5), 30))
+    losses = 3 + design @ rng.normal(size=(5, 2)) + noise * rng.normal(size=(30, 2))
+    fitted = GaussianProcess().fit(design, losses)
+    assert abs(fitted.predict(design) - losses).max() < 1e-6 + 3 * noise
 
 
 def test_leave_one_out_is_a_loop_at_fixed_hyper_parameters(swarm):
