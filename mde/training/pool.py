@@ -169,10 +169,10 @@ class _Trainer:
         self.failed |= curves.failed
         with writing(self._directory):
             for row, run in enumerate(runs):
-                self._finish(run, curves, row, state)
+                self._end(run, curves, row, state)
         hosts.wait("the runs of a wave are written")
 
-    def _finish(self, run: Run, curves: Curves, row: int, state: State) -> None:
+    def _end(self, run: Run, curves: Curves, row: int, state: State) -> None:
         """Writes what is kept of a run that has ended, and deletes its states.
 
         Those of a run that failed as well: going on from them would end the same way.
