@@ -31,9 +31,8 @@ def script(described: Job, folder: Path = REPOSITORY) -> str:
     machine = described.machine
     gpus = machine.chips_per_host if machine.accelerator == "gpu" else 0
     tasks = gpus if gpus and described.together else 1
-    cpus = (
-        (machine.cpus_per_chip if gpus else 1) * machine.chips_per_host // tasks
-    )  # a CPU machine's chips are its cores
+    each = machine.cpus_per_chip if gpus else 1  # a CPU machine's chips are its cores
+    cpus = each * machine.chips_per_host // tasks
     options = {
         "job-name": described.name,
         "nodes": machine.all_hosts,

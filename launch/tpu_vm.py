@@ -114,12 +114,14 @@ class Launch:
 
     def _follow(self) -> int:
         """Shows the first worker's log; returns the worst exit status of all."""
-        status, seen = self.shell.follow(self.vm.follow(1), say)
-        while status:  # a connection that broke is made again
+        seen = 0
+        while True:
+            status, more = self.shell.follow(self.vm.follow(seen + 1), say)
+            if not status:
+                break
+            seen += more  # a connection that broke is made again
             self._check_there()
             time.sleep(self.poll)
-            status, more = self.shell.follow(self.vm.follow(seen + 1), say)
-            seen += more
         found: list[str] = []
         for node in self.vm.nodes:
             output = self._remotely(self.vm.outcome(node), node)

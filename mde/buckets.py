@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etils import epath
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError, reason, unknown
 
 # By scheme, the package that fsspec needs for it, which is also the extra to install, and how one logs in.
 SCHEMES = {
@@ -20,6 +20,11 @@ SCHEMES = {
 
 # Whose errors say that there are no credentials, no bucket or no network; those of the system are OSError.
 LIBRARIES = ("gcsfs", "google", "aiohttp", "s3fs", "aiobotocore", "botocore")
+
+
+def is_of_a_place(error: BaseException) -> bool:
+    """Whether an error is the system's or that of a bucket's library, and not one of a program."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in LIBRARIES
 
 
 def is_bucket(place: epath.PathLike) -> bool:
@@ -79,9 +84,8 @@ def check(place: epath.PathLike) -> None:
     try:
         epath.Path(text).exists()
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in LIBRARIES:
+        if not is_of_a_place(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{text}: cannot be reached ({reason}); is it there, and are you logged in (`{login}`)?"
+            f"{text}: cannot be reached ({reason(error)}); is it there, and are you logged in (`{login}`)?"
         ) from error

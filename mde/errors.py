@@ -19,6 +19,11 @@ def check_positive(**counts: float) -> None:
             raise UserError(f"{name}={value!r} must be positive")
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, for a line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """An error for a name that does not exist, with the nearest right one."""
     known = sorted(map(str, known))

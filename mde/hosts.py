@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mde.errors import UserError
+from mde.errors import UserError, reason
 
 AUTO = "auto"
 PORT = 8476  # of a coordinator whose address is known without one
@@ -55,8 +55,8 @@ def connect(coordinator: str | None, processes: int | None = None, process: int 
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as e:
-        reason = str(e).strip().split("\n")[0][:200]
-        raise UserError(f"--coordinator={coordinator or AUTO}: the processes do not find each other ({reason})") from e
+        place = f"--coordinator={coordinator or AUTO}"
+        raise UserError(f"{place}: the processes do not find each other ({reason(e)})") from e
     _count, _index = jax.process_count(), jax.process_index()
 
 

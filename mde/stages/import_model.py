@@ -80,8 +80,10 @@ def _reading(file: epath.Path) -> list[Any]:
     """What in a tokenizer.json decides on the tokens of a text; programs that save it change the rest."""
     import tokenizers
 
+    content = file.read_bytes()
     try:
-        about = json.loads(tokenizers.Tokenizer.from_str(file.read_text()).to_str())
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{file}: not a tokenizer.json: {error}") from error
+    about = json.loads(tokenizer.to_str())
     return [about.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")]

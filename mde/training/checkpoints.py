@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mde import hosts
-from mde.errors import UserError
+from mde.errors import UserError, reason
 from mde.models.decoder import Params
-from mde.training.interruptions import reading, reason, writing
+from mde.training.interruptions import reading, writing
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
@@ -161,13 +161,22 @@ def _of_shape(tree: Any, like: Any) -> Any:
 
 
 def _difference(path: epath.Path, like: Params) -> str | None:
-    """The first array, in words, that a checkpoint says it has otherwise than a model; None if there is none."""
+    """The first array, in words, that a checkpoint says it has otherwise than a model; None if there is none.
+
+    None as well if it does not say what it has, for then it is damaged.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_itself())
     try:
-        found = _shapes(handler.metadata(_absolute(path)).tree)
+        with reading(path):
+            metadata = handler.metadata(_absolute(path))
+    except UserError:
+        raise
     except Exception:  # see `load_params`
         return None
-    wanted = _shapes(like)
+    found, wanted = _shapes(metadata.tree), _shapes(like)
     names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     return f"{names[0]}: {found.get(names[0], 'none')}, the model {wanted.get(names[0], 'none')}" if names else None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from mde import buckets
-from mde.errors import UserError
+from mde.errors import UserError, reason
 
 # What TensorStore's errors begin with that are not about what is stored.
 BUCKET_STATES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
@@ -64,11 +64,6 @@ def reading(place: epath.Path) -> Iterator[None]:
         ) from e
 
 
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error:
         yield error
@@ -79,7 +74,7 @@ def _is_of_the_place(error: BaseException) -> bool:
     """Whether an error is the system's or a bucket's."""
     if isinstance(error, ValueError):  # TensorStore has no error class of its own
         return "[os_error_code=" in str(error) or str(error).startswith(BUCKET_STATES)
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in buckets.LIBRARIES
+    return buckets.is_of_a_place(error)
 
 
 def _says_nothing_there(error: BaseException) -> bool:
