@@ -19,7 +19,7 @@ from etils import epath
 from mde.data.arrays import open_array
 from mde.errors import UserError
 
-_CHUNK = 1 << 18  # a megabyte
+_CHUNK = 1 << 18  # a megabyte at most: chunks are stored whole, so fewer tokens have a smaller one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Scores:
             directory.rmtree(missing_ok=True)
         directory.mkdir(parents=True)
         n = len(log_probs)
-        array = open_array(directory / "log_probs", np.float32, _CHUNK).resize(exclusive_max=[n]).result()
+        array = open_array(directory / "log_probs", np.float32, min(n, _CHUNK))
+        array = array.resize(exclusive_max=[n]).result()
         array.write(log_probs.astype(np.float32)).result()
         score = Score(of, n, -float(np.mean(log_probs, dtype=np.float64)))
         aside = directory / "score.json.partial"

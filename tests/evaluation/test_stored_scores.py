@@ -45,6 +45,11 @@ def test_a_table_comes_back_to_the_last_bit(columns, table):
     assert np.asarray(columns, np.float64).dtype == np.float64
 
 
+def test_few_tokens_take_little_room(tmp_path):
+    Scores(tmp_path).write("run", "news", "of", np.full(1000, -2.5, np.float32))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 4 * 1000 + 2000
+
+
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 1), (99, 101), (0, 100), (100, 137), (3, 130), (50, 50), (136, 999), (None, 7), (-5, None)]
 )
