@@ -18,13 +18,14 @@ from mde.stages.predict import Predictor
 from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
+REFITS = 200  # unless another number is asked for
 DRAWS = 400  # mixtures that show which domains trade against each other
 
 
 def optimize(
     study: Study,
     candidates: int = 2048,
-    refits: int = 200,
+    refits: int | None = None,
     method: str = "auto",
     objective: str | Mapping[str, float] | None = None,
     reference: str | None = None,
@@ -47,8 +48,8 @@ def optimize(
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: random halves of the observations; the spread of their optima says how sure the mixture is. Of an
-        expensive regressor, such as auto, there are at most 50.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
+        by default; of an expensive regressor, such as auto, at most 50.
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
         worst-et, worst-all, or weights by evaluation domain.
@@ -67,7 +68,7 @@ def optimize(
       kl_penalty: what a nat of this divergence costs, nats per token.
       seed: of the search and the halves.
     """
-    check_positive(candidates=candidates, refits=refits)
+    check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
     bounds = problem.constraints(
         study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty
     )
@@ -111,7 +112,7 @@ def optimize(
     )
     study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
-    if len(resampled) < refits:
+    if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
     _say(binding, epochs, predictions)
 
@@ -203,7 +204,7 @@ def _resampled(
     bounds: Constraints,
     table: pd.DataFrame,
     candidates: int,
-    refits: int,
+    refits: int | None,
     seed: int,
 ) -> np.ndarray:
     """The optimum of each refit on half of the observations, [refits, K]; of an expensive regressor there are fewer.
@@ -221,6 +222,6 @@ def _resampled(
         return problem.values(refitted, candidates, goal) + cost
 
     best = uncertainty.half_sample_optima(
-        design, losses, predictor.design(pool), predictor.regressor, value, refits, seed
+        design, losses, predictor.design(pool), predictor.regressor, value, refits or REFITS, seed
     )
     return pool[best]

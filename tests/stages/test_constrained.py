@@ -126,6 +126,9 @@ def test_refits_of_an_expensive_regressor_are_counted(unsure, capsys, monkeypatc
     monkeypatch.setattr(uncertainty, "BUDGET", 1.0)
     assert optimize(unsure, "--refits=12")["refits"] == 10
     assert "of 10 refits, not 12" in capsys.readouterr().out
+    cli.main(["optimize", f"--study={unsure}", "--candidates=256"])
+    assert Study(unsure).read_json("optimum.json", "optimize")["refits"] == 10
+    assert "refits" not in capsys.readouterr().out  # nobody asked for a number
 
 
 def test_gradients_agree_with_values_alone(unsure):
