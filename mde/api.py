@@ -105,7 +105,8 @@ class Study(study.Study):
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(self, predictor, goal, bounds, method)
-        return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed)
+        start = problem.known_mixtures(self, bounds)
+        return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed, start)
 
     def regressors(self) -> Table:
         """How well each regressor predicts mixtures it has not seen."""
@@ -254,8 +255,9 @@ def _recommended(
     method: str,
     candidates: int,
     seed: int,
+    start: np.ndarray | None = None,
 ) -> Recommendation:
-    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates)
+    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates, start=start)
     losses = predict(found.mixture[None])[0]
     return Recommendation(
         pd.Series(found.mixture, list(bounds.domains), name="share"),

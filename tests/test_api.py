@@ -66,6 +66,9 @@ def test_a_study_is_searched_for_other_questions(study, swarm):
     assert capped.objective > found.objective
     assert "Binds: code is at its greatest share 0.2." in capped._repr_html_()
     assert not (study.root / "optimum.json").exists()
+    study.run("optimize", refits=2)
+    recommended = study.read_json("optimum.json", "optimize")["shares"]
+    assert list(recommended.values()) == study.search().mixture.tolist()  # the same question, the same answer
 
 
 def test_the_search_needs_no_study(swarm):

@@ -52,6 +52,36 @@ def refine(
     return elite[0], float(values[0]), evaluations
 
 
+def refine_together(
+    losses: Loss, region: Region, points: np.ndarray, rounds: int, per_round: int, seed: int
+) -> np.ndarray:
+    """The best mixture found for each of M losses that lie near each other, [M, K].
+
+    A proposal around the best of any of them is one to all, so that mixtures are turned into features once.
+
+    Args:
+      losses: mixtures [C, K] -> losses [M, C].
+      region: where to search.
+      points: mixtures of the region to start from, [C, K]; around the first most is proposed.
+      rounds: of ever smaller steps.
+      per_round: mixtures that a round proposes.
+      seed: of the proposals.
+    """
+    rng = np.random.default_rng(seed)
+    found, least = _best_of_each(losses, points)
+    for step in np.geomspace(0.5, 1e-3, rounds):
+        proposals = _propose(region, np.vstack([points[:1], found]), step, per_round, rng)
+        proposed, values = _best_of_each(losses, proposals)
+        better = values < least
+        found, least = np.where(better[:, None], proposed, found), np.where(better, values, least)
+    return found
+
+
+def _best_of_each(losses: Loss, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = losses(points)
+    return points[values.argmin(axis=1)], values.min(axis=1)
+
+
 def _propose(region: Region, elite: np.ndarray, step: float, n: int, rng: np.random.Generator) -> np.ndarray:
     """Proposals [n + trims, K] around the elite, as far as `step`, in equal parts of four kinds.
 

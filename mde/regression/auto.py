@@ -14,6 +14,7 @@ from mde.errors import UserError
 from mde.regression.designs import adopt, check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.laws import MixingLaw
 from mde.regression.ridge import Ridge
 from mde.regression.uncertainty import shrunk_correlation
 
@@ -36,13 +37,14 @@ class Auto(RegressorMixin, BaseEstimator):
     one, the same for all targets, and pulled towards equality, so that candidates which are about as good share about
     equally and only a bad one is left out. Errors are measured in units of each target's standard deviation. Candidates
     are refitted in every inner fold, hyper-parameters and all; from `MANY` rows on, those that know their leave-one-out
-    errors in closed form are asked for them instead.
+    errors without a refit are asked for them instead.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
       candidates: pairs (unfitted regressor, feature set); by default Gaussian processes on the cube root and on the
         logarithm of the mixture, on the evaluated features, and on both together, and beside them ridge on evaluated
-        features with and without the logarithm.
+        features with and without the logarithm. Without evaluated features, processes on the mixture, its cube root and
+        its logarithm, and the mixing law if all losses are positive.
       folds: of the inner cross-validation.
       seed: of its splits.
     """
@@ -72,7 +74,7 @@ class Auto(RegressorMixin, BaseEstimator):
         checked = [check_fit(X, y) for X, y in tables]
         for design, losses in checked:
             self._check(design.shape, losses)
-        candidates = self._candidates()
+        candidates = self._candidates(positive=all((losses > 0).all() for _, losses in checked))
         fitted, deviations, residuals = [], [], []
         for regressor, features in candidates:
             parts = [(self._part(features, design), losses) for design, losses in checked]
@@ -139,11 +141,12 @@ class Auto(RegressorMixin, BaseEstimator):
         ]
         return lambda row: sum(weight * losses(design(row)) for weight, losses, design in parts)
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self, positive: bool) -> list[Candidate]:
         if self.candidates is not None:
             return [(regressor, features) for regressor, features in self.candidates]
         if not self.evaluated:
-            return [(GaussianProcess(), "cbrt"), (GaussianProcess(), "log")]
+            processes = [(GaussianProcess(), features) for features in ("cbrt", "log", "lambda")]
+            return [*processes, (MixingLaw(), "lambda")] if positive else processes
         together = "+".join(self.evaluated)
         sets = (f"{together}+cbrt", f"{together}+log", together, "cbrt")
         lines = (f"{self.evaluated[0]}+log", together)  # where a process goes back to its mean, these go on
@@ -176,6 +179,9 @@ class Auto(RegressorMixin, BaseEstimator):
             list(KFold(min(self.folds, len(losses)), shuffle=True, random_state=self.seed).split(losses))
             for _, losses in parts
         ]
+        if hasattr(whole[0], "left_out"):
+            errors = [one.left_out([test for _, test in rows]) for one, rows in zip(whole, folds, strict=True)]
+            return [(residual, np.full_like(residual, np.nan)) for residual in errors]
         every = [(d[train], y[train]) for (d, y), rows in zip(parts, folds, strict=True) for train, _ in rows]
         inner = iter(fit_many(regressor, every))
         found = []

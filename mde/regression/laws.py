@@ -3,6 +3,7 @@
 Each law says which design it takes; losses are in nats per token.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from mde.regression import batched
 from mde.regression.designs import check_fit, check_predict
 
 FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # starts: what remains, as a share of the least loss observed
+LEAST_FREE = 0.01  # of a direction that a group alone decides, how much the other rows are taken to know of it
 SPIKE = 40.0  # a wider range of exponents is a needle around one run: a factor e for every 2.5% of share
 
 
@@ -61,7 +63,29 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         self.floor_, self.factor_ = np.exp(found[:, 0]), np.exp(mean_J)
         self.exponents_ = (exponents_JK - mean_J[:, None]).T
         self.design_shape_ = design.shape[1:]
+        predicted_JR, slopes = law(found, np.arange(len(found)))
+        self.residual_, self.tangent_ = (losses.T - predicted_JR).T, _basis(slopes)
         return self
+
+    def left_out(self, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """What each row's loss misses its prediction by when its group of rows is left out, [R, J], without a refit.
+
+        As for a linear model, which the law is taken for at its fit: least squares without a group F have the residuals
+        (I - H_FF)^-1 r_F there, H the projection onto the law's tangent.
+        """
+        check_is_fitted(self)
+        found = np.empty_like(self.residual_)
+        for rows in groups:
+            tangent_JFP = self.tangent_[:, rows]
+            free_JF, axes_JFF = np.linalg.eigh(np.eye(len(rows)) - tangent_JFP @ tangent_JFP.swapaxes(1, 2))
+            turned = np.einsum("jfe,fj->je", axes_JFF, self.residual_[rows]) / np.maximum(free_JF, LEAST_FREE)
+            found[rows] = np.einsum("jfe,je->fj", axes_JFF, turned)
+        return found
+
+    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """`left_out` of single rows, [R, J], and NaN for its deviation, which a law does not know."""
+        found = self.left_out(list(np.arange(len(self.residual_))[:, None]))
+        return found, np.full_like(found, np.nan)
 
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
@@ -230,6 +254,12 @@ def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]
             f"this law takes each target's own share or amount (features 'own'), [R, J, {wanted}], not {design.shape}"
         )
     return design.transpose(1, 0, 2)
+
+
+def _basis(slopes: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns of each matrix [J, R, P]; zeros for directions that nothing depends on."""
+    left_JRP, values_JP, _ = np.linalg.svd(slopes, full_matrices=False)
+    return left_JRP * (values_JP > 1e-9 * values_JP[:, :1])[:, None]
 
 
 def _best(found: np.ndarray, value: np.ndarray, n_targets: int) -> np.ndarray:

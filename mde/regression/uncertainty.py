@@ -1,6 +1,5 @@
 """How far the found mixture, and its predicted loss, hang on the observations at hand."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,10 @@ FOLDS = 5  # parts that are left out of more rows than that
 BUDGET = 2e8  # cubed rows, summed over the halves, that an expensive regressor is fitted on
 
 
-def half_sample_optima(
-    design: np.ndarray,
-    observed: np.ndarray,
-    candidate_design: np.ndarray,
-    estimator: BaseEstimator,
-    value: Callable[[Any, np.ndarray], np.ndarray],
-    n: int = 200,
-    seed: int = 0,
-) -> np.ndarray:
-    """The candidate of least value in each of n refits on half of the observations, [n].
+def half_sample_refits(
+    design: np.ndarray, observed: np.ndarray, estimator: BaseEstimator, n: int = 200, seed: int = 0
+) -> list[Any]:
+    """Clones that are each fitted on half of the observations: the spread of their answers is that of an answer.
 
     Halves are drawn without replacement: the delete-d jackknife with d = R / 2 (Shao and Wu, Annals of Statistics,
     1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies of a row, so
@@ -33,9 +26,7 @@ def half_sample_optima(
     Args:
       design: features of the observations, [R, F] or [R, J, F].
       observed: their losses, [R, J], nats per token.
-      candidate_design: features of the candidates, the same for every refit, [C, F] or [C, J, F].
       estimator: regressor; it is cloned.
-      value: of a fitted clone and the candidates' features, what is minimised, [C].
       n: number of halves; an expensive regressor is given fewer, at most 50.
       seed: of the halves.
 
@@ -50,8 +41,7 @@ def half_sample_optima(
         n = min(n, max(10, min(50, int(BUDGET / half**3))))
     rng = np.random.default_rng(seed)
     halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
-    refits = fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])
-    return np.array([np.argmin(value(one, candidate_design)) for one in refits])
+    return fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])
 
 
 def objective_intervals(

@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mde.errors import check_positive, unknown
-from mde.optimization import objectives, search, surface
+from mde.optimization import objectives, refinement, search, surface
 from mde.optimization.constraints import Constraints
 from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
@@ -19,6 +19,7 @@ from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
 REFITS = 200  # unless another number is asked for
+ROUNDS = 16  # of the search for their optima
 DRAWS = 400  # mixtures that show which domains trade against each other
 
 
@@ -84,7 +85,7 @@ def optimize(
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
-    best = _search(study, predictor, goal, bounds, known, method, candidates, seed)
+    best = _search(study, predictor, goal, bounds, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     resampled = _resampled(predictor, inputs, goal, bounds, table, candidates, refits, seed)
     shares = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -122,7 +123,6 @@ def _search(
     predictor: Predictor,
     goal: Objective,
     bounds: Constraints,
-    known: pd.DataFrame,
     method: str,
     candidates: int,
     seed: int,
@@ -142,7 +142,7 @@ def _search(
             seed,
             method,
             n_candidates=candidates,
-            start=known.to_numpy(),
+            start=problem.known_mixtures(study, bounds),
         )
 
 
@@ -209,19 +209,15 @@ def _resampled(
 ) -> np.ndarray:
     """The optimum of each refit on half of the observations, [refits, K]; of an expensive regressor there are fewer.
 
-    The refits choose among draws all over the region and ever closer to the recommendation.
+    All are searched for together, from the recommendation, its rivals and draws all over the region on.
     """
-    drawn = bounds.region.sample(candidates, seed + 1)
-    near = [table.to_numpy()[:1] * (1 - far) + drawn * far for far in (0.05, 0.1, 0.2, 0.4)]
-    pool = np.concatenate([table.to_numpy(), drawn, *near])
+    pool = np.concatenate([table.to_numpy(), bounds.region.sample(candidates, seed + 1)])
     pool = pool[bounds.region.contains(pool)]
     design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
-    cost = bounds.penalty(pool)
+    fitted = uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed)
 
-    def value(refitted: Any, candidates: np.ndarray) -> np.ndarray:
-        return problem.values(refitted, candidates, goal) + cost
+    def values(mixtures: np.ndarray) -> np.ndarray:
+        design, cost = predictor.design(mixtures), bounds.penalty(mixtures)
+        return np.stack([problem.values(refitted, design, goal) + cost for refitted in fitted])
 
-    best = uncertainty.half_sample_optima(
-        design, losses, predictor.design(pool), predictor.regressor, value, refits or REFITS, seed
-    )
-    return pool[best]
+    return refinement.refine_together(values, bounds.region, pool, ROUNDS, candidates // 2, seed)

@@ -34,6 +34,14 @@ def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, tokens: Sha
     return pd.concat([rows[list(mixtures)], best])
 
 
+def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
+    """What every search starts from beside its draws: the observations and the mixtures that have a name, [C, K]."""
+    runs = study.mixtures()
+    observed = runs.loc[runs["role"] == "observation", list(bounds.domains)]
+    named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens).values()))
+    return np.vstack([named[list(bounds.domains)], observed])
+
+
 def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | Shares:
     """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run."""
     if objective is not None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mde.errors import UserError
-from mde.optimization import search, simplex
+from mde.optimization import refinement, search, simplex
 from mde.optimization.region import Region
 
 
@@ -128,3 +128,24 @@ def test_bad_settings_are_refused():
         search.minimize(loss, Region.simplex(2), seed=0, n_candidates=0)
     with pytest.raises(UserError, match="start of the search: row 0"):
         search.minimize(loss, Region.simplex(2), seed=0, start=np.array([[0.5, 0.6]]))
+
+
+@pytest.mark.parametrize("k", [3, 17])
+def test_optima_of_losses_near_each_other_are_found_together(k):
+    rng = np.random.default_rng(k)
+    pulls = rng.dirichlet(np.ones(k)) + rng.dirichlet(np.ones(k), 20)
+
+    def losses(points):
+        return -pulls @ np.log(points + 0.02).T
+
+    region = Region.simplex(k)
+    first = search.minimize(lambda x: losses(x).mean(axis=0), region, 0).mixture
+    start = np.vstack([first, region.sample(1024, 0)])
+    found = refinement.refine_together(losses, region, start, 16, 1024, 0)
+    assert found.shape == (20, k)
+    assert region.contains(found).all()
+    for i, mixture in enumerate(found):
+        alone = search.minimize(lambda x, i=i: losses(x)[i], region, 0).loss
+        # The worst of twenty keeps an eighth of what the start leaves: alone it would have all the proposals.
+        assert losses(mixture[None])[i, 0] - alone <= 0.2 * (losses(start)[i].min() - alone)
+    np.testing.assert_array_equal(found, refinement.refine_together(losses, region, start, 16, 1024, 0))

@@ -7,6 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mde.errors import UserError
+from mde.optimization import search, simplex
+from mde.optimization.region import Region
 from mde.regression import auto, estimators
 from mde.regression.auto import Auto, stacking_weights
 from mde.regression.estimators import Ridge
@@ -16,11 +18,11 @@ from mde.regression.validation import splits
 
 
 def swarm(rows=24, noise=0.005, domains=4, seed=0):
-    """Mixtures, an evaluator that is nearly right, and observed losses of 3 targets."""
+    """Mixtures, an evaluator that is nearly right, and observed losses of 3 targets, waves that no law has in them."""
     rng = np.random.default_rng(seed)
     experts = rng.dirichlet(np.ones(domains), 3)
     mixtures = rng.dirichlet(np.ones(domains), rows)
-    losses = 3 - 0.5 * np.log(0.05 + mixtures @ experts.T)
+    losses = 3 - 0.5 * np.log(0.05 + mixtures @ experts.T) + 0.1 * np.sin(12 * mixtures[:, :1])
     evaluated = 0.8 * losses + 0.1 * mixtures[:, :3] ** 2
     return mixtures, evaluated, losses + noise * rng.normal(size=losses.shape)
 
@@ -34,9 +36,11 @@ def test_evaluated_features_are_used_where_they_help_and_left_where_they_do_not(
         errors[name] = np.mean(
             (Auto(["mde[0]"]).fit(design[:12], observed[:12]).predict(design[12:]) - observed[12:]) ** 2
         )
-    errors["none"] = np.mean((Auto().fit(mixtures[:12], observed[:12]).predict(mixtures[12:]) - observed[12:]) ** 2)
+    same = Auto(candidates=[(GaussianProcess(), "cbrt"), (GaussianProcess(), "log")])  # as beside the features
+    for name, alone in {"none": Auto(), "none of the same": same}.items():
+        errors[name] = np.mean((alone.fit(mixtures[:12], observed[:12]).predict(mixtures[12:]) - observed[12:]) ** 2)
     assert errors["good"] < 0.5 * errors["none"]
-    assert errors["noise"] < 2 * errors["none"]
+    assert errors["noise"] < 2 * errors["none of the same"]
 
 
 def test_it_predicts_the_weighted_mean_of_its_candidates():
@@ -57,10 +61,30 @@ def test_it_predicts_the_weighted_mean_of_its_candidates():
 def test_it_says_what_it_chose():
     mixtures, _, observed = swarm()
     fitted = Auto().fit(mixtures, observed)
-    assert fitted.chosen_ == ("cbrt", "log")
-    assert fitted.describe().startswith("blend of GaussianProcess(")
+    assert fitted.chosen_ == ("cbrt", "log", "lambda", "lambda")
+    assert fitted.describe().startswith("blend of ")
+    assert "GaussianProcess(log) " in fitted.describe()
     assert "inner R²" in fitted.describe()
     assert "\n" not in fitted.describe()
+
+
+def test_without_features_its_optimum_is_near_the_truth_s_and_better_than_any_run():
+    """A swarm as its users have it: a mixing law of five domains and noise that hides small differences."""
+    corner_pull, cross = np.diag([1.2, 0.9, 2.0, 1.6, 1.1]), np.random.default_rng(0).uniform(0, 0.3, (5, 5))
+    truth = lambda mixtures: 2 + np.exp(-mixtures @ (corner_pull + cross))  # noqa: E731
+    everywhere = truth(simplex.space_filling(30_000, 5, seed=9)).mean(axis=1).min()
+    for seed in range(3):
+        mixtures = simplex.space_filling(40, 5, seed)
+        losses = truth(mixtures)
+        fitted = Auto().fit(mixtures, losses + 0.01 * np.random.default_rng(seed).normal(size=losses.shape))
+        best = search.minimize(lambda x, f=fitted: f.predict(x).mean(axis=1), Region.simplex(5), 0, start=mixtures)
+        regret = truth(best.mixture[None]).mean() - everywhere
+        assert regret < 0.25 * (losses.mean(axis=1).min() - everywhere)
+
+
+def test_losses_that_are_not_positive_have_no_law():
+    mixtures, _, observed = swarm()
+    assert Auto().fit(mixtures, observed - 10).chosen_ == ("cbrt", "log", "lambda")
 
 
 def test_many_rows_use_errors_in_closed_form(monkeypatch):

@@ -48,6 +48,31 @@ def test_mixing_law_stands_fewer_runs_than_parameters():
     assert np.isfinite(law.predict(MIXTURES)).all()
 
 
+@pytest.mark.parametrize("rows", [30, 60])
+def test_left_out_groups_are_refits_without_them(rows):
+    rng = np.random.default_rng(rows)
+    mixtures = rng.dirichlet(np.ones(4), rows)
+    losses = 2 + np.exp(-mixtures @ rng.uniform(0, 2, (4, 3))) + 0.003 * rng.normal(size=(rows, 3))
+    groups = [np.arange(start, rows, 5) for start in range(5)]
+    refitted = np.empty_like(losses)
+    for group in groups:
+        others = np.setdiff1d(np.arange(rows), group)
+        law = MixingLaw().fit(mixtures[others], losses[others])
+        refitted[group] = losses[group] - law.predict(mixtures[group])
+    fitted = MixingLaw().fit(mixtures, losses)
+    # The law bends a little where its tangent does not: two fifths of the noise at most, without a fifth of the rows.
+    np.testing.assert_allclose(fitted.left_out(groups), refitted, atol=0.4 * 0.003)
+    alone, deviation = fitted.leave_one_out()
+    np.testing.assert_array_equal(alone, fitted.left_out([np.array([i]) for i in range(rows)]))
+    assert np.isnan(deviation).all()
+
+
+def test_a_law_through_its_few_rows_has_left_out_errors_all_the_same():
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(6), 5)
+    fitted = MixingLaw().fit(mixtures, 2 + np.exp(-mixtures @ np.ones((6, 2))))
+    assert np.isfinite(fitted.leave_one_out()[0]).all()
+
+
 def test_power_law_recovers_its_parameters():
     amount = RNG.uniform(0, 5, (30, 3))
     offset, gamma, floor = np.array([0.5, 1.0, 3.0]), np.array([0.3, 0.8, 1.5]), np.array([1.0, 2.0, 0.5])

@@ -4,7 +4,7 @@ import pytest
 from mde.errors import UserError
 from mde.optimization import simplex
 from mde.regression import estimators, uncertainty
-from mde.regression.uncertainty import half_sample_optima, objective_deviation, objective_intervals
+from mde.regression.uncertainty import half_sample_refits, objective_deviation, objective_intervals
 
 CANDIDATES = np.vstack([simplex.corners(3), simplex.space_filling(512, 3, seed=0)])
 OBJECTIVE = np.array([0.5, 0.5])
@@ -19,7 +19,8 @@ def swarm(noise=0.0, seed=0, rows=20):
 
 def optima(noise=0.0, n=50, regressor="ridge", rows=20):
     mixtures, observed = swarm(noise, rows=rows)
-    return half_sample_optima(mixtures, observed, CANDIDATES, estimators.make(regressor), average, n, 1)
+    refits = half_sample_refits(mixtures, observed, estimators.make(regressor), n, 1)
+    return np.array([average(one, CANDIDATES).argmin() for one in refits])
 
 
 def average(fitted, design):
@@ -101,7 +102,7 @@ def test_correlations_are_shrunk_to_independence():
 def test_tables_that_do_not_agree_are_refused():
     ridge, table = estimators.make("ridge"), np.ones((8, 2))
     with pytest.raises(UserError, match="8 rows of features for 7 observations"):
-        half_sample_optima(table, table[:7], CANDIDATES, ridge, average)
+        half_sample_refits(table, table[:7], ridge)
     with pytest.raises(UserError, match="objective of shape"):
         objective_intervals(table, table, table, ridge, np.ones(3))
     with pytest.raises(UserError, match="0 refits"):
