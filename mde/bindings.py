@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def _search_the_repository() -> None:
     import gin
 
     gin.add_config_file_search_path(str(REPOSITORY))
+    # gin looks into packages as well, says that it found none, and fails where PYTHONPATH names the repository.
+    gin.config._FILE_READERS[:] = [(read, exists) for read, exists in gin.config._FILE_READERS if exists is isfile]
 
 
 def _gin_error(message: str, used: Mapping[str, Callable[..., Any]]) -> UserError:

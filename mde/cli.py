@@ -23,6 +23,7 @@ HELP = {
     "prove": "train the recommended mixture and its rivals",
     "final": "full models on the mixtures that were found; the same as `mde train --mixture=...`",
     "report": "print the tables and write report.html",
+    "design": "draw the mixtures of a swarm, for any trainer",
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "scale": "the best mixture at small budgets, carried to a large one",

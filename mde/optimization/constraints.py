@@ -156,7 +156,7 @@ class Constraints:
         for name in self.tokens or ():
             self._known(name, "tokens")
         for name in self.domains:
-            if self.tokens is not None and not self.tokens.get(name, 0) > 0:
+            if self.tokens is not None and not 0 < self.tokens.get(name, 0) < np.inf:
                 raise UserError(f"constraints: no tokens of domain {name!r}, expected a positive number")
         for what, value in (("budget", self.budget), ("max_epochs", self.max_epochs)):
             if value is not None and not (np.isfinite(value) and value > 0):

@@ -71,8 +71,8 @@ def corners(k: int) -> np.ndarray:
 def space_filling(n: int, k: int, seed: int, concentration: float | npt.ArrayLike = 1.0) -> np.ndarray:
     """n mixtures [n, k] distributed as Dirichlet(concentration), spread more evenly than independent draws.
 
-    A scrambled Sobol sequence goes through the inverse CDF of k gamma variables, whose shares are Dirichlet. Fewer
-    points are always a prefix of more, so a design can be extended.
+    Fewer points of the scrambled Sobol sequence that they are made of are always a prefix of more, so a design can be
+    extended.
 
     Args:
       n: number of mixtures.
@@ -90,8 +90,21 @@ def space_filling(n: int, k: int, seed: int, concentration: float | npt.ArrayLik
     if alpha.shape not in ((), (k,)) or not (np.isfinite(alpha).all() and (alpha > 0).all()):
         raise UserError(f"Dirichlet concentration {alpha.tolist()}, expected one positive number or {k} of them")
     # Sobol points are balanced in powers of two; a prefix of the next power keeps the points in their order.
-    uniform = qmc.Sobol(k, scramble=True, rng=np.random.default_rng(seed)).random_base2((n - 1).bit_length())[:n]
-    uniform = np.clip(uniform, 2.0**-31, 1 - 2.0**-31)
+    points = qmc.Sobol(k, scramble=True, rng=np.random.default_rng(seed)).random_base2((n - 1).bit_length())[:n]
+    return dirichlet(points, alpha)
+
+
+def dirichlet(points: np.ndarray, concentration: npt.ArrayLike) -> np.ndarray:
+    """Mixtures [n, k] distributed as Dirichlet(concentration) out of points [n, k] that are uniform in the unit cube.
+
+    Points go through the inverse CDF of k gamma variables, whose shares are Dirichlet.
+
+    Args:
+      points: [n, k].
+      concentration: positive; one number, [k], or [n, k].
+    """
+    alpha = np.asarray(concentration, dtype=np.float64)
+    uniform = np.clip(points, 2.0**-31, 1 - 2.0**-31)
     gamma = special.gammaincinv(alpha, uniform)
     # Small concentrations push the inverse below what float64 holds; there P(G < g) = g^a / Gamma(a + 1).
     lower_tail = (np.log(uniform) + special.gammaln(alpha + 1)) / alpha

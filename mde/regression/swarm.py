@@ -122,6 +122,15 @@ def read_numbers(path: epath.PathLike, what: str = "value") -> Table:
     return table
 
 
+def check_names(domains: Sequence[str]) -> None:
+    """Raises UserError at a domain whose column a reader of swarms would not take for one of its name."""
+    for name in domains:
+        if _ignored(name) or name in IDS or name != name.strip():
+            raise UserError(
+                f"domain {name!r}: in a CSV file of mixtures this is no name of a domain; call it otherwise"
+            )
+
+
 def write(path: epath.PathLike, table: Table) -> None:
     """Writes a table as the file that it was read from would have it, aside first."""
     path = epath.Path(path)

@@ -21,9 +21,9 @@ from mde.versions import versions
 # Commands that belong to no place in the order and leave no record.
 TOOLS = (
     *("predict", "swarm", "iterate", "final", "scale", "ablate", "reweight"),
-    *("eval", "export", "import", "models", "plan"),
+    *("eval", "export", "import", "models", "plan", "design"),
 )
-WITHOUT_STUDY = ("models", "plan")
+WITHOUT_STUDY = ("models", "plan", "design")
 READERS = ("predict", "swarm", "eval", "export")  # tools that need not write to the study
 # What tools leave that the report shows.
 SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")

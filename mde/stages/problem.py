@@ -64,20 +64,45 @@ def constraints(
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
 ) -> Constraints:
-    """The constraints of a search, as its arguments say.
+    """The constraints of a search, as its arguments say; tokens are those of the study where none are given.
+
+    Raises:
+      UserError: as `constraints_of`.
+    """
+    tokens = tokens or tokens_of(study)
+    named = study.domains.training
+    return constraints_of(
+        named, tokens, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty
+    )
+
+
+def constraints_of(
+    names: tuple[str, ...],
+    tokens: Shares | None,
+    lower: Shares | None = None,
+    upper: Shares | None = None,
+    fixed: Shares | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    budget: float | None = None,
+    max_epochs: float | None = None,
+    prior: str | Shares | None = None,
+    max_kl: float | None = None,
+    kl_penalty: float = 0.0,
+) -> Constraints:
+    """The constraints on mixtures of these domains, as the arguments of commands say.
 
     Raises:
       UserError: as `Constraints`; bounds of a group that is not there, or that are not two; an unknown prior.
     """
-    names = study.domains.training
     groups, group_bounds = groups or {}, group_bounds or {}
     for name, bounds in group_bounds.items():
         if name not in groups:
             raise unknown("group in group_bounds", name, groups)
         if len(bounds) != 2:
             raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the least and the greatest sum")
-    tokens = tokens or tokens_of(study)
     if isinstance(prior, str):
+        Constraints(names, tokens=tokens)  # refuses tokens that nothing can be proportional to
         priors = natural(names, tokens)
         if prior not in priors:
             raise unknown("prior", prior, priors)

@@ -17,7 +17,7 @@ from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.models import decoder
 from mde.models.config import DecoderConfig
-from mde.optimization import simplex
+from mde.optimization import draws, simplex
 from mde.regression import swarm
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
@@ -77,7 +77,7 @@ def train(
     Raises:
       UserError: an unknown preset, mixtures off the simplex, or runs that were trained another way.
     """
-    check_positive(checkpoint_every=checkpoint_every)
+    check_positive(checkpoint_every=checkpoint_every, concentration=concentration)
     check_seed(seed)
     if tensorboard and buckets.is_bucket(study.root):
         raise UserError(f"{study}: TensorBoard's event files are written on a disk only; leave out train.tensorboard")
@@ -194,7 +194,8 @@ def _plan(study: Study, observations: int, mixtures: str | None, concentration: 
     names = study.domains.training
     if mixtures is None:
         none = np.zeros((0, len(names)))
-        drawn = simplex.space_filling(observations, len(names), seed, concentration) if observations else none
+        law = draws.Law(np.ones(len(names)), (concentration, concentration))
+        drawn = draws.draw(observations, law, seed) if observations else none
         rows = [f"observation-{i:02d}" for i in range(observations)]
     else:
         rows, drawn = _read_mixtures(mixtures, names)

@@ -1,8 +1,10 @@
 """The whole path, as a user walks it."""
 
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +116,15 @@ def test_shipped_configurations_bind_only_what_exists():
     assert all(any(given.values()) for given in found.values())
     for name in ("demo.gin", "demo_tiny.gin", "studies/mde.gin"):
         assert found[name]["train"]["observations"] >= 24
+
+
+def test_shipped_configurations_are_found_from_anywhere(tmp_path):
+    """Also where the path of Python names the repository, whose `configs` gin took for a package."""
+    line = "from mde import bindings; print(bindings.from_gin(['configs/studies/mde.gin'], [])['train']['preset'])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "280m\n", done.stderr
+    assert "ERROR" not in done.stderr
 
 
 def test_what_the_demo_says_is_commonly_overridden_is_bound_in_it():
