@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # those who bring tables need no TensorStore
     from mde.data.tokens import TokenStore
 
 FORMAT = 1
+NATS = "nats per token"  # the unit of the losses that mde measures itself
 STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
 
 
@@ -221,6 +222,11 @@ class Study:
         return (self.root / "study.json").exists() and "swarm" in self.about
 
     @property
+    def unit(self) -> str:
+        """The unit of its losses: what it is in the files of observations from elsewhere, nats per token of its own."""
+        return self.about.get("unit", NATS)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this study goes through, in their order."""
         return ("fit", "optimize", "report") if self.is_swarm else STAGES
@@ -232,7 +238,7 @@ class Study:
     def losses(
         self, name: str = "losses.csv", made_by: str = "score", runs: Iterable[str] | None = None
     ) -> pd.DataFrame:
-        """Observed losses in nats per token, of all runs or these, one column an evaluation domain, in order."""
+        """Observed losses in the study's `unit`, of all runs or these, one column an evaluation domain, in order."""
         return self.read_table(name, made_by, list(self.domains.evaluation), runs)
 
     def features(self, mixtures: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:

@@ -16,7 +16,7 @@ WORST = {"worst-sp": "avg-sp", "worst-et": "avg-et", "worst-all": "avg-all"}  # 
 
 @dataclass(frozen=True)
 class Objective:
-    """One number for the losses of a mixture, in nats per token; less is better.
+    """One number for the losses of a mixture, in their unit; less is better.
 
     Attributes:
       weights: [J], of the evaluation domains, summing to one.

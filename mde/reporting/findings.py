@@ -48,7 +48,7 @@ def regressors(study: Study) -> pd.DataFrame:
     """A row a method, grouped in the order of `GROUPS`, least error first within a group.
 
     Columns: group, regressor, features, mse and spearman of the objective out of fold, their standard errors over the
-    splits (mse_se, spearman_se), n (splits) and chosen. Squared nats per token.
+    splits (mse_se, spearman_se), n (splits) and chosen. Squared units of the losses.
     """
     table = study.read_table("fit/objective.csv", "fit")
     choice = study.read_json("fit/choice.json", "fit")
@@ -131,7 +131,7 @@ def recommendation(study: Study) -> pd.DataFrame:
 
 
 def predictions(study: Study) -> pd.DataFrame:
-    """A row a mixture: predicted objective, and low and high of its interval; nats per token."""
+    """A row a mixture: predicted objective, and low and high of its interval, in the study's unit."""
     optimum = study.read_json("optimum.json", "optimize")
     rows = {
         label: [predicted["objective"], *predicted["objective_interval"]]

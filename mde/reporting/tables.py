@@ -193,7 +193,7 @@ def _predicted(study: Study) -> str:
     best = table.loc[findings.RECOMMENDED]
     gaps = table.drop(index=findings.RECOMMENDED)["predicted"] - best["predicted"]
     allowed = np.array([optimum["predictions"][name].get("feasible", True) for name in gaps.index], bool)
-    parts = [f"Predicted: {best['predicted']:.4f} nats per token ({best['low']:.4f} to {best['high']:.4f})"]
+    parts = [f"Predicted: {best['predicted']:.4f} {study.unit} ({best['low']:.4f} to {best['high']:.4f})"]
     if allowed.any():
         name, gap = gaps[allowed].idxmin(), gaps[allowed].min()
         why = ", which the regressor is less sure of" if optimum.get("beta", 0) > 0 else ""

@@ -16,7 +16,8 @@ from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
 from mde.regression.validation import Method, Round
 from mde.stages import accuracy
-from mde.study import FORMAT, Study
+from mde.stages.elsewhere import Files
+from mde.study import Study
 
 BASELINES = ("lambda", "sqrt", "log")
 CURVE_REPEATS = 10  # splits of each point of a learning curve
@@ -27,6 +28,7 @@ def fit(
     study: Study,
     mixtures: str | None = None,
     losses: str | None = None,
+    unit: str | None = None,
     objective: str | Mapping[str, float] = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
@@ -47,6 +49,7 @@ def fit(
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
       mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
+      unit: of the losses in the file, such as "bits per byte"; nats per token by default.
       objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
@@ -60,7 +63,8 @@ def fit(
         has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
-    found = _read(study, mixtures, losses) if mixtures or losses else None
+    files = Files(mixtures, losses, unit)
+    found = files.read(study)
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
     train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)
     evaluated = list(inputs.evaluated)
@@ -79,7 +83,7 @@ def fit(
         rounds,
     )
     if found:
-        _adopt(study, found, {"mixtures": mixtures, "losses": losses})
+        files.adopt(study, found)
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
@@ -138,35 +142,9 @@ def _judge_accuracy(study: Study, regressors: Sequence[str], rounds: Sequence[Ro
     print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
 
 
-def _read(study: Study, mixtures: str | None, losses: str | None) -> swarm.Swarm:
-    """Somebody else's observations, for a study that is a new one or holds such observations."""
-    if not (mixtures and losses):
-        raise UserError("observations from elsewhere are two files: give both --mixtures and --losses")
-    if (study.root / "study.json").exists() and not study.is_swarm:
-        raise UserError(f"study {study} has observations of its own; give another --study")
-    return swarm.read_swarm(mixtures, losses)
-
-
 def _from_elsewhere(found: swarm.Swarm, objective: str | Mapping[str, float]) -> "Observations":
     weights = objectives.weights(objective, list(found.losses.columns), list(found.mixtures.columns))
     return Observations(found.mixtures.values, found.losses.values, {}, weights)
-
-
-def _adopt(study: Study, found: swarm.Swarm, files: Mapping[str, str | None]) -> None:
-    """Makes somebody else's observations those of the study."""
-    about = {
-        "format": FORMAT,
-        "training_domains": list(found.mixtures.values),
-        "evaluation_domains": list(found.losses.values),
-        "swarm": {
-            name: {"file": files[name], "id_column": table.id_column, "columns": table.columns}
-            for name, table in found._asdict().items()
-        },
-    }
-    study.describe(about)
-    runs = found.mixtures.values
-    study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
-    study.write_table("losses.csv", found.losses.values)
 
 
 class Observations:

@@ -189,7 +189,7 @@ def _report(study: Study, number: int, proposal: Proposal) -> None:
     """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
 
     Columns: round, runs (observations so far), improvement (expected of the next run), noise (of a run), objective (of
-    the best trained mixture, as the regressor believes) and its shares. Nats per token.
+    the best trained mixture, as the regressor believes) and its shares. In the study's unit.
     """
     row: dict[str, Any] = {
         "runs": len(_observed(study)),
@@ -206,7 +206,7 @@ def _report(study: Study, number: int, proposal: Proposal) -> None:
         table.index.name = "round"
     study.write_table(ROUNDS, table)
     print(
-        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} nats per token; the next promises "
+        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} {study.unit}; the next promises "
         f"{proposal.improvement:.2g}, noise {proposal.noise:.2g}",
         flush=True,
     )

@@ -127,7 +127,7 @@ def values(regressor: Any, design: np.ndarray, objective: Objective) -> np.ndarr
 def intervals(
     predictor: Predictor, inputs: Observations, objective: Objective, mixtures: np.ndarray, level: float, seed: int
 ) -> np.ndarray:
-    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, nats per token.
+    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, in their unit.
 
     Args:
       predictor: the regressor.

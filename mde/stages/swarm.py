@@ -14,7 +14,7 @@ LAYOUTS = {
 
 
 def swarm(study: Study, output: str, layout: str = "olmix") -> None:
-    """Writes the study's observations: mixtures, and losses in nats per token.
+    """Writes the study's observations: mixtures, and losses in the study's unit.
 
     Args:
       study: a study with scored observations.
