@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -105,7 +105,9 @@ class Study(study.Study):
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(self, predictor, goal, bounds, method)
-        return _recommended(loss, predictor, goal, bounds, domains.evaluation, self.unit, method, candidates, seed)
+        unit = self.unit_of(goal.counted(domains.evaluation))
+        found = _recommended(loss, predictor, goal, bounds, domains.evaluation, unit, method, candidates, seed)
+        return replace(found, errors=self.errors)
 
     def regressors(self) -> Table:
         """How well each regressor predicts mixtures it has not seen."""
@@ -132,7 +134,8 @@ class Study(study.Study):
     def plot_predictions(self) -> go.Figure:
         """Out-of-fold predictions against what was observed, by regressor."""
         methods = findings.main_methods(findings.regressors(self))
-        return _on_white(figures.predicted_vs_true(self.read_table("fit/predictions.csv", "fit"), methods, self.unit))
+        unit = findings.objective_unit(self, self.read_json("fit/choice.json", "fit")["objective"])
+        return _on_white(figures.predicted_vs_true(self.read_table("fit/predictions.csv", "fit"), methods, unit))
 
     def plot_experts(self) -> go.Figure:
         """How much worse each expert is than the best one of a domain."""
@@ -173,6 +176,7 @@ class Recommendation:
       binding: the constraints that stop the mixture from going further, in words.
       epochs: how often each domain is read at the budget; None without budget or tokens.
       search: how it was found.
+      errors: evaluation domains of which the loss is an error, 1 − value, since more is better; shown as values.
     """
 
     mixture: pd.Series
@@ -182,13 +186,15 @@ class Recommendation:
     binding: tuple[str, ...]
     epochs: Mapping[str, float] | None
     search: search.Optimum
+    errors: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Shares, and epochs where they are known."""
         frame = pd.DataFrame({"share": self.mixture.map("{:.1%}".format)}).rename_axis("domain")
         if self.epochs:
             frame["epochs"] = [f"{self.epochs[name]:.3g}" for name in frame.index]
-        by_domain = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())
+        shown = self.losses.where(~self.losses.index.isin(self.errors), 1 - self.losses)
+        by_domain = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
         notes = [f"Predicted: {self.objective:.4f} {self.unit}; {by_domain}."]
         notes += [f"Binds: {constraint}." for constraint in self.binding]
         return Table("Recommended mixture", frame, tuple(notes))
@@ -264,7 +270,7 @@ def _recommended(
     losses = predict(found.mixture[None])[0]
     return Recommendation(
         pd.Series(found.mixture, list(bounds.domains), name="share"),
-        pd.Series(losses, list(evaluation_domains), name=unit),
+        pd.Series(losses, list(evaluation_domains), name="loss"),
         float(goal(losses)),
         unit,
         tuple(bounds.binding(found.mixture)),

@@ -49,6 +49,10 @@ class Objective:
         """As of weights, (J,)."""
         return self.weights.shape
 
+    def counted(self, evaluation_domains: Sequence[str]) -> list[str]:
+        """Those of the J evaluation domains that have a weight."""
+        return [name for name, weight in zip(evaluation_domains, self.weights, strict=True) if weight > 0]
+
     def of_prediction(
         self, mean: np.ndarray, deviations: np.ndarray | None = None, correlation: np.ndarray | None = None
     ) -> np.ndarray:

@@ -3,14 +3,14 @@
 Both have a row a run and a column that names it: `run`, `run_id` (Olmix) or, where neither is there, `index` (RegMix).
 All other columns are domains, but for `name`, `index` and the unnamed ones that spreadsheets and pandas leave behind.
 RegMix's `train_DOMAIN` and `metric/DOMAIN_val_loss` are known by their DOMAIN, so that a domain that is trained on and
-evaluated has one name.
+evaluated has one name. A metric of which more is better becomes an error, 1 − value, so that less is better of all.
 """
 
 import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from etils import epath
 
 from mde.errors import UserError, unknown
 from mde.optimization import simplex
+from mde.patterns import matching
 
 IDS = ("run", "run_id", "index")
 IGNORED = ("name", "index")
@@ -34,11 +35,13 @@ class Table:
       values: [runs, domains] float64, indexed by run.
       id_column: the column that names the runs.
       columns: what the file calls each domain.
+      errors: the domains of whose values the file has 1 − value: accuracies and the like.
     """
 
     values: pd.DataFrame
     id_column: str
     columns: dict[str, str]
+    errors: tuple[str, ...] = ()
 
 
 class Swarm(NamedTuple):
@@ -48,13 +51,19 @@ class Swarm(NamedTuple):
     losses: Table
 
 
-def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
+def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike, higher: Sequence[str] = ()) -> Swarm:
     """Mixtures [R, K] and losses [R, J] of the same runs, in the order of the mixtures.
 
+    Args:
+      mixtures: the file of mixtures.
+      losses: the file of losses.
+      higher: columns of the losses of which more is better, between 0 and 1, by names or patterns; they become errors.
+
     Raises:
-      UserError: a file that `read_mixtures` or `read_losses` refuses; a run that only one of the files has.
+      UserError: a file that `read_mixtures` or `read_losses` refuses; a run that only one of the files has; a metric in
+        `higher` that is not there, or not between 0 and 1.
     """
-    trained, observed = read_mixtures(mixtures), read_losses(losses)
+    trained, observed = read_mixtures(mixtures), _with_errors(read_losses(losses), higher, losses)
     for here, there, file, other in (
         (trained, observed, losses, mixtures),
         (observed, trained, mixtures, losses),
@@ -62,7 +71,7 @@ def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
         missing = here.values.index.difference(there.values.index, sort=False)
         if len(missing):
             raise UserError(f"{file}: no row for run {missing[0]!r} of {other}; {len(missing)} such runs in all")
-    return Swarm(trained, Table(observed.values.loc[trained.values.index], observed.id_column, observed.columns))
+    return Swarm(trained, replace(observed, values=observed.values.loc[trained.values.index]))
 
 
 def read_mixtures(
@@ -125,7 +134,7 @@ def read_numbers(path: epath.PathLike, what: str = "value") -> Table:
 def write(path: epath.PathLike, table: Table) -> None:
     """Writes a table as the file that it was read from would have it, aside first."""
     path = epath.Path(path)
-    named = table.values.rename(columns=table.columns).rename_axis(table.id_column)
+    named = _turned(table.values, table.errors).rename(columns=table.columns).rename_axis(table.id_column)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f"{path.name}.partial"
     aside.write_text(named.to_csv())
@@ -160,6 +169,26 @@ def _read(path: epath.PathLike, where: str) -> Table:
             raise UserError(f"{path}: run {run!r} stands {'twice' if run else 'there without a name'}")
     rows = [[_number(path, run, header[i], line[i]) for i in used] for run, (_, line) in zip(runs, lines, strict=True)]
     return Table(pd.DataFrame(rows, pd.Index(runs, name="run"), list(columns)), id_column, columns)
+
+
+def _with_errors(losses: Table, higher: Sequence[str], path: epath.PathLike) -> Table:
+    """Losses of which less is better, all of them."""
+    errors = matching(f"metric in higher, column of {path}", higher, losses.columns)
+    given = losses.values[errors]
+    values = given.to_numpy(np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"{path}: run {given.index[row]!r}, domain {errors[column]!r}: {values[row, column]:g}, where more is "
+            "better expected 0 to 1, so that 1 − value is an error; divide percentages by 100"
+        )
+    return replace(losses, values=_turned(losses.values, errors), errors=tuple(errors))
+
+
+def _turned(values: pd.DataFrame, errors: Sequence[str]) -> pd.DataFrame:
+    """1 − value for each of these columns: of values, errors; of errors, values."""
+    return values.assign(**{name: 1 - values[name] for name in errors})
 
 
 def _ignored(column: str) -> bool:

@@ -44,6 +44,12 @@ def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
     return f"{kind} loss over {len(counted)}{which} evaluation domains"
 
 
+def objective_unit(study: Study, objective: str | Mapping[str, float]) -> str:
+    """The unit of the losses that an objective is of."""
+    names = study.domains.evaluation
+    return study.unit_of(objectives.make(objective, names, study.domains.training).counted(names))
+
+
 def regressors(study: Study) -> pd.DataFrame:
     """A row a method, grouped in the order of `GROUPS`, least error first within a group.
 

@@ -1,5 +1,6 @@
 """Which domains trade against each other: the predicted losses around the recommended mixture."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +41,10 @@ def body(study: Study) -> list[str]:
     draws = draw_losses(study)
     parts = []
     if found := slices(study):
+        unit = findings.objective_unit(study, study.read_json("optimum.json", "optimize")["objective"])
         parts.append(
             markup.choice(
-                {", ".join(one.domains): ternary(one, study.unit) for one in found},
+                {", ".join(one.domains): ternary(one, unit) for one in found},
                 "Domains",
                 "Predicted objective where three domains divide what they have together",
                 "Darker is worse, the darkest that or worse. The star is the recommended mixture; all other domains "
@@ -53,11 +55,11 @@ def body(study: Study) -> list[str]:
         return parts
     ranks = correlations(draws)
     pairs = {f"{one} and {other}": (one, other) for one, other in opposed(ranks)}
-    known = named_losses(study)
+    known, units = named_losses(study), {name: study.unit_of([name]) for name in map(str, draws)}
     return [
         *parts,
         markup.choice(
-            {name: trade_off(draws, known, *pair, study.unit) for name, pair in pairs.items()},
+            {name: trade_off(draws, known, *pair, units) for name, pair in pairs.items()},
             "Evaluation domains",
             "Predicted losses of two domains over mixtures that the constraints allow",
             "Each dot is a mixture; down and left is better. Pairs that go most against each other come first.",
@@ -157,7 +159,7 @@ def ternary(found: Slice, unit: str = NATS) -> go.Figure:
     return figure
 
 
-def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, unit: str = NATS) -> go.Figure:
+def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, units: Mapping[str, str]) -> go.Figure:
     """Two domains' losses over many mixtures, and where the known ones stand.
 
     Args:
@@ -165,7 +167,7 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, un
       known: the same of named mixtures, in rows.
       one: the domain along x.
       other: the domain along y.
-      unit: of the losses.
+      units: of the losses, by domain.
     """
     figure = blank(420)
     figure.add_scatter(
@@ -185,8 +187,8 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, un
             marker={**mark(i), "size": 13},
             hovertemplate=f"{plain(name)}: %{{x:.4f}}, %{{y:.4f}}",
         )
-    figure.update_xaxes(title_text=f"{plain(one)}, {plain(unit)}", nticks=6)
-    figure.update_yaxes(title_text=f"{plain(other)}, {plain(unit)}", nticks=6)
+    figure.update_xaxes(title_text=f"{plain(one)}, {plain(units[one])}", nticks=6)
+    figure.update_yaxes(title_text=f"{plain(other)}, {plain(units[other])}", nticks=6)
     return figure
 
 

@@ -1,5 +1,6 @@
 """Observations that somebody else made, as two CSV files: read as `mde fit` is told, and made those of a study."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from mde.errors import UserError
@@ -14,6 +15,7 @@ class Files:
     mixtures: str | None = None
     losses: str | None = None
     unit: str | None = None
+    higher: Sequence[str] = ()
 
     def read(self, study: Study) -> swarm.Swarm | None:
         """The observations, for a study that is a new one or holds such observations; None if there are no files.
@@ -23,7 +25,7 @@ class Files:
         """
         if not (self.mixtures or self.losses):
             for field in fields(self):
-                if getattr(self, field.name) != field.default:
+                if getattr(self, field.name) not in (field.default, []):
                     raise UserError(f"--{field.name} says how files are read: give --mixtures and --losses with it")
             return None
         if not (self.mixtures and self.losses):
@@ -32,7 +34,7 @@ class Files:
             raise UserError("--unit is empty, expected words such as 'bits per byte'")
         if (study.root / "study.json").exists() and not study.is_swarm:
             raise UserError(f"study {study} has observations of its own; give another --study")
-        return swarm.read_swarm(self.mixtures, self.losses)
+        return swarm.read_swarm(self.mixtures, self.losses, self.higher)
 
     def adopt(self, study: Study, found: swarm.Swarm) -> None:
         """Makes the observations those of the study."""
@@ -42,6 +44,7 @@ class Files:
                 "training_domains": list(found.mixtures.values),
                 "evaluation_domains": list(found.losses.values),
                 "unit": self.unit or NATS,
+                "errors": found.losses.errors,
                 "swarm": {
                     name: {"file": getattr(self, name), "id_column": table.id_column, "columns": table.columns}
                     for name, table in found._asdict().items()

@@ -29,6 +29,7 @@ def fit(
     mixtures: str | None = None,
     losses: str | None = None,
     unit: str | None = None,
+    higher: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
@@ -50,6 +51,8 @@ def fit(
       mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       unit: of the losses in the file, such as "bits per byte"; nats per token by default.
+      higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
+        patterns ("*_acc"); 1 − value, an error, is what is fitted.
       objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
@@ -63,7 +66,7 @@ def fit(
         has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
-    files = Files(mixtures, losses, unit)
+    files = Files(mixtures, losses, unit, higher)
     found = files.read(study)
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
     train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)

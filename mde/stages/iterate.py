@@ -86,7 +86,7 @@ def iterate(
         plan = f"iterate/round-{number:02d}.csv"
         if not (study.root / plan).exists():
             proposal = _propose(study, goal, model, design, bounds.region, batch, seed + number)
-            _report(study, number, proposal)
+            _report(study, goal, number, proposal)
             if proposal.settled(threshold):
                 print(f"stopped before round {number}: a run promises less than {threshold:g} of its noise")
                 return
@@ -98,7 +98,7 @@ def iterate(
             print(f"train the mixtures of {study.root / plan}, then `mde fit` again with their rows")
             print(f"not there yet: {', '.join(missing)}")
             return
-    _report(study, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
+    _report(study, goal, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
     print(f"{rounds} rounds are done; `mde fit --study={study}` and `mde optimize` know all runs")
 
 
@@ -185,7 +185,7 @@ def _add(study: Study, name: str, rows: pd.DataFrame, made_by: str) -> None:
     study.write_table(name, longer)
 
 
-def _report(study: Study, number: int, proposal: Proposal) -> None:
+def _report(study: Study, goal: Objective, number: int, proposal: Proposal) -> None:
     """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
 
     Columns: round, runs (observations so far), improvement (expected of the next run), noise (of a run), objective (of
@@ -205,8 +205,9 @@ def _report(study: Study, number: int, proposal: Proposal) -> None:
         table = pd.concat([before[before.index < number], table])
         table.index.name = "round"
     study.write_table(ROUNDS, table)
+    unit = study.unit_of(goal.counted(study.domains.evaluation))
     print(
-        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} {study.unit}; the next promises "
+        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} {unit}; the next promises "
         f"{proposal.improvement:.2g}, noise {proposal.noise:.2g}",
         flush=True,
     )

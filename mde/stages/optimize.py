@@ -114,7 +114,7 @@ def optimize(
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
-    _say(binding, epochs, predictions, study.unit)
+    _say(binding, epochs, predictions, study.unit_of(goal.counted(domains.evaluation)))
 
 
 def _search(

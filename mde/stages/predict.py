@@ -34,7 +34,7 @@ def predict(study: Study, mixtures: str, output: str) -> None:
         accuracies = AccuracyPredictor(study)(wanted.values.to_numpy())
         table = table.assign(**accuracies)
         columns |= {name: name for name in accuracies}
-    swarm.write(output, swarm.Table(table, wanted.id_column, columns))
+    swarm.write(output, swarm.Table(table, wanted.id_column, columns, study.errors))
 
 
 class Predictor:

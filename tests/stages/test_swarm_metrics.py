@@ -47,7 +47,7 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_losses_are_shown_in_the_unit_that_they_have(files, tmp_path, capsys):
     study = fit(tmp_path / "s", files, "--unit=bits per byte")
-    assert study.unit == "bits per byte"
+    assert study.unit_of(["news", "code"]) == "bits per byte"
     cli.main(["optimize", f"--study={study}", "--refits=2", "--upper={'web': 0.2}", "--candidates=64"])
     cli.main(["iterate", f"--study={study}"])
     cli.main(["report", f"--study={study}"])
@@ -55,7 +55,7 @@ def test_losses_are_shown_in_the_unit_that_they_have(files, tmp_path, capsys):
     assert "uniform breaks the constraints, +" in said
     assert "Predicted: " in said
     recommended = mde.Study(study.root).search()
-    assert recommended.losses.name == "bits per byte"
+    assert recommended.unit == "bits per byte"
     shown = f"{said} {recommended} {recommended.table().html()} {mde.Study(study.root).recommendation()}"
     page = (study.root / "report.html").read_text()
     for words in ("Predicted, bits per byte", "observed, bits per byte", "news, bits per byte"):
@@ -68,7 +68,7 @@ def test_losses_are_shown_in_the_unit_that_they_have(files, tmp_path, capsys):
 
 def test_the_unit_is_nats_per_token_where_none_is_named(files, tmp_path, capsys):
     study = fit(tmp_path / "s", files)
-    assert study.unit == "nats per token"
+    assert study.unit_of(["news"]) == "nats per token"
     cli.main(["optimize", f"--study={study}", "--refits=2", "--candidates=64"])
     cli.main(["report", f"--study={study}"])
     assert "nats per token (" in capsys.readouterr().out
@@ -88,3 +88,59 @@ def test_how_files_are_read_is_refused_without_them(files, tmp_path, capsys):
     assert "--unit says how files are read" in refused(capsys, "fit", f"--study={study}", "--unit=bits per byte")
     pair = [f"--mixtures={files / 'mixtures.csv'}", f"--losses={files / 'losses.csv'}"]
     assert "--unit is empty" in refused(capsys, "fit", f"--study={study}", *pair, "--unit= ")
+
+
+ERRORS = "--higher=*_acc"
+
+
+def test_more_is_better_of_some_metrics(files, tmp_path, capsys):
+    """Fitted as errors, 1 − accuracy, beside losses; wherever values are written they are accuracies again."""
+    study = fit(tmp_path / "s", files, ERRORS, losses="all.csv")
+    given = pd.read_csv(files / "all.csv", index_col="run")
+    kept = study.losses()
+    np.testing.assert_allclose(kept["arc_acc"], 1 - given["arc_acc"], rtol=1e-15)
+    np.testing.assert_array_equal(kept["news"], given["news"])
+    assert study.errors == ("arc_acc", "quiz_acc")
+    cli.main(["predict", f"--regressor={study}", f"--mixtures={files / 'mixtures.csv'}", f"--output={tmp_path}/p.csv"])
+    # Ridge keeps a little of its penalty even where the truth is linear.
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "p.csv", index_col="run"), given, atol=2e-3)
+    cli.main(["swarm", f"--study={study}", f"--output={tmp_path}/out"])
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "out/metrics.csv", index_col="run_id"), given, rtol=1e-14)
+
+
+def test_the_mixture_of_most_accuracy_is_found(files, tmp_path, capsys):
+    study = fit(tmp_path / "s", files, ERRORS, "--objective={'arc_acc': 1}", losses="all.csv")
+    cli.main(["optimize", f"--study={study}", "--refits=2", "--candidates=64"])
+    # .3 √web + .1 √books is greatest where web : books is 9 : 1
+    found = study.read_json("optimum.json", "optimize")
+    np.testing.assert_allclose(list(found["shares"].values()), [0.9, 0, 0.1], atol=0.01)
+    assert found["predictions"]["recommended"]["objective"] == pytest.approx(0.8 - np.sqrt(0.1), abs=2e-3)
+    cli.main(["report", f"--study={study}"])
+    said = capsys.readouterr().out
+    assert " error (0.48" in said
+    assert "Error is 1 − value, where more is better: arc_acc, quiz_acc." in said
+    page = (study.root / "report.html").read_text()
+    assert "Predicted, error" in page
+    assert "arc_acc, error" in page
+    assert "news, nats per token" in page
+    recommended = mde.Study(study.root).search()
+    assert recommended.unit == "error"
+    assert recommended.losses["arc_acc"] == pytest.approx(0.8 - np.sqrt(0.1), abs=2e-3)
+    assert "arc_acc 0.51" in str(recommended)
+    assert mde.Study(study.root).search("avg-all").unit == "nats per token and error"
+
+
+@pytest.mark.parametrize(
+    ("higher", "expected"),
+    [
+        ("arc_ac", ["unknown metric in higher", "'arc_ac': did you mean 'arc_acc'"]),
+        ("brc_*", ["unknown metric in higher", "'brc_*'"]),
+        ("news", ["all.csv: run 'r0', domain 'news': 1.", "where more is better expected 0 to 1", "by 100"]),
+    ],
+)
+def test_metrics_that_cannot_be_errors_are_refused(files, tmp_path, capsys, higher, expected):
+    pair = [f"--mixtures={files / 'mixtures.csv'}", f"--losses={files / 'all.csv'}"]
+    said = refused(capsys, "fit", f"--study={tmp_path / 'new'}", *pair, f"--higher={higher}")
+    for text in expected:
+        assert text in said
+    assert not (tmp_path / "new").exists()
