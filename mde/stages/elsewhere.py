@@ -16,6 +16,8 @@ class Files:
     losses: str | None = None
     unit: str | None = None
     higher: Sequence[str] = ()
+    incomplete: str = "refuse"
+    ignore: Sequence[str] = ()
 
     def read(self, study: Study) -> swarm.Swarm | None:
         """The observations, for a study that is a new one or holds such observations; None if there are no files.
@@ -34,7 +36,10 @@ class Files:
             raise UserError("--unit is empty, expected words such as 'bits per byte'")
         if (study.root / "study.json").exists() and not study.is_swarm:
             raise UserError(f"study {study} has observations of its own; give another --study")
-        return swarm.read_swarm(self.mixtures, self.losses, self.higher)
+        found = swarm.read_swarm(self.mixtures, self.losses, self.higher, self.incomplete, self.ignore)
+        for why in found.losses.dropped.values():
+            print(f"dropped: {why}")
+        return found
 
     def adopt(self, study: Study, found: swarm.Swarm) -> None:
         """Makes the observations those of the study."""
@@ -45,6 +50,7 @@ class Files:
                 "evaluation_domains": list(found.losses.values),
                 "unit": self.unit or NATS,
                 "errors": found.losses.errors,
+                "ignored": self.ignore,
                 "swarm": {
                     name: {"file": getattr(self, name), "id_column": table.id_column, "columns": table.columns}
                     for name, table in found._asdict().items()
@@ -54,3 +60,6 @@ class Files:
         runs = found.mixtures.values
         study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
         study.write_table("losses.csv", found.losses.values)
+        domains = study.domains.evaluation
+        size = f"{len(runs)} runs, {len(runs.columns)} domains trained on, {len(domains)} evaluated"
+        print(f"{size}: {study.unit_of(domains)}")

@@ -30,6 +30,8 @@ def fit(
     losses: str | None = None,
     unit: str | None = None,
     higher: Sequence[str] = (),
+    incomplete: str = "refuse",
+    ignore: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
     train_mixtures: int | None = None,
     repeats: int = 50,
@@ -53,6 +55,8 @@ def fit(
       unit: of the losses in the file, such as "bits per byte"; nats per token by default.
       higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
         patterns ("*_acc"); 1 − value, an error, is what is fitted.
+      incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
+      ignore: columns of either file that are no domains, such as State, by names or patterns.
       objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
@@ -66,7 +70,7 @@ def fit(
         has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
-    files = Files(mixtures, losses, unit, higher)
+    files = Files(mixtures, losses, unit, higher, incomplete, ignore)
     found = files.read(study)
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
     train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)

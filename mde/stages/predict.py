@@ -22,7 +22,7 @@ def predict(study: Study, mixtures: str, output: str) -> None:
         the study is from, and DOMAIN/std, in the unit of that file. acc/TASK and acc_norm/TASK where end tasks
         were scored.
     """
-    wanted = swarm.read_mixtures(mixtures, study.domains.training)
+    wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=study.about.get("ignored", ()))
     losses, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
     names = list(study.domains.evaluation)
     columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}

@@ -144,3 +144,24 @@ def test_metrics_that_cannot_be_errors_are_refused(files, tmp_path, capsys, high
     for text in expected:
         assert text in said
     assert not (tmp_path / "new").exists()
+
+
+def test_failed_runs_and_other_columns_are_left_out(files, tmp_path, capsys):
+    mixtures = pd.read_csv(files / "mixtures.csv", index_col="run").assign(State="finished")
+    losses = pd.read_csv(files / "losses.csv", index_col="run").assign(Host="n1")
+    losses.loc["r3", "code"] = np.nan
+    mixtures.to_csv(tmp_path / "mixtures.csv")
+    losses.drop(index="r5").to_csv(tmp_path / "losses.csv")
+    pair = [f"--mixtures={tmp_path / 'mixtures.csv'}", f"--losses={tmp_path / 'losses.csv'}"]
+    study = tmp_path / "s"
+    assert "--ignore='State' leaves" in refused(capsys, "fit", f"--study={study}", *pair)
+    assert "2 in all" in refused(capsys, "fit", f"--study={study}", *pair, "--ignore=State,Host")
+    assert not study.exists()
+    found = fit(study, tmp_path, "--incomplete=drop", "--ignore=State,Host")
+    said = capsys.readouterr().out
+    assert f"dropped: {tmp_path}/losses.csv: run 'r3', domain 'code': loss nan" in said
+    assert f"dropped: {tmp_path}/losses.csv: no row for run 'r5'" in said
+    assert "28 runs, 3 domains trained on, 2 evaluated: nats per token" in said
+    assert len(found.losses()) == 28
+    cli.main(["predict", f"--regressor={study}", pair[0], f"--output={tmp_path}/p.csv"])
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 30
