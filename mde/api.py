@@ -87,8 +87,8 @@ class Study(study.Study):
         """What the chosen regressor recommends for another objective or under other constraints; writes nothing.
 
         Args:
-          objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by
-            evaluation domain.
+          objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, avg-families, worst-sp, worst-et, worst-all,
+            or weights by evaluation domain, family or pattern.
           beta: standard deviations of the prediction that are added to the objective.
           method: of the search: auto, exact, gradient, simulation, refinement or vizier.
           candidates: mixtures that the search starts from.
@@ -230,7 +230,8 @@ def optimize(
       predict: mixtures [C, K] -> losses [C, J], such as `Auto().fit(mixtures, losses).predict`.
       training_domains: the K domains of the mixtures, in the order of their columns.
       evaluation_domains: the J domains of the losses.
-      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain or
+        pattern.
       groups: training domains that are bounded together, by a name of your own.
       unit: of the losses.
       method: of the search: auto, refinement, simulation or vizier.

@@ -41,7 +41,22 @@ def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
     names = study.domains.evaluation
     which = "" if len(counted) == len(names) else f" of {len(names)}"
     kind = "worst" if goal.worst else average
+    if families := _averaged_families(study, goal):
+        alone = len(names) - sum(map(len, families.values()))
+        rest = f" and {alone} domains in none" if alone else ""
+        return f"average loss over families of evaluation domains ({', '.join(families)}){rest}"
     return f"{kind} loss over {len(counted)}{which} evaluation domains"
+
+
+def _averaged_families(study: Study, goal: objectives.Objective) -> Mapping[str, list[str]]:
+    """The families that an objective is the average of; none if it is another objective."""
+    choice = study.read_json("fit/choice.json", "fit") if has(study, "fit/choice.json") else {}
+    families = choice.get("families", {})
+    if not families or goal.worst:
+        return {}
+    domains = study.domains
+    average = objectives.weights(objectives.FAMILIES, domains.evaluation, domains.training, families)
+    return families if np.allclose(goal.weights, average, rtol=0, atol=1e-12) else {}
 
 
 def objective_unit(study: Study, objective: str | Mapping[str, float]) -> str:

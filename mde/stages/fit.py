@@ -17,7 +17,7 @@ from mde.regression.features import MERGED
 from mde.regression.validation import Method, Round
 from mde.stages import accuracy
 from mde.stages.elsewhere import Files
-from mde.study import Study
+from mde.study import Domains, Study
 
 BASELINES = ("lambda", "sqrt", "log")
 CURVE_REPEATS = 10  # splits of each point of a learning curve
@@ -33,6 +33,7 @@ def fit(
     incomplete: str = "refuse",
     ignore: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
+    families: Mapping[str, Sequence[str]] | None = None,
     train_mixtures: int | None = None,
     repeats: int = 50,
     folds: int | None = None,
@@ -57,7 +58,10 @@ def fit(
         patterns ("*_acc"); 1 − value, an error, is what is fitted.
       incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
       ignore: columns of either file that are no domains, such as State, by names or patterns.
-      objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
+      objective: what is judged: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
+        pattern.
+      families: evaluation domains that count together, by a name of your own, such as
+        {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
         the first of them only.
@@ -72,6 +76,9 @@ def fit(
     """
     files = Files(mixtures, losses, unit, higher, incomplete, ignore)
     found = files.read(study)
+    domains = Domains(tuple(found.mixtures.columns), tuple(found.losses.columns)) if found else study.domains
+    members = objectives.in_families(families, domains.evaluation)
+    objective = objectives.expanded(objective, domains.evaluation, domains.training, members)
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
     train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)
     evaluated = list(inputs.evaluated)
@@ -109,6 +116,7 @@ def fit(
         "fit/choice.json",
         {
             "objective": objective,
+            "families": members,
             "observations": len(inputs.losses),
             "train_mixtures": train_mixtures,
             "folds": folds,

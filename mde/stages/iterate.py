@@ -53,8 +53,8 @@ def iterate(
       study: a study with scored observations and evaluated features.
       rounds: how many, those done before included.
       batch: mixtures trained in each.
-      objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, worst-sp, worst-et,
-        worst-all, or weights by evaluation domain.
+      objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, avg-families,
+        worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       regressor: of the objective; one with a standard deviation.
       features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
       threshold: expected improvement, in units of the noise, below which it stops.

@@ -51,8 +51,8 @@ def optimize(
       refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
         by default; of an expensive regressor, such as auto, at most 50.
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
-      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
-        worst-et, worst-all, or weights by evaluation domain.
+      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
+        avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       reference: whose predicted losses a worst case is measured from: uniform, proportional or best observed.
       beta: standard deviations of the prediction that are added to the objective.
       lower: least shares, by training domain.

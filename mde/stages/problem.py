@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from mde.errors import UserError, unknown
-from mde.optimization import losses
+from mde.optimization import losses, objectives
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
 from mde.regression import estimators, uncertainty
@@ -35,11 +35,16 @@ def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, tokens: Sha
 
 
 def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | Shares:
-    """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run."""
-    if objective is not None:
-        return objective
+    """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run.
+
+    What it says of families is of those that `mde fit` was given.
+    """
     chosen = (study.root / "fit/choice.json").exists()
-    return study.read_json("fit/choice.json", "fit")["objective"] if chosen else "avg-all"
+    choice = study.read_json("fit/choice.json", "fit") if chosen else {}
+    if objective is None:
+        return choice.get("objective", "avg-all")
+    domains = study.domains
+    return objectives.expanded(objective, domains.evaluation, domains.training, choice.get("families", {}))
 
 
 def constraints(

@@ -165,3 +165,29 @@ def test_failed_runs_and_other_columns_are_left_out(files, tmp_path, capsys):
     assert len(found.losses()) == 28
     cli.main(["predict", f"--regressor={study}", pair[0], f"--output={tmp_path}/p.csv"])
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30
+
+
+def test_families_weigh_as_one(files, tmp_path, capsys):
+    """Two accuracies and a loss: the family of accuracies counts as much as each loss does."""
+    families = "--families={'tasks': ['*_acc']}"
+    study = fit(tmp_path / "s", files, ERRORS, families, "--objective=avg-families", losses="all.csv")
+    thirds = {"news": 1 / 3, "code": 1 / 3, "arc_acc": 1 / 6, "quiz_acc": 1 / 6}
+    assert study.read_json("fit/choice.json", "fit")["objective"] == pytest.approx(thirds)
+    cli.main(["optimize", f"--study={study}", "--refits=2", "--candidates=64"])
+    cli.main(["report", f"--study={study}"])
+    words = "average loss over families of evaluation domains (tasks) and 2 domains in none"
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert words in (study.root / "report.html").read_text()
+    cli.main(["optimize", f"--study={study}", "--refits=2", "--candidates=64", "--objective={'tasks': 1}"])
+    found = study.read_json("optimum.json", "optimize")
+    assert found["objective"] == {"arc_acc": 0.5, "quiz_acc": 0.5}
+    predicted = found["predictions"]["recommended"]
+    assert predicted["objective"] == pytest.approx(
+        (predicted["losses"]["arc_acc"] + predicted["losses"]["quiz_acc"]) / 2
+    )
+    by_pattern = mde.Study(study.root).search({"*_acc": 1})
+    np.testing.assert_allclose(by_pattern.mixture, list(found["shares"].values()), atol=1e-3)
+    said = refused(capsys, "optimize", f"--study={study}", "--objective={'task': 1}")
+    assert "did you mean 'tasks'" in said
+    wrong = ["fit", f"--study={study}", f"--mixtures={files / 'mixtures.csv'}", f"--losses={files / 'all.csv'}"]
+    assert "'arc_ac': did you mean 'arc_acc'" in refused(capsys, *wrong, "--families={'tasks': ['arc_ac']}")
