@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from mde.reporting.table import Table
 from mde.stages import pipeline, problem
 from mde.stages.predict import Predictor
 
-Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J], nats per token
+Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
 
 
 class ScoredText(NamedTuple):
@@ -71,7 +71,7 @@ class Study(study.Study):
         return ScoredText(np.asarray(log_probs[:]), data.segment_ids, data.sequence_ids)
 
     def predictor(self) -> Predictor:
-        """The chosen regressor as a function from mixtures [C, K] to losses [C, J] in nats per token."""
+        """The chosen regressor as a function from mixtures [C, K] to losses [C, J] in the study's unit."""
         return Predictor(self)
 
     def search(
@@ -87,8 +87,8 @@ class Study(study.Study):
         """What the chosen regressor recommends for another objective or under other constraints; writes nothing.
 
         Args:
-          objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by
-            evaluation domain.
+          objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, avg-families, worst-sp, worst-et, worst-all,
+            or weights by evaluation domain, family or pattern.
           beta: standard deviations of the prediction that are added to the objective.
           method: of the search: auto, exact, gradient, simulation, refinement or vizier.
           candidates: mixtures that the search starts from.
@@ -105,8 +105,9 @@ class Study(study.Study):
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(self, predictor, goal, bounds, method)
-        start = problem.known_mixtures(self, bounds)
-        return _recommended(loss, predictor, goal, bounds, domains.evaluation, method, candidates, seed, start)
+        start, unit = problem.known_mixtures(self, bounds), self.unit_of(goal.counted(domains.evaluation))
+        found = _recommended(loss, predictor, goal, bounds, domains.evaluation, unit, method, candidates, seed, start)
+        return replace(found, errors=self.errors)
 
     def regressors(self) -> Table:
         """How well each regressor predicts mixtures it has not seen."""
@@ -133,7 +134,8 @@ class Study(study.Study):
     def plot_predictions(self) -> go.Figure:
         """Out-of-fold predictions against what was observed, by regressor."""
         methods = findings.main_methods(findings.regressors(self))
-        return _on_white(figures.predicted_vs_true(self.read_table("fit/predictions.csv", "fit"), methods))
+        unit = findings.objective_unit(self, self.read_json("fit/choice.json", "fit")["objective"])
+        return _on_white(figures.predicted_vs_true(self.read_table("fit/predictions.csv", "fit"), methods, unit))
 
     def plot_experts(self) -> go.Figure:
         """How much worse each expert is than the best one of a domain."""
@@ -168,27 +170,32 @@ class Recommendation:
 
     Attributes:
       mixture: share of each training domain.
-      losses: predicted loss of each evaluation domain, nats per token.
-      objective: predicted objective, nats per token.
+      losses: predicted loss of each evaluation domain.
+      objective: predicted objective.
+      unit: of both.
       binding: the constraints that stop the mixture from going further, in words.
       epochs: how often each domain is read at the budget; None without budget or tokens.
       search: how it was found.
+      errors: evaluation domains of which the loss is an error, 1 − value, since more is better; shown as values.
     """
 
     mixture: pd.Series
     losses: pd.Series
     objective: float
+    unit: str
     binding: tuple[str, ...]
     epochs: Mapping[str, float] | None
     search: search.Optimum
+    errors: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Shares, and epochs where they are known."""
         frame = pd.DataFrame({"share": self.mixture.map("{:.1%}".format)}).rename_axis("domain")
         if self.epochs:
             frame["epochs"] = [f"{self.epochs[name]:.3g}" for name in frame.index]
-        by_domain = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())
-        notes = [f"Predicted: {self.objective:.4f} nats per token; {by_domain}."]
+        shown = self.losses.where(~self.losses.index.isin(self.errors), 1 - self.losses)
+        by_domain = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        notes = [f"Predicted: {self.objective:.4f} {self.unit}; {by_domain}."]
         notes += [f"Binds: {constraint}." for constraint in self.binding]
         return Table("Recommended mixture", frame, tuple(notes))
 
@@ -211,6 +218,7 @@ def optimize(
     objective: str | Mapping[str, float] = "avg-all",
     *,
     groups: Mapping[str, Group] | None = None,
+    unit: str = study.NATS,
     method: str = "auto",
     candidates: int = 2048,
     seed: int = 0,
@@ -219,11 +227,13 @@ def optimize(
     """The mixture of least predicted loss, from any function that predicts losses: a study is not needed.
 
     Args:
-      predict: mixtures [C, K] -> losses [C, J] in nats per token, such as `Auto().fit(mixtures, losses).predict`.
+      predict: mixtures [C, K] -> losses [C, J], such as `Auto().fit(mixtures, losses).predict`.
       training_domains: the K domains of the mixtures, in the order of their columns.
       evaluation_domains: the J domains of the losses.
-      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain or
+        pattern.
       groups: training domains that are bounded together, by a name of your own.
+      unit: of the losses.
       method: of the search: auto, refinement, simulation or vizier.
       candidates: mixtures that the search starts from.
       seed: of the search.
@@ -243,7 +253,7 @@ def optimize(
     def loss(mixtures: np.ndarray) -> np.ndarray:
         return goal(predict(mixtures)) + bounds.penalty(mixtures)
 
-    return _recommended(loss, predict, goal, bounds, evaluation_domains, method, candidates, seed)
+    return _recommended(loss, predict, goal, bounds, evaluation_domains, unit, method, candidates, seed)
 
 
 def _recommended(
@@ -252,6 +262,7 @@ def _recommended(
     goal: objectives.Objective,
     bounds: Constraints,
     evaluation_domains: Sequence[str],
+    unit: str,
     method: str,
     candidates: int,
     seed: int,
@@ -261,8 +272,9 @@ def _recommended(
     losses = predict(found.mixture[None])[0]
     return Recommendation(
         pd.Series(found.mixture, list(bounds.domains), name="share"),
-        pd.Series(losses, list(evaluation_domains), name="nats per token"),
+        pd.Series(losses, list(evaluation_domains), name="loss"),
         float(goal(losses)),
+        unit,
         tuple(bounds.binding(found.mixture)),
         bounds.epochs(found.mixture),
         found,

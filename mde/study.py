@@ -60,6 +60,8 @@ if TYPE_CHECKING:  # those who bring tables need no TensorStore
     from mde.data.tokens import TokenStore
 
 FORMAT = 1
+NATS = "nats per token"  # the unit of the losses that mde measures itself
+ERROR = "error"  # that of 1 − value, where more is better of a value
 STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
 
 
@@ -221,6 +223,16 @@ class Study:
         return (self.root / "study.json").exists() and "swarm" in self.about
 
     @property
+    def errors(self) -> tuple[str, ...]:
+        """Evaluation domains whose losses are errors, 1 − value, since more is better of what was measured."""
+        return tuple(self.about.get("errors", ()))
+
+    def unit_of(self, domains: Iterable[str]) -> str:
+        """The unit of the losses of these evaluation domains; of own observations it is nats per token."""
+        units = [ERROR if name in self.errors else self.about.get("unit", NATS) for name in domains]
+        return " and ".join(dict.fromkeys(units))
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this study goes through, in their order."""
         return ("fit", "optimize", "report") if self.is_swarm else STAGES
@@ -232,7 +244,7 @@ class Study:
     def losses(
         self, name: str = "losses.csv", made_by: str = "score", runs: Iterable[str] | None = None
     ) -> pd.DataFrame:
-        """Observed losses in nats per token, of all runs or these, one column an evaluation domain, in order."""
+        """Observed losses, each in its unit, of all runs or these, one column an evaluation domain, in order."""
         return self.read_table(name, made_by, list(self.domains.evaluation), runs)
 
     def features(self, mixtures: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:

@@ -45,7 +45,7 @@ class Constraints:
       max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget.
       prior: a mixture to stay near.
       max_kl: greatest KL(mixture ‖ prior), nats.
-      kl_penalty: what a nat of KL(mixture ‖ prior) costs, nats per token of the objective.
+      kl_penalty: what a nat of KL(mixture ‖ prior) costs, in the unit of the objective.
 
     Raises:
       UserError: an unknown domain; a number that makes no sense; bounds that no mixture obeys.

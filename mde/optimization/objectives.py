@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from mde.errors import UserError, unknown
+from mde.patterns import matches, matching
 
 # The names of the MDE paper (arXiv 2502.15950): "sp" are the training domains (SlimPajama there), "et" the end tasks.
 NAMED = ("avg-sp", "avg-et", "avg-all")
+FAMILIES = "avg-families"
 PAPER = {"avg-et+sp": "avg-all"}  # the paper's own name
 WORST = {"worst-sp": "avg-sp", "worst-et": "avg-et", "worst-all": "avg-all"}  # the greatest loss of the same domains
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One number for the losses of a mixture, in nats per token; less is better.
+    """One number for the losses of a mixture, in their unit; less is better.
 
     Attributes:
       weights: [J], of the evaluation domains, summing to one.
@@ -48,6 +50,10 @@ class Objective:
     def shape(self) -> tuple[int]:
         """As of weights, (J,)."""
         return self.weights.shape
+
+    def counted(self, evaluation_domains: Sequence[str]) -> list[str]:
+        """Those of the J evaluation domains that have a weight."""
+        return [name for name, weight in zip(evaluation_domains, self.weights, strict=True) if weight > 0]
 
     def of_prediction(
         self, mean: np.ndarray, deviations: np.ndarray | None = None, correlation: np.ndarray | None = None
@@ -98,8 +104,8 @@ def make(
         raise UserError(f"objective: beta={beta}, expected a finite number")
     if reference is not None and not worst:
         raise UserError(f"objective {objective!r}: only a worst case has a reference: {', '.join(WORST)}")
-    if isinstance(objective, str) and not worst and objective not in (*NAMED, *PAPER):
-        raise unknown("objective", objective, [*NAMED, *PAPER, *WORST])
+    if isinstance(objective, str) and not worst and objective not in (*NAMED, *PAPER, FAMILIES):
+        raise unknown("objective", objective, [*NAMED, *PAPER, FAMILIES, *WORST])
     return Objective(weights(average or objective, evaluation_domains, training_domains), worst, reference, beta)
 
 
@@ -113,37 +119,109 @@ def recorded(
     return make(optimum["objective"], evaluation_domains, training_domains, reference, optimum.get("beta", 0.0))
 
 
+def in_families(given: Mapping[str, Sequence[str]] | None, evaluation_domains: Sequence[str]) -> dict[str, list[str]]:
+    """By family, its evaluation domains in their own order.
+
+    Args:
+      given: by family, names of evaluation domains or patterns, such as `minerva_*`.
+      evaluation_domains: those that there are.
+
+    Raises:
+      UserError: a pattern that means no domain, a domain in two families, a family without domains or with the name of
+        one.
+    """
+    found: dict[str, list[str]] = {}
+    of: dict[str, str] = {}
+    for family, patterns in (given or {}).items():
+        if family in evaluation_domains:
+            raise UserError(f"family {family!r} has the name of an evaluation domain, expected another")
+        found[family] = matching(f"evaluation domain in family {family!r}", patterns, evaluation_domains)
+        if not found[family]:
+            raise UserError(f"family {family!r} is empty, expected names of evaluation domains or patterns")
+        for name in found[family]:
+            if name in of:
+                raise UserError(f"evaluation domain {name!r} is in families {of[name]!r} and {family!r}, expected one")
+            of[name] = family
+    return found
+
+
+def expanded(
+    objective: str | Mapping[str, float],
+    evaluation_domains: Sequence[str],
+    training_domains: Sequence[str],
+    families: Mapping[str, Sequence[str]],
+) -> str | dict[str, float]:
+    """An objective that needs no families: a name that is one without them, or weights by evaluation domain.
+
+    Raises:
+      UserError: as `weights`.
+    """
+    if isinstance(objective, str) and objective != FAMILIES:
+        return objective
+    if not isinstance(objective, str) and all(name in evaluation_domains for name in objective):
+        return dict(objective)
+    vector = weights(objective, evaluation_domains, training_domains, families)
+    return {name: float(weight) for name, weight in zip(evaluation_domains, vector, strict=True) if weight > 0}
+
+
 def weights(
-    objective: str | Mapping[str, float], evaluation_domains: Sequence[str], training_domains: Sequence[str]
+    objective: str | Mapping[str, float],
+    evaluation_domains: Sequence[str],
+    training_domains: Sequence[str],
+    families: Mapping[str, Sequence[str]] | None = None,
 ) -> np.ndarray:
     """The weight of each evaluation domain, [J], summing to one; `losses[C, J] @ weights` is the objective.
 
     Args:
       objective: `avg-sp`, the mean over the training domains; `avg-et`, the mean over the evaluation domains that are
-        not trained on; `avg-all`, the mean over all evaluation domains (`avg-et+sp` in the paper); or relative weights
-        by evaluation domain, where a domain left out weighs nothing.
+        not trained on; `avg-all`, the mean over all evaluation domains (`avg-et+sp` in the paper);
+        `avg-families`, the mean over the families' means and the domains in none; or relative weights by evaluation
+        domain, family or pattern (`minerva_*`). The weight of several domains is spread equally over them, what is
+        said of a domain twice adds up, and a domain left out weighs nothing.
       evaluation_domains: names, in the order of the columns of the losses.
       training_domains: names, in any order.
+      families: evaluation domains by a name of their own, as `in_families` has them.
 
     Raises:
-      UserError: an unknown objective or domain; a worst case, which has no weights; weights that are negative, not
-        finite or all zero; `avg-sp` where a training domain is not evaluated; `avg-et` where nothing else is.
+      UserError: an unknown objective or domain; `avg-families` without families; a worst case, which has no weights;
+        weights that are negative, not finite or all zero; `avg-sp` where a training domain is not evaluated; `avg-et`
+        where nothing else is.
     """
     if len(set(evaluation_domains)) != len(evaluation_domains):
         raise UserError(f"evaluation domains {', '.join(evaluation_domains)}: a name occurs twice")
-    shares = _named(objective, evaluation_domains, training_domains) if isinstance(objective, str) else dict(objective)
+    families = families or {}
+    shares = _named(objective, evaluation_domains, training_domains, families)
+    vector = np.zeros(len(evaluation_domains))
     for name, share in shares.items():
-        if name not in evaluation_domains:
-            raise unknown("evaluation domain in the objective", name, evaluation_domains)
+        members = _members(name, evaluation_domains, families)
         if not (np.isfinite(share) and share >= 0):
             raise UserError(f"objective: domain {name!r} has weight {share}, expected a finite number, zero or more")
-    vector = np.array([shares.get(name, 0.0) for name in evaluation_domains], dtype=np.float64)
+        vector[[evaluation_domains.index(member) for member in members]] += share / len(members)
     if not vector.sum() > 0:
         raise UserError("objective: every weight is zero, expected at least one evaluation domain to count")
     return vector / vector.sum()
 
 
-def _named(objective: str, evaluation: Sequence[str], training: Sequence[str]) -> dict[str, float]:
+def _members(key: str, evaluation: Sequence[str], families: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The evaluation domains that a weight is of."""
+    if key in evaluation:
+        return [key]
+    if key in families:
+        return families[key]
+    found = [name for name in evaluation if matches(name, key)]
+    if not found:
+        raise unknown("evaluation domain in the objective", key, [*evaluation, *families])
+    return found
+
+
+def _named(
+    objective: str | Mapping[str, float],
+    evaluation: Sequence[str],
+    training: Sequence[str],
+    families: Mapping[str, Sequence[str]],
+) -> Mapping[str, float]:
+    if not isinstance(objective, str):
+        return objective
     objective = PAPER.get(objective, objective)
     if objective == "avg-all":
         return dict.fromkeys(evaluation, 1.0)
@@ -157,9 +235,14 @@ def _named(objective: str, evaluation: Sequence[str], training: Sequence[str]) -
         if not others:
             raise UserError("objective avg-et: every evaluation domain is a training domain, expected others as well")
         return dict.fromkeys(others, 1.0)
+    if objective == FAMILIES:
+        if not families:
+            raise UserError(f"objective {FAMILIES}: there are no families, which `mde fit --families` names")
+        alone = [name for name in evaluation if not any(name in members for members in families.values())]
+        return dict.fromkeys([*families, *alone], 1.0)
     if objective in WORST:
         raise UserError(
             f"objective {objective!r}: a worst case is for optimize, iterate and search; fit on an average, "
             f"such as {WORST[objective]!r}"
         )
-    raise unknown("objective", objective, [*NAMED, *PAPER])
+    raise unknown("objective", objective, [*NAMED, *PAPER, FAMILIES])

@@ -1,6 +1,6 @@
 """Regressors from features of mixtures to losses, as scikit-learn estimators.
 
-Every regressor takes a design X (`mde.regression.designs`) and observed losses y [R, J] (nats per token) and predicts
+Every regressor takes a design X (`mde.regression.designs`) and observed losses y [R, J] (in any unit) and predicts
 losses [C, J].
 """
 

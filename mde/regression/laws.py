@@ -1,6 +1,7 @@
 """Laws: functions of the mixture with few parameters, fitted to all targets at once from many starts.
 
-Each law says which design it takes; losses are in nats per token.
+Each law says which design it takes. Losses may be in any unit: what is fitted to losses times a factor is the fit times
+that factor, but for a power law, which has no coefficient of its own, and for a Huber loss.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ class MixingLaw(RegressorMixin, BaseEstimator):
     Shares sum to one, so k is told apart from t by letting t sum to zero. The design is the mixtures, [R, K].
 
     Args:
-      huber: residual, in nats, beyond which the loss of the fit is linear. Infinity is least squares; 0.02 is how
-        log-linear models `exp(c) + exp(t . λ)`, the same family, are fitted elsewhere.
+      huber: residual, in the unit of the losses, beyond which the loss of the fit is linear. Infinity is least
+        squares; 0.02 is how log-linear models `exp(c) + exp(t . λ)`, the same family, are fitted elsewhere.
     """
 
     def __init__(self, huber: float = np.inf):

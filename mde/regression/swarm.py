@@ -1,16 +1,17 @@
 """Swarms from elsewhere: a CSV file of mixtures and one of losses, joined by run.
 
 Both have a row a run and a column that names it: `run`, `run_id` (Olmix) or, where neither is there, `index` (RegMix).
-All other columns are domains, but for `name`, `index` and the unnamed ones that spreadsheets and pandas leave behind.
-RegMix's `train_DOMAIN` and `metric/DOMAIN_val_loss` are known by their DOMAIN, so that a domain that is trained on and
-evaluated has one name.
+All other columns are domains, but for `name`, `index`, the unnamed ones that spreadsheets and pandas leave behind, and
+those that are to be ignored. RegMix's `train_DOMAIN` and `metric/DOMAIN_val_loss` are known by their DOMAIN, so that a
+domain that is trained on and evaluated has one name. A metric of which more is better becomes an error, 1 − value, so
+that less is better of all.
 """
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,11 @@ from etils import epath
 
 from mde.errors import UserError, unknown
 from mde.optimization import simplex
+from mde.patterns import matches, matching
 
 IDS = ("run", "run_id", "index")
 IGNORED = ("name", "index")
+INCOMPLETE = ("refuse", "drop")
 AFFIXES = (("train_", ""), ("metric/", "_val_loss"))
 ROUNDED = 0.01  # how far the sum of published shares may be from 1: they are rounded
 
@@ -34,11 +37,15 @@ class Table:
       values: [runs, domains] float64, indexed by run.
       id_column: the column that names the runs.
       columns: what the file calls each domain.
+      errors: the domains of whose values the file has 1 − value: accuracies and the like.
+      dropped: by run that was left out, why.
     """
 
     values: pd.DataFrame
     id_column: str
     columns: dict[str, str]
+    errors: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 class Swarm(NamedTuple):
@@ -48,25 +55,46 @@ class Swarm(NamedTuple):
     losses: Table
 
 
-def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
+def read_swarm(
+    mixtures: epath.PathLike,
+    losses: epath.PathLike,
+    higher: Sequence[str] = (),
+    incomplete: str = "refuse",
+    ignore: Sequence[str] = (),
+) -> Swarm:
     """Mixtures [R, K] and losses [R, J] of the same runs, in the order of the mixtures.
 
+    Args:
+      mixtures: the file of mixtures.
+      losses: the file of losses.
+      higher: columns of the losses of which more is better, between 0 and 1, by names or patterns; they become errors.
+      incomplete: `refuse` or `drop` a run that only one of the files has, or that has no number in some column.
+      ignore: columns of either file that are no domains, by names or patterns.
+
     Raises:
-      UserError: a file that `read_mixtures` or `read_losses` refuses; a run that only one of the files has.
+      UserError: a file that `read_mixtures` refuses; an incomplete run, or none that is complete; a metric in `higher`
+        that is not there, or not between 0 and 1; a column in `ignore` that neither file has.
     """
-    trained, observed = read_mixtures(mixtures), read_losses(losses)
-    for here, there, file, other in (
-        (trained, observed, losses, mixtures),
-        (observed, trained, mixtures, losses),
-    ):
-        missing = here.values.index.difference(there.values.index, sort=False)
-        if len(missing):
-            raise UserError(f"{file}: no row for run {missing[0]!r} of {other}; {len(missing)} such runs in all")
-    return Swarm(trained, Table(observed.values.loc[trained.values.index], observed.id_column, observed.columns))
+    if incomplete not in INCOMPLETE:
+        raise unknown("value of incomplete", incomplete, INCOMPLETE)
+    matching("column in ignore", ignore, dict.fromkeys([*_lines(mixtures, "")[0], *_lines(losses, "")[0]]))
+    trained, observed = (_read(path, "", ignore, advice=True) for path in (mixtures, losses))
+    gaps = _gaps(trained.values, observed.values, mixtures, losses)
+    kept = [run for run in trained.values.index if run not in gaps]
+    if gaps and incomplete == "refuse":
+        raise UserError(f"{next(iter(gaps.values()))}; --incomplete=drop leaves such runs out, {len(gaps)} in all")
+    if not kept:
+        raise UserError(f"{losses}: no run is complete; the first, {next(iter(gaps.values()))}")
+    trained, observed = (replace(one, values=one.values.loc[kept], dropped=gaps) for one in (trained, observed))
+    return Swarm(_rescaled(trained, ROUNDED, mixtures), _with_errors(observed, higher, losses))
 
 
 def read_mixtures(
-    path: epath.PathLike, domains: Sequence[str] | None = None, tolerance: float = ROUNDED, where: str = ""
+    path: epath.PathLike,
+    domains: Sequence[str] | None = None,
+    tolerance: float = ROUNDED,
+    where: str = "",
+    ignore: Sequence[str] = (),
 ) -> Table:
     """Mixtures, each rescaled to sum to one.
 
@@ -75,11 +103,12 @@ def read_mixtures(
       domains: the domains to find, in the order in which they are wanted; those of the file if None.
       tolerance: how far a sum may be from 1.
       where: what asked for the file, for messages.
+      ignore: columns that are no domains, if they are there, by names or patterns.
 
     Raises:
       UserError: what is wrong with the file, its columns, or a mixture, and where.
     """
-    table = _read(path, where)
+    table = _read(path, where, ignore)
     names = list(table.columns) if domains is None else list(domains)
     for name in table.columns:
         if name not in names:
@@ -87,9 +116,7 @@ def read_mixtures(
     for name in names:
         if name not in table.columns:
             raise UserError(f"{path}: no column for domain {name!r}")
-    values = table.values[names]
-    shares = simplex.check_mixtures(values.to_numpy(), names, list(values.index), tolerance, str(path))
-    return Table(pd.DataFrame(shares, values.index, names), table.id_column, table.columns)
+    return _rescaled(replace(table, values=table.values[names]), tolerance, path)
 
 
 def read_losses(path: epath.PathLike) -> Table:
@@ -134,15 +161,39 @@ def check_names(domains: Sequence[str]) -> None:
 def write(path: epath.PathLike, table: Table) -> None:
     """Writes a table as the file that it was read from would have it, aside first."""
     path = epath.Path(path)
-    named = table.values.rename(columns=table.columns).rename_axis(table.id_column)
+    named = _turned(table.values, table.errors).rename(columns=table.columns).rename_axis(table.id_column)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f"{path.name}.partial"
     aside.write_text(named.to_csv())
     aside.replace(path)
 
 
-def _read(path: epath.PathLike, where: str) -> Table:
-    """The table of a file; cells are numbers, NaN included."""
+def _gaps(
+    trained: pd.DataFrame, observed: pd.DataFrame, mixtures: epath.PathLike, losses: epath.PathLike
+) -> dict[str, str]:
+    """By run that lacks a row or a number, what it lacks first."""
+    gaps: dict[str, str] = {}
+    for here, there, file, other in ((trained, observed, losses, mixtures), (observed, trained, mixtures, losses)):
+        for run in here.index.difference(there.index, sort=False):
+            gaps[run] = f"{file}: no row for run {run!r} of {other}"
+    for table, path, what in ((trained, mixtures, "share"), (observed, losses, "loss")):
+        numbers = table.to_numpy()
+        for row, column in np.argwhere(~np.isfinite(numbers)):
+            run, domain, value = table.index[row], table.columns[column], numbers[row, column]
+            gaps.setdefault(run, f"{path}: run {run!r}, domain {domain!r}: {what} {value}, not a number")
+    return gaps
+
+
+def _rescaled(mixtures: Table, tolerance: float, path: epath.PathLike) -> Table:
+    """Mixtures that sum to one."""
+    values = mixtures.values
+    names = list(values.columns)
+    shares = simplex.check_mixtures(values.to_numpy(), names, list(values.index), tolerance, str(path))
+    return replace(mixtures, values=pd.DataFrame(shares, values.index, names))
+
+
+def _lines(path: epath.PathLike, where: str) -> tuple[list[str], list[list[str]]]:
+    """The header of a file and its other lines, all as long."""
     path = epath.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file{where and f' ({where})'}")
@@ -156,26 +207,55 @@ def _read(path: epath.PathLike, where: str) -> Table:
     for number, line in lines:
         if len(line) != len(header):
             raise UserError(f"{path}, line {number}: {len(line)} fields, the header has {len(header)}")
+    return header, [line for _, line in lines]
+
+
+def _read(path: epath.PathLike, where: str, ignore: Sequence[str] = (), advice: bool = False) -> Table:
+    """The table of a file; cells are numbers, NaN included."""
+    header, lines = _lines(path, where)
     id_column = next((name for name in IDS if name in header), None)
     if id_column is None:
         raise UserError(f"{path}: no column {' or '.join(map(repr, IDS))}; found {', '.join(header) or 'no header'}")
-    used = [i for i, name in enumerate(header) if not _ignored(name) and name != id_column]
+    used = [i for i, name in enumerate(header) if name != id_column and not _ignored(name, ignore)]
     columns = _domains(path, [header[i] for i in used])
-    runs = [line[header.index(id_column)].strip() for _, line in lines]
+    runs = [line[header.index(id_column)].strip() for line in lines]
     if not runs or not columns:
         raise UserError(f"{path}: {len(runs)} runs and {len(columns)} domains, expected at least one of each")
     for run, times in Counter(runs).items():
         if not run or times > 1:
             raise UserError(f"{path}: run {run!r} stands {'twice' if run else 'there without a name'}")
-    rows = [[_number(path, run, header[i], line[i]) for i in used] for run, (_, line) in zip(runs, lines, strict=True)]
+    rows = [
+        [_number(path, run, header[i], line[i], advice) for i in used] for run, line in zip(runs, lines, strict=True)
+    ]
     return Table(pd.DataFrame(rows, pd.Index(runs, name="run"), list(columns)), id_column, columns)
 
 
-def _ignored(column: str) -> bool:
-    return not column or column in IGNORED or column.startswith("Unnamed")
+def _with_errors(losses: Table, higher: Sequence[str], path: epath.PathLike) -> Table:
+    """Losses of which less is better, all of them."""
+    errors = matching(f"metric in higher, column of {path}", higher, losses.columns)
+    given = losses.values[errors]
+    values = given.to_numpy(np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"{path}: run {given.index[row]!r}, domain {errors[column]!r}: {values[row, column]:g}, where more is "
+            "better expected 0 to 1, so that 1 − value is an error; divide percentages by 100"
+        )
+    return replace(losses, values=_turned(losses.values, errors), errors=tuple(errors))
 
 
-def _domains(path: epath.Path, columns: list[str]) -> dict[str, str]:
+def _turned(values: pd.DataFrame, errors: Sequence[str]) -> pd.DataFrame:
+    """1 − value for each of these columns: of values, errors; of errors, values."""
+    return values.assign(**{name: 1 - values[name] for name in errors})
+
+
+def _ignored(column: str, ignore: Sequence[str]) -> bool:
+    usual = not column or column in IGNORED or column.startswith("Unnamed")
+    return usual or any(matches(column, pattern) for pattern in ignore)
+
+
+def _domains(path: epath.PathLike, columns: list[str]) -> dict[str, str]:
     """By domain, the column; an affix that all columns have is not part of the domain's name."""
     names = columns
     for prefix, suffix in AFFIXES:
@@ -187,8 +267,9 @@ def _domains(path: epath.Path, columns: list[str]) -> dict[str, str]:
     return dict(zip(names, columns, strict=True))
 
 
-def _number(path: epath.Path, run: str, column: str, text: str) -> float:
+def _number(path: epath.PathLike, run: str, column: str, text: str, advice: bool) -> float:
     try:
         return float(text or "nan")
     except ValueError:
-        raise UserError(f"{path}: run {run!r}, column {column!r}: {text!r} is not a number") from None
+        said = f"{path}: run {run!r}, column {column!r}: {text!r} is not a number"
+        raise UserError(f"{said}; --ignore={column!r} leaves the column out" if advice else said) from None

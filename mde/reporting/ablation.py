@@ -6,9 +6,9 @@ import plotly.graph_objects as go
 
 from mde.ablation import HOME
 from mde.ablation.correlations import INSIDE, OUTSIDE, SEQ, STATISTICS
-from mde.reporting.style import COLOURS, GRAY, LOSS, blank, mark, plain
+from mde.reporting.style import COLOURS, GRAY, blank, mark, plain
 from mde.reporting.table import Table
-from mde.study import Study
+from mde.study import NATS, Study
 
 MAKER = "ablate"
 NOTE = (
@@ -129,7 +129,7 @@ def worth(table: pd.DataFrame, domain: str = "objective") -> go.Figure:
             visible=True if i < 2 else "legendonly",
         )
     figure.update_layout(barmode="group")
-    figure.update_xaxes(title_text=f"what it takes off the loss, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"what it takes off the loss, {NATS}", nticks=6)
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 

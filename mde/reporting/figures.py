@@ -13,7 +13,6 @@ from mde.reporting.style import (
     BLUE,
     COLOURS,
     GRAY,
-    LOSS,
     VERMILLION,
     blank,
     heat_map,
@@ -21,15 +20,17 @@ from mde.reporting.style import (
     mark,
     plain,
 )
+from mde.study import NATS
 
 
-def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, str]]) -> go.Figure:
+def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, str]], unit: str = NATS) -> go.Figure:
     """Out-of-fold predictions against what was observed; the legend shows and hides methods.
 
     Args:
       predictions: fit/predictions.csv: indexed by run, with regressor, features, observed, predicted, splits and
         spread (of the predictions over the splits that held the run out).
       methods: pairs (regressor, features) on offer; the first two are shown at first.
+      unit: of the losses.
     """
     figure = blank(440)
     ends = predictions["observed"].agg(["min", "max"])
@@ -50,8 +51,8 @@ def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, st
             "<br>when %{customdata[1]} splits held it out",
             visible=True if i < 2 else "legendonly",
         )
-    figure.update_xaxes(title_text=f"observed, {LOSS}", nticks=6)
-    figure.update_yaxes(title_text=f"predicted, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"observed, {plain(unit)}", nticks=6)
+    figure.update_yaxes(title_text=f"predicted, {plain(unit)}", nticks=6)
     return figure
 
 
@@ -97,7 +98,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
       losses: a row an expert, a column an evaluation domain, nats per token.
     """
     behind = losses - losses.min()
-    hover = f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {LOSS}<br>%{{z:.3f}} more than the best"
+    hover = f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {NATS}<br>%{{z:.3f}} more than the best"
     return heat_map(behind, hover, customdata=losses.to_numpy())
 
 
@@ -122,7 +123,7 @@ def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
             text=[plain(run) for run in rows["run"]],
             hovertemplate="%{text}<br>evaluated %{x:+.4f}<br>observed %{y:+.4f}",
         )
-    figure.update_xaxes(title_text=f"evaluated, less the domain's mean, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"evaluated, less the domain's mean, {NATS}", nticks=6)
     figure.update_yaxes(title_text="observed, likewise", nticks=6)
     return figure
 
@@ -200,7 +201,7 @@ def _add_measured(figure: go.Figure, summary: pd.DataFrame, runs: pd.DataFrame) 
         text=[f"seed {seed}" for seed in runs["seed"]],
         hovertemplate="%{y}, %{text}<br>measured %{x:.4f}",
     )
-    figure.update_xaxes(title_text=f"objective, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"objective, {NATS}", nticks=6)
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
@@ -224,7 +225,7 @@ def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
             hovertemplate="%{y}: %{x:+.4f}",
         )
     figure.add_vline(0, line={"color": GRAY, "width": 1})
-    figure.update_xaxes(title_text=f"loss minus that of {plain(reference)}, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"loss minus that of {plain(reference)}, {NATS}", nticks=6)
     figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
@@ -248,7 +249,7 @@ def training_curves(curves: pd.DataFrame) -> go.Figure:
             hovertemplate="step %{x:.0f}: %{y:.3f}",
         )
     figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text=f"training loss, {LOSS}")
+    figure.update_yaxes(title_text=f"training loss, {NATS}")
     return figure
 
 

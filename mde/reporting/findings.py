@@ -41,14 +41,35 @@ def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
     names = study.domains.evaluation
     which = "" if len(counted) == len(names) else f" of {len(names)}"
     kind = "worst" if goal.worst else average
+    if families := _averaged_families(study, goal):
+        alone = len(names) - sum(map(len, families.values()))
+        rest = f" and {alone} domains in none" if alone else ""
+        return f"average loss over families of evaluation domains ({', '.join(families)}){rest}"
     return f"{kind} loss over {len(counted)}{which} evaluation domains"
+
+
+def _averaged_families(study: Study, goal: objectives.Objective) -> Mapping[str, list[str]]:
+    """The families that an objective is the average of; none if it is another objective."""
+    choice = study.read_json("fit/choice.json", "fit") if has(study, "fit/choice.json") else {}
+    families = choice.get("families", {})
+    if not families or goal.worst:
+        return {}
+    domains = study.domains
+    average = objectives.weights(objectives.FAMILIES, domains.evaluation, domains.training, families)
+    return families if np.allclose(goal.weights, average, rtol=0, atol=1e-12) else {}
+
+
+def objective_unit(study: Study, objective: str | Mapping[str, float]) -> str:
+    """The unit of the losses that an objective is of."""
+    names = study.domains.evaluation
+    return study.unit_of(objectives.make(objective, names, study.domains.training).counted(names))
 
 
 def regressors(study: Study) -> pd.DataFrame:
     """A row a method, grouped in the order of `GROUPS`, least error first within a group.
 
     Columns: group, regressor, features, mse and spearman of the objective out of fold, their standard errors over the
-    splits (mse_se, spearman_se), n (splits) and chosen. Squared nats per token.
+    splits (mse_se, spearman_se), n (splits) and chosen. Squared units of the losses.
     """
     table = study.read_table("fit/objective.csv", "fit")
     choice = study.read_json("fit/choice.json", "fit")
@@ -131,7 +152,7 @@ def recommendation(study: Study) -> pd.DataFrame:
 
 
 def predictions(study: Study) -> pd.DataFrame:
-    """A row a mixture: predicted objective, and low and high of its interval; nats per token."""
+    """A row a mixture: predicted objective, and low and high of its interval, in the study's unit."""
     optimum = study.read_json("optimum.json", "optimize")
     rows = {
         label: [predicted["objective"], *predicted["objective_interval"]]

@@ -16,12 +16,13 @@ def summary(study: Study) -> list[str]:
     predicted = findings.predictions(study).loc[findings.RECOMMENDED]
     optimum = study.read_json("optimum.json", "optimize")
     level = f"{optimum['interval_level']:.0%} interval"
+    unit = findings.objective_unit(study, optimum["objective"])
     interval = f"{level} {predicted['low']:.4f} to {predicted['high']:.4f}"
-    numbers = [("Predicted, nats per token", f"{predicted['predicted']:.4f}", interval)]
+    numbers = [(f"Predicted, {unit}", f"{predicted['predicted']:.4f}", interval)]
     if findings.has(study, "proof/summary.csv"):
         found = findings.proof(study)
         row = found.loc[findings.RECOMMENDED]
-        numbers.append(("Measured, nats per token", f"{row['measured']:.4f}", f"mean of {row['seeds']} seeds"))
+        numbers.append((f"Measured, {unit}", f"{row['measured']:.4f}", f"mean of {row['seeds']} seeds"))
         numbers.append(("Rank", f"{row['rank']} of {row['of']}", "among the mixtures of the proof, by measured loss"))
         verdict = tables.proof(study).notes[0]
     else:
@@ -50,7 +51,9 @@ def trust(study: Study) -> list[str]:
     methods = findings.regressors(study)
     table = tables.regressors(study)
     verdict, *notes = table.notes
-    blend = study.read_json("fit/choice.json", "fit").get("blend")
+    predictions = study.read_table("fit/predictions.csv", "fit")
+    choice = study.read_json("fit/choice.json", "fit")
+    blend, unit = choice.get("blend"), findings.objective_unit(study, choice["objective"])
     return [
         "<p>Every method predicts the losses of observations it was not fitted on. Its mean squared error (MSE) says "
         "how far off it is, Spearman how well it ranks mixtures. What does not beat the mixture weights alone "
@@ -66,7 +69,7 @@ def trust(study: Study) -> list[str]:
         ),
         *([f"<p>The chosen regressor is a {html.escape(blend)}.</p>"] if blend else []),
         markup.figure(
-            figures.predicted_vs_true(study.read_table("fit/predictions.csv", "fit"), findings.main_methods(methods)),
+            figures.predicted_vs_true(predictions, findings.main_methods(methods), unit),
             "Predicted against observed objective of each observation, out of fold",
             "Each point is an observation; its prediction is the mean over the splits that held it out. "
             "Choose methods in the legend.",

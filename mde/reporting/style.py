@@ -17,7 +17,6 @@ COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 SHADES = ((0, "#e8f1f8"), (0.5, "#6fa8d3"), (1, "#0b3c6f"))
 DIVERGING = ((0, "#b34700"), (0.25, "#e8a06a"), (0.5, "#f4f4f4"), (0.75, "#7fb2d9"), (1, "#0b4f8a"))
-LOSS = "nats per token"
 MAX_WRITTEN = 150  # cells of a heat map that still have room for their numbers
 
 

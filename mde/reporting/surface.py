@@ -1,5 +1,6 @@
 """Which domains trade against each other: the predicted losses around the recommended mixture."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ import plotly.graph_objects as go
 
 from mde.optimization import objectives
 from mde.reporting import findings, markup
-from mde.reporting.style import DIVERGING, LOSS, SHADES, SKY, VERMILLION, blank, heat_map, mark, plain
-from mde.study import Study
+from mde.reporting.style import DIVERGING, SHADES, SKY, VERMILLION, blank, heat_map, mark, plain
+from mde.study import NATS, Study
 
 DATA = "surface.npz"  # what `mde optimize` leaves
 PAIRS = 15  # of evaluation domains, on offer
@@ -23,7 +24,7 @@ class Slice(NamedTuple):
     Attributes:
       domains: the three.
       points: [P, 3] how they divide it.
-      objective: [P] predicted, nats per token.
+      objective: [P] predicted, in the unit of the losses.
       best: [3] how the recommended mixture divides it.
       share: what they have together.
     """
@@ -40,9 +41,10 @@ def body(study: Study) -> list[str]:
     draws = draw_losses(study)
     parts = []
     if found := slices(study):
+        unit = findings.objective_unit(study, study.read_json("optimum.json", "optimize")["objective"])
         parts.append(
             markup.choice(
-                {", ".join(one.domains): ternary(one) for one in found},
+                {", ".join(one.domains): ternary(one, unit) for one in found},
                 "Domains",
                 "Predicted objective where three domains divide what they have together",
                 "Darker is worse, the darkest that or worse. The star is the recommended mixture; all other domains "
@@ -53,11 +55,11 @@ def body(study: Study) -> list[str]:
         return parts
     ranks = correlations(draws)
     pairs = {f"{one} and {other}": (one, other) for one, other in opposed(ranks)}
-    known = named_losses(study)
+    known, units = named_losses(study), {name: study.unit_of([name]) for name in map(str, draws)}
     return [
         *parts,
         markup.choice(
-            {name: trade_off(draws, known, *pair) for name, pair in pairs.items()},
+            {name: trade_off(draws, known, *pair, units) for name, pair in pairs.items()},
             "Evaluation domains",
             "Predicted losses of two domains over mixtures that the constraints allow",
             "Each dot is a mixture; down and left is better. Pairs that go most against each other come first.",
@@ -110,7 +112,7 @@ def opposed(ranks: pd.DataFrame, most: int = PAIRS) -> list[tuple[str, str]]:
     return [(str(ranks.index[rows[i]]), str(ranks.columns[columns[i]])) for i in order]
 
 
-def ternary(found: Slice) -> go.Figure:
+def ternary(found: Slice, unit: str = NATS) -> go.Figure:
     """A slice as a triangle of hexagons."""
     figure = blank(480)
     names = [plain(name) for name in found.domains]
@@ -130,7 +132,7 @@ def ternary(found: Slice) -> go.Figure:
             "cmax": float(np.quantile(found.objective, SATURATED)),
             "colorscale": SHADES,
             "colorbar": {
-                "title": {"text": LOSS, "side": "top"},
+                "title": {"text": plain(unit), "side": "top"},
                 "orientation": "h",
                 "y": -0.1,
                 "yanchor": "top",
@@ -142,7 +144,7 @@ def ternary(found: Slice) -> go.Figure:
         },
         customdata=found.objective,
         hovertemplate=f"{names[0]} %{{a:.1%}}, {names[1]} %{{b:.1%}}, {names[2]} %{{c:.1%}}"
-        f"<br>%{{customdata:.4f}} {LOSS}<extra></extra>",
+        f"<br>%{{customdata:.4f}} {plain(unit)}<extra></extra>",
     )
     star = {"symbol": "star", "size": 16, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}}
     at = [[share] for share in found.best * found.share]
@@ -157,7 +159,7 @@ def ternary(found: Slice) -> go.Figure:
     return figure
 
 
-def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) -> go.Figure:
+def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, units: Mapping[str, str]) -> go.Figure:
     """Two domains' losses over many mixtures, and where the known ones stand.
 
     Args:
@@ -165,6 +167,7 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) ->
       known: the same of named mixtures, in rows.
       one: the domain along x.
       other: the domain along y.
+      units: of the losses, by domain.
     """
     figure = blank(420)
     figure.add_scatter(
@@ -184,8 +187,8 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str) ->
             marker={**mark(i), "size": 13},
             hovertemplate=f"{plain(name)}: %{{x:.4f}}, %{{y:.4f}}",
         )
-    figure.update_xaxes(title_text=f"{plain(one)}, {LOSS}", nticks=6)
-    figure.update_yaxes(title_text=f"{plain(other)}, {LOSS}", nticks=6)
+    figure.update_xaxes(title_text=f"{plain(one)}, {plain(units[one])}", nticks=6)
+    figure.update_yaxes(title_text=f"{plain(other)}, {plain(units[other])}", nticks=6)
     return figure
 
 

@@ -81,8 +81,10 @@ def recommendation(study: Study) -> Table:
             **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
         }
     )
-    binding = [f"Binds: {constraint}." for constraint in optimum["binding"]]
-    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study), *binding))
+    notes = [_predicted(study), *(f"Binds: {constraint}." for constraint in optimum["binding"])]
+    if study.errors:
+        notes.append(f"Error is 1 − value, where more is better: {', '.join(study.errors)}.")
+    return Table("Recommended mixture: share of the training tokens", frame, tuple(notes))
 
 
 def proof(study: Study) -> Table:
@@ -193,7 +195,8 @@ def _predicted(study: Study) -> str:
     best = table.loc[findings.RECOMMENDED]
     gaps = table.drop(index=findings.RECOMMENDED)["predicted"] - best["predicted"]
     allowed = np.array([optimum["predictions"][name].get("feasible", True) for name in gaps.index], bool)
-    parts = [f"Predicted: {best['predicted']:.4f} nats per token ({best['low']:.4f} to {best['high']:.4f})"]
+    unit = findings.objective_unit(study, optimum["objective"])
+    parts = [f"Predicted: {best['predicted']:.4f} {unit} ({best['low']:.4f} to {best['high']:.4f})"]
     if allowed.any():
         name, gap = gaps[allowed].idxmin(), gaps[allowed].min()
         why = ", which the regressor is less sure of" if optimum.get("beta", 0) > 0 else ""

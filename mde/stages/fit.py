@@ -16,7 +16,8 @@ from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
 from mde.regression.validation import Method, Round
 from mde.stages import accuracy
-from mde.study import FORMAT, Study
+from mde.stages.elsewhere import Files
+from mde.study import Domains, Study
 
 BASELINES = ("lambda", "sqrt", "log")
 CURVE_REPEATS = 10  # splits of each point of a learning curve
@@ -27,7 +28,12 @@ def fit(
     study: Study,
     mixtures: str | None = None,
     losses: str | None = None,
+    unit: str | None = None,
+    higher: Sequence[str] = (),
+    incomplete: str = "refuse",
+    ignore: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
+    families: Mapping[str, Sequence[str]] | None = None,
     train_mixtures: int | None = None,
     repeats: int = 50,
     folds: int | None = None,
@@ -47,7 +53,15 @@ def fit(
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
       mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
-      objective: what is judged: avg-sp, avg-et, avg-all, or weights by evaluation domain.
+      unit: of the losses in the file, such as "bits per byte"; nats per token by default.
+      higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
+        patterns ("*_acc"); 1 − value, an error, is what is fitted.
+      incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
+      ignore: columns of either file that are no domains, such as State, by names or patterns.
+      objective: what is judged: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
+        pattern.
+      families: evaluation domains that count together, by a name of your own, such as
+        {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
       train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
         the first of them only.
@@ -60,7 +74,11 @@ def fit(
         has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
-    found = _read(study, mixtures, losses) if mixtures or losses else None
+    files = Files(mixtures, losses, unit, higher, incomplete, ignore)
+    found = files.read(study)
+    domains = Domains(tuple(found.mixtures.columns), tuple(found.losses.columns)) if found else study.domains
+    members = objectives.in_families(families, domains.evaluation)
+    objective = objectives.expanded(objective, domains.evaluation, domains.training, members)
     inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
     train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)
     evaluated = list(inputs.evaluated)
@@ -79,7 +97,7 @@ def fit(
         rounds,
     )
     if found:
-        _adopt(study, found, {"mixtures": mixtures, "losses": losses})
+        files.adopt(study, found)
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
@@ -98,6 +116,7 @@ def fit(
         "fit/choice.json",
         {
             "objective": objective,
+            "families": members,
             "observations": len(inputs.losses),
             "train_mixtures": train_mixtures,
             "folds": folds,
@@ -138,35 +157,9 @@ def _judge_accuracy(study: Study, regressors: Sequence[str], rounds: Sequence[Ro
     print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
 
 
-def _read(study: Study, mixtures: str | None, losses: str | None) -> swarm.Swarm:
-    """Somebody else's observations, for a study that is a new one or holds such observations."""
-    if not (mixtures and losses):
-        raise UserError("observations from elsewhere are two files: give both --mixtures and --losses")
-    if (study.root / "study.json").exists() and not study.is_swarm:
-        raise UserError(f"study {study} has observations of its own; give another --study")
-    return swarm.read_swarm(mixtures, losses)
-
-
 def _from_elsewhere(found: swarm.Swarm, objective: str | Mapping[str, float]) -> "Observations":
     weights = objectives.weights(objective, list(found.losses.columns), list(found.mixtures.columns))
     return Observations(found.mixtures.values, found.losses.values, {}, weights)
-
-
-def _adopt(study: Study, found: swarm.Swarm, files: Mapping[str, str | None]) -> None:
-    """Makes somebody else's observations those of the study."""
-    about = {
-        "format": FORMAT,
-        "training_domains": list(found.mixtures.values),
-        "evaluation_domains": list(found.losses.values),
-        "swarm": {
-            name: {"file": files[name], "id_column": table.id_column, "columns": table.columns}
-            for name, table in found._asdict().items()
-        },
-    }
-    study.describe(about)
-    runs = found.mixtures.values
-    study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
-    study.write_table("losses.csv", found.losses.values)
 
 
 class Observations:

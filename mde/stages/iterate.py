@@ -53,8 +53,8 @@ def iterate(
       study: a study with scored observations and evaluated features.
       rounds: how many, those done before included.
       batch: mixtures trained in each.
-      objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, worst-sp, worst-et,
-        worst-all, or weights by evaluation domain.
+      objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, avg-families,
+        worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       regressor: of the objective; one with a standard deviation.
       features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
       threshold: expected improvement, in units of the noise, below which it stops.
@@ -86,7 +86,7 @@ def iterate(
         plan = f"iterate/round-{number:02d}.csv"
         if not (study.root / plan).exists():
             proposal = _propose(study, goal, model, design, bounds.region, batch, seed + number)
-            _report(study, number, proposal)
+            _report(study, goal, number, proposal)
             if proposal.settled(threshold):
                 print(f"stopped before round {number}: a run promises less than {threshold:g} of its noise")
                 return
@@ -98,7 +98,7 @@ def iterate(
             print(f"train the mixtures of {study.root / plan}, then `mde fit` again with their rows")
             print(f"not there yet: {', '.join(missing)}")
             return
-    _report(study, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
+    _report(study, goal, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
     print(f"{rounds} rounds are done; `mde fit --study={study}` and `mde optimize` know all runs")
 
 
@@ -185,11 +185,11 @@ def _add(study: Study, name: str, rows: pd.DataFrame, made_by: str) -> None:
     study.write_table(name, longer)
 
 
-def _report(study: Study, number: int, proposal: Proposal) -> None:
+def _report(study: Study, goal: Objective, number: int, proposal: Proposal) -> None:
     """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
 
     Columns: round, runs (observations so far), improvement (expected of the next run), noise (of a run), objective (of
-    the best trained mixture, as the regressor believes) and its shares. Nats per token.
+    the best trained mixture, as the regressor believes) and its shares. In the study's unit.
     """
     row: dict[str, Any] = {
         "runs": len(_observed(study)),
@@ -205,8 +205,9 @@ def _report(study: Study, number: int, proposal: Proposal) -> None:
         table = pd.concat([before[before.index < number], table])
         table.index.name = "round"
     study.write_table(ROUNDS, table)
+    unit = study.unit_of(goal.counted(study.domains.evaluation))
     print(
-        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} nats per token; the next promises "
+        f"round {number}: {row['runs']} runs, best {proposal.objective:.4f} {unit}; the next promises "
         f"{proposal.improvement:.2g}, noise {proposal.noise:.2g}",
         flush=True,
     )

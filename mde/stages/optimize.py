@@ -52,8 +52,8 @@ def optimize(
       refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
         by default; of an expensive regressor, such as auto, at most 50.
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
-      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
-        worst-et, worst-all, or weights by evaluation domain.
+      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
+        avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       reference: whose predicted losses a worst case is measured from: uniform, proportional or best observed.
       beta: standard deviations of the prediction that are added to the objective.
       lower: least shares, by training domain.
@@ -66,7 +66,7 @@ def optimize(
       max_epochs: how often a domain may be repeated at the budget.
       prior: a mixture to stay near: uniform, proportional or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
-      kl_penalty: what a nat of this divergence costs, nats per token.
+      kl_penalty: what a nat of this divergence costs, in the unit of the losses.
       seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
@@ -115,7 +115,7 @@ def optimize(
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
-    _say(binding, epochs, predictions)
+    _say(binding, epochs, predictions, study.unit_of(goal.counted(domains.evaluation)))
 
 
 def _search(
@@ -186,7 +186,7 @@ def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, see
     return {"triples": triples, "points": points, "losses": on_slices, "draws": draws, "draw_losses": losses[-DRAWS:]}
 
 
-def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any]) -> None:
+def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any], unit: str) -> None:
     """What the constraints did, on the terminal."""
     for constraint in binding:
         print(f"binds: {constraint}")
@@ -194,7 +194,7 @@ def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions
         print("epochs at the budget: " + ", ".join(f"{name} {count:.3g}" for name, count in epochs.items()))
     for name, rival in predictions.items():
         if not rival["feasible"]:
-            print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} nats per token")
+            print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} {unit}")
 
 
 def _resampled(

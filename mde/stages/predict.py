@@ -19,10 +19,10 @@ def predict(study: Study, mixtures: str, output: str) -> None:
       study: a study in which a regressor was chosen.
       mixtures: a CSV file: a column `run`, and one a training domain, called as in the study or in the file it is from.
       output: the CSV file to write: a row a run, a column an evaluation domain, called as in the file of losses that
-        the study is from, and DOMAIN/std; nats per token if the losses were. acc/TASK and acc_norm/TASK where end tasks
+        the study is from, and DOMAIN/std, in the unit of that file. acc/TASK and acc_norm/TASK where end tasks
         were scored.
     """
-    wanted = swarm.read_mixtures(mixtures, study.domains.training)
+    wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=study.about.get("ignored", ()))
     losses, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
     names = list(study.domains.evaluation)
     columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}
@@ -34,7 +34,7 @@ def predict(study: Study, mixtures: str, output: str) -> None:
         accuracies = AccuracyPredictor(study)(wanted.values.to_numpy())
         table = table.assign(**accuracies)
         columns |= {name: name for name in accuracies}
-    swarm.write(output, swarm.Table(table, wanted.id_column, columns))
+    swarm.write(output, swarm.Table(table, wanted.id_column, columns, study.errors))
 
 
 class Predictor:
@@ -50,7 +50,7 @@ class Predictor:
         return feature_sets.assemble(self.features, mixtures, self._evaluated(mixtures))
 
     def __call__(self, mixtures: np.ndarray) -> np.ndarray:
-        """Predicted losses [C, J] in nats per token."""
+        """Predicted losses [C, J] in the study's unit."""
         return self.regressor.predict(self.design(mixtures))
 
     def with_deviations(self, mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from mde.errors import UserError, unknown
-from mde.optimization import losses
+from mde.optimization import losses, objectives
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
 from mde.regression import estimators, uncertainty
@@ -43,11 +43,16 @@ def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
 
 
 def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | Shares:
-    """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run."""
-    if objective is not None:
-        return objective
+    """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run.
+
+    What it says of families is of those that `mde fit` was given.
+    """
     chosen = (study.root / "fit/choice.json").exists()
-    return study.read_json("fit/choice.json", "fit")["objective"] if chosen else "avg-all"
+    choice = study.read_json("fit/choice.json", "fit") if chosen else {}
+    if objective is None:
+        return choice.get("objective", "avg-all")
+    domains = study.domains
+    return objectives.expanded(objective, domains.evaluation, domains.training, choice.get("families", {}))
 
 
 def constraints(
@@ -160,7 +165,7 @@ def values(regressor: Any, design: np.ndarray, objective: Objective) -> np.ndarr
 def intervals(
     predictor: Predictor, inputs: Observations, objective: Objective, mixtures: np.ndarray, level: float, seed: int
 ) -> np.ndarray:
-    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, nats per token.
+    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, in their unit.
 
     Args:
       predictor: the regressor.

@@ -14,7 +14,7 @@ LAYOUTS = {
 
 
 def swarm(study: Study, output: str, layout: str = "olmix") -> None:
-    """Writes the study's observations: mixtures, and losses in nats per token.
+    """Writes the study's observations: mixtures, and losses in the study's unit.
 
     Args:
       study: a study with scored observations.
@@ -27,7 +27,8 @@ def swarm(study: Study, output: str, layout: str = "olmix") -> None:
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
     losses = study.losses(runs=mixtures.index)
-    for file, values, (prefix, suffix) in zip((mixtures_file, losses_file), (mixtures, losses), affixes, strict=True):
+    tables = ((mixtures_file, mixtures, ()), (losses_file, losses, study.errors))
+    for (file, values, errors), (prefix, suffix) in zip(tables, affixes, strict=True):
         columns = {str(name): f"{prefix}{name}{suffix}" for name in values}
-        csv_files.write(epath.Path(output) / file, csv_files.Table(values, id_column, columns))
+        csv_files.write(epath.Path(output) / file, csv_files.Table(values, id_column, columns, errors))
         print(epath.Path(output) / file)

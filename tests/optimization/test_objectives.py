@@ -104,3 +104,55 @@ def test_objectives_that_make_no_sense_are_refused():
         objectives.make("avg-all", EVALUATION, TRAINING, np.zeros(4))
     with pytest.raises(UserError, match="beta=nan"):
         objectives.make("avg-all", EVALUATION, TRAINING, beta=float("nan"))
+
+
+TASKS = ["minerva_algebra", "minerva_geometry", "humaneval", "mbpp", "mbpp_plus", "arc"]
+FAMILIES = {"math": ["minerva_*"], "code": ["mbpp*", "humaneval"]}
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("avg-families", [1 / 6, 1 / 6, 1 / 9, 1 / 9, 1 / 9, 1 / 3]),  # math, code, and arc by itself
+        ({"math": 3, "code": 1}, [3 / 8, 3 / 8, 1 / 12, 1 / 12, 1 / 12, 0]),
+        ({"mbpp*": 1, "arc": 1}, [0, 0, 0, 1 / 4, 1 / 4, 1 / 2]),
+        ({"math": 1, "minerva_algebra": 1}, [3 / 4, 1 / 4, 0, 0, 0, 0]),
+        ("avg-all", [1 / 6] * 6),
+    ],
+)
+def test_a_family_shares_its_weight_among_its_members(objective, expected):
+    families = objectives.in_families(FAMILIES, TASKS)
+    assert families == {"math": TASKS[:2], "code": TASKS[2:5]}
+    np.testing.assert_allclose(objectives.weights(objective, TASKS, [], families), expected, rtol=1e-15)
+    plain = objectives.expanded(objective, TASKS, [], families)
+    np.testing.assert_allclose(objectives.weights(plain, TASKS, []), expected, rtol=1e-15)
+
+
+def test_an_objective_that_needs_no_families_stays_as_it_is():
+    families = objectives.in_families(FAMILIES, TASKS)
+    for objective in ("avg-all", "worst-all", "avg-lal", {"arc": 2, "mbpp": 1}):
+        assert objectives.expanded(objective, TASKS, [], families) == objective
+
+
+@pytest.mark.parametrize(
+    ("families", "says"),
+    [
+        ({"math": ["minerv_*"]}, "unknown evaluation domain in family 'math' 'minerv_.*did you mean 'minerva_"),
+        ({"code": ["humanevel"]}, "in family 'code' 'humanevel': did you mean 'humaneval'"),
+        ({"code": ["mbpp*"], "python": ["mbpp"]}, "'mbpp' is in families 'code' and 'python', expected one"),
+        ({"arc": ["mbpp"]}, "family 'arc' has the name of an evaluation domain"),
+        ({"math": []}, "family 'math' is empty"),
+    ],
+)
+def test_bad_families_are_refused(families, says):
+    with pytest.raises(UserError, match=says):
+        objectives.in_families(families, TASKS)
+
+
+def test_objectives_of_families_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match="objective avg-families: there are no families"):
+        objectives.weights("avg-families", TASKS, [])
+    with pytest.raises(UserError, match="unknown evaluation domain in the objective 'mth': did you mean 'math'"):
+        objectives.weights({"mth": 1}, TASKS, [], objectives.in_families(FAMILIES, TASKS))
+    with pytest.raises(UserError, match="domain 'math' has weight -1"):
+        objectives.weights({"math": -1}, TASKS, [], objectives.in_families(FAMILIES, TASKS))

@@ -92,7 +92,7 @@ def test_columns_are_taken_by_name(pair):
 @pytest.mark.parametrize(
     ("mixtures", "losses", "expected"),
     [
-        ("run,web,code\na,1,0\n", LOSSES, ["mixtures.csv", "'c'", "2 such runs"]),
+        ("run,web,code\na,1,0\n", LOSSES, ["mixtures.csv", "'c'", "such runs out, 2 in all"]),
         (MIXTURES, "run,news\na,1\nb,2\n", ["losses.csv", "'c'"]),
         (MIXTURES + "a,1,0\n", LOSSES, ["mixtures.csv", "'a'", "twice"]),
         (MIXTURES, LOSSES + "b,1,0\n", ["losses.csv", "'b'", "twice"]),
@@ -129,3 +129,67 @@ def test_wrong_and_missing_domains(pair):
     (path.parent / "binary.csv").write_bytes(b"run,\xff\xfe")
     with pytest.raises(UserError, match="not a text file"):
         swarm.read_losses(path.parent / "binary.csv")
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "losses", "why"),
+    [
+        (MIXTURES, LOSSES.replace("2,2.5", ",2.5"), "losses.csv: run 'b', domain 'news': loss nan"),
+        (MIXTURES, LOSSES.replace("2.5", "inf"), "losses.csv: run 'b', domain 'code': loss inf"),
+        (MIXTURES, LOSSES.replace("b,2,2.5\n", ""), "losses.csv: no row for run 'b'"),
+        (MIXTURES.replace("1,0", "1,"), LOSSES, "mixtures.csv: run 'b', domain 'code': share nan"),
+        (MIXTURES.replace("b,1,0\n", ""), LOSSES, "mixtures.csv: no row for run 'b'"),
+        (MIXTURES, LOSSES.replace("2,2.5", "nan,nan"), "losses.csv: run 'b', domain 'news': loss nan"),
+    ],
+)
+def test_an_incomplete_run_is_refused_or_dropped(pair, mixtures, losses, why):
+    files = pair(mixtures, losses)
+    with pytest.raises(UserError) as error:
+        swarm.read_swarm(*files)
+    assert why in str(error.value)
+    assert "--incomplete=drop leaves such runs out, 1 in all" in str(error.value)
+    trained, observed = swarm.read_swarm(*files, incomplete="drop")
+    assert list(trained.values.index) == list(observed.values.index) == ["a", "c"]
+    np.testing.assert_array_equal(observed.values.to_numpy(), [[1, 1.5], [3, 3.5]])
+    assert list(observed.dropped) == ["b"]
+    assert why in observed.dropped["b"]
+
+
+def test_what_is_dropped_is_incomplete_and_nothing_else(pair):
+    _, observed = swarm.read_swarm(*pair(), incomplete="drop")
+    assert list(observed.values.index) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"losses.csv: no run is complete; the first, .*'a'"):
+        swarm.read_swarm(*pair("run,web,code\na,,1\n", "run,news\na,1\n"), incomplete="drop")
+    with pytest.raises(UserError, match="unknown value of incomplete 'dorp': did you mean 'drop'"):
+        swarm.read_swarm(*pair(), incomplete="dorp")
+    with pytest.raises(UserError, match=r"'b'.*'two' is not a number"):
+        swarm.read_swarm(*pair(MIXTURES, LOSSES.replace("2,2.5", "two,2.5")), incomplete="drop")
+    with pytest.raises(UserError, match=r"mixtures.csv: .*'a'.*1.75"):
+        swarm.read_swarm(*pair(MIXTURES.replace(".25", "1"), LOSSES), incomplete="drop")
+
+
+def test_columns_that_are_no_domains_are_named(pair):
+    mixtures = "run,State,web,code\na,finished,.25,.75\nb,crashed,1,0\n"
+    losses = "run,meta/gpu,meta/hours,news\nb,H100,3,2\na,H100,4,1\n"
+    with pytest.raises(
+        UserError, match="column 'State': 'finished' is not a number; --ignore='State' leaves the column"
+    ):
+        swarm.read_swarm(*pair(mixtures, losses))
+    trained, observed = swarm.read_swarm(*pair(mixtures, losses), ignore=["State", "meta/*"])
+    assert list(trained.values) == ["web", "code"]
+    assert list(observed.values) == ["news"]
+    with pytest.raises(UserError, match="unknown column in ignore 'Stat': did you mean 'State'"):
+        swarm.read_swarm(*pair(mixtures, losses), ignore=["Stat"])
+    assert list(swarm.read_mixtures(pair(mixtures, losses)[0], ["web", "code"], ignore=["State"]).values) == [
+        "web",
+        "code",
+    ]
+
+
+def test_errors_are_written_as_the_values_they_come_from(pair, tmp_path):
+    files = pair(MIXTURES, "run,news,arc_acc\na,1,.25\nb,2,1\nc,3,0\n")
+    _, losses = swarm.read_swarm(*files, higher=["*_acc"])
+    np.testing.assert_array_equal(losses.values["arc_acc"], [0.75, 0, 1])
+    np.testing.assert_array_equal(losses.values["news"], [1, 2, 3])
+    swarm.write(tmp_path / "again.csv", losses)
+    np.testing.assert_array_equal(swarm.read_losses(tmp_path / "again.csv").values["arc_acc"], [0.25, 1, 0])
