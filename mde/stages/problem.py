@@ -51,10 +51,11 @@ def constraints(
     group_bounds: Mapping[str, Sequence[float]] | None = None,
     tokens: Shares | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Shares | None = None,
     prior: str | Shares | None = None,
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
+    frozen: Mapping[str, Shares] | None = None,
 ) -> Constraints:
     """The constraints of a search, as its arguments say.
 
@@ -86,6 +87,7 @@ def constraints(
         prior,
         max_kl,
         kl_penalty,
+        frozen or {},
     )
 
 
