@@ -94,7 +94,7 @@ class Study(study.Study):
           candidates: mixtures that the search starts from.
           seed: of the search.
           constraints: as those of `mde optimize`: lower, upper, fixed, groups, group_bounds, tokens, budget,
-            max_epochs, prior, max_kl, kl_penalty.
+            max_epochs, prior, max_kl, kl_penalty, frozen.
 
         Raises:
           UserError: no regressor was chosen; an objective or constraint that makes no sense.
@@ -238,7 +238,7 @@ def optimize(
       candidates: mixtures that the search starts from.
       seed: of the search.
       constraints: other fields of `mde.optimization.constraints.Constraints`: lower, upper, fixed, tokens, budget,
-        max_epochs, prior, max_kl, kl_penalty.
+        max_epochs, prior, max_kl, kl_penalty, frozen.
 
     Raises:
       UserError: an unknown constraint, objective or domain; bounds that no mixture obeys.

@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +42,12 @@ class Constraints:
       upper: greatest shares.
       fixed: shares that are given.
       groups: bounds on sums of shares, by a name of your own.
+      frozen: ratios that domains keep to each other, by a name of your own, such as {"old": {"web": 0.6, "code": 0.4}}:
+        only their sum varies, as if they were one domain. A domain is in one of these at most.
       tokens: tokens that there are, by domain; all domains or none.
       budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget.
+      max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget. One number, or
+        numbers by domain; domains without one are not capped.
       prior: a mixture to stay near.
       max_kl: greatest KL(mixture ‖ prior), nats.
       kl_penalty: what a nat of KL(mixture ‖ prior) costs, in the unit of the objective.
@@ -58,10 +63,11 @@ class Constraints:
     groups: Mapping[str, Group] = field(default_factory=dict)
     tokens: Shares | None = None
     budget: float | None = None
-    max_epochs: float | None = None
+    max_epochs: float | Shares | None = None
     prior: Shares | None = None
     max_kl: float | None = None
     kl_penalty: float = 0.0
+    frozen: Mapping[str, Shares] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -77,15 +83,21 @@ class Constraints:
         prior = self.prior_mixture
         if prior is not None and (self.max_kl is not None or self.kl_penalty):
             high = np.where(prior > 0, high, 0.0)  # elsewhere the divergence is infinite
-        groups = list(self.groups.values())
+        member = [[float(name in group.domains) for name in self.domains] for group in self.groups.values()]
+        ties = []
+        for name in self.frozen:
+            ratios = self._ratios(name)
+            low, high = self._kept(name, ratios, low, high)
+            # Each share is its part of the sum; what the others leave is the last one's.
+            among = np.flatnonzero(ratios > 0)
+            ties += [np.eye(len(ratios))[i] - ratios[i] * (ratios > 0) for i in among[:-1]]
+        still = [0.0] * len(ties)
         return Region(
             low,
             high,
-            np.array([[float(name in group.domains) for name in self.domains] for group in groups]).reshape(
-                len(groups), len(self.domains)
-            ),
-            np.array([float(group.lower) for group in groups]),
-            np.array([float(group.upper) for group in groups]),
+            np.array([*member, *ties]).reshape(-1, len(self.domains)),
+            np.array([*(float(group.lower) for group in self.groups.values()), *still]),
+            np.array([*(float(group.upper) for group in self.groups.values()), *still]),
             prior,
             np.inf if self.max_kl is None else self.max_kl,
         )
@@ -119,7 +131,7 @@ class Constraints:
             elif name in self.upper and self.upper[name] <= cap and share >= self.upper[name] - tolerance:
                 found.append(f"{name} is at its greatest share {self.upper[name]:.4g}")
             elif cap < 1 and share >= cap - tolerance:
-                found.append(f"{name} is at {self.max_epochs:g} epochs of its tokens, share {cap:.4g}")
+                found.append(f"{name} is at {self._epochs(name):g} epochs of its tokens, share {cap:.4g}")
         for name, group in self.groups.items():
             total = sum(share for domain, share in zip(self.domains, mixture, strict=True) if domain in group.domains)
             if group.lower > 0 and total <= group.lower + tolerance:
@@ -137,7 +149,47 @@ class Constraints:
         """Greatest shares [K] that the tokens allow; at least 1 where they allow all."""
         if self.max_epochs is None or self.tokens is None or self.budget is None:
             return np.full(len(self.domains), np.inf)
-        return self._vector(self.tokens, 0.0) * self.max_epochs / self.budget
+        return self._vector(self.tokens, 0.0) * [self._epochs(name) for name in self.domains] / self.budget
+
+    def _epochs(self, name: str) -> float:
+        """How often a domain may be repeated."""
+        return self.max_epochs.get(name, np.inf) if isinstance(self.max_epochs, Mapping) else self.max_epochs or np.inf
+
+    def _ratios(self, name: str) -> np.ndarray:
+        """[K], what a frozen group is made of; they sum to one."""
+        ratios = self._vector(self.frozen[name], 0.0)
+        return ratios / ratios.sum()
+
+    def _kept(self, name: str, ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds on shares [K] that a frozen group of these ratios can reach: each stands for all of the group.
+
+        Raises:
+          UserError: no sum of the group is within all of them.
+        """
+        without = [domain for domain in self.frozen[name] if low[self.domains.index(domain)] > 0]
+        if blocked := [domain for domain in without if self.frozen[name][domain] == 0]:
+            raise UserError(
+                f"constraints: domain {blocked[0]!r} has ratio 0 in frozen group {name!r}, "
+                f"but a least share of {low[self.domains.index(blocked[0])]:.6g}"
+            )
+        inside = ratios > 0
+        least, most = low[inside] / ratios[inside], high[inside] / ratios[inside]
+        names = [domain for domain, chosen in zip(self.domains, inside, strict=True) if chosen]
+        total_low, total_high = float(least.max()), min(float(most.min()), 1.0)
+        if total_low > total_high + SUM_TOLERANCE:
+            holds, stops = names[int(least.argmax())], names[int(most.argmin())]
+            raise UserError(
+                f"constraints: in frozen group {name!r} the least share {low[self.domains.index(holds)]:.6g} of "
+                f"{holds!r} asks for a sum of {total_low:.6g}, but "
+                + (
+                    f"the greatest share {high[self.domains.index(stops)]:.6g} of {stops!r} allows {total_high:.6g}"
+                    if most.min() < 1
+                    else "a sum is at most 1"
+                )
+            )
+        total_low = min(total_low, total_high)  # shares typed by hand
+        in_group = [domain in self.frozen[name] for domain in self.domains]
+        return np.where(in_group, ratios * total_low, low), np.where(in_group, ratios * total_high, high)
 
     def _check_numbers(self) -> None:
         for what, shares in (("lower", self.lower), ("upper", self.upper), ("fixed", self.fixed)):
@@ -153,16 +205,22 @@ class Constraints:
                     f"constraints: group {name!r} of {len(group.domains)} domains with bounds {group.lower} and "
                     f"{group.upper}, expected domains and 0 <= lower <= upper <= 1"
                 )
+        self._check_frozen()
         for name in self.tokens or ():
             self._known(name, "tokens")
         for name in self.domains:
             if self.tokens is not None and not 0 < self.tokens.get(name, 0) < np.inf:
                 raise UserError(f"constraints: no tokens of domain {name!r}, expected a positive number")
-        for what, value in (("budget", self.budget), ("max_epochs", self.max_epochs)):
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise UserError(f"constraints: {what}={value}, expected a positive number")
+        by_domain = self.max_epochs if isinstance(self.max_epochs, Mapping) else {}
+        for name in by_domain:
+            self._known(name, "max_epochs")
+        counts: dict[str, Any] = {f"max_epochs[{name!r}]": epochs for name, epochs in by_domain.items()}
+        counts |= {"budget": self.budget} | ({} if by_domain else {"max_epochs": self.max_epochs})
+        for what, value in counts.items():
+            if value is not None and not (isinstance(value, Real) and 0 < float(value) < np.inf):
+                raise UserError(f"constraints: {what}={value!r}, expected a positive number")
         if self.max_epochs is not None and (self.tokens is None or self.budget is None):
-            raise UserError(f"constraints: max_epochs={self.max_epochs:g} needs the tokens of the domains and a budget")
+            raise UserError(f"constraints: max_epochs={self.max_epochs} needs the tokens of the domains and a budget")
         for name in self.prior or ():
             self._known(name, "prior")
         if (self.max_kl is not None or self.kl_penalty) and self.prior is None:
@@ -171,6 +229,33 @@ class Constraints:
             raise UserError(
                 f"constraints: max_kl={self.max_kl}, kl_penalty={self.kl_penalty}: expected more than 0 and 0 or more"
             )
+
+    def _check_frozen(self) -> None:
+        where: dict[str, str] = {}
+        for name, ratios in self.frozen.items():
+            if not isinstance(ratios, Mapping):
+                raise UserError(
+                    f"constraints: frozen group {name!r} is {ratios!r}, expected ratios by domain, such as "
+                    f"{{{name!r}: {{{self.domains[0]!r}: 0.6, ...}}}}"
+                )
+            for domain, ratio in ratios.items():
+                self._known(domain, f"frozen group {name!r}")
+                if not (isinstance(ratio, Real) and 0 <= ratio < np.inf):
+                    raise UserError(
+                        f"constraints: frozen group {name!r} has ratio {ratio!r} of domain {domain!r}, "
+                        "expected 0 or more"
+                    )
+                if domain in where:
+                    raise UserError(
+                        f"constraints: domain {domain!r} is in the frozen groups {where[domain]!r} and {name!r}, "
+                        "expected one of them"
+                    )
+                where[domain] = name
+            if not sum(ratios.values()) > 0:
+                raise UserError(
+                    f"constraints: ratios of frozen group {name!r} sum to {sum(ratios.values()):g}, "
+                    "expected a positive number"
+                )
 
     def _check_sums(self) -> None:
         region = self.region
@@ -210,11 +295,13 @@ class Constraints:
         if name in self.fixed:
             return "fixed shares"
         cap = self._caps()[self.domains.index(name)]
+        if self.region.high[self.domains.index(name)] < min(cap, self.upper.get(name, 1)) - SUM_TOLERANCE:
+            groups = [group for group, ratios in self.frozen.items() if name in ratios]
+            return f"the ratios of frozen group {groups[0]!r}" if groups else "shares of zero in the prior"
         if cap < self.upper.get(name, 1):
             assert self.tokens is not None
-            return f"{self.tokens[name]:,.0f} tokens × {self.max_epochs:g} epochs at a budget of {self.budget:,.0f}"
-        if self.region.high[self.domains.index(name)] < self.upper.get(name, 1):
-            return "shares of zero in the prior"
+            epochs = self._epochs(name)
+            return f"{self.tokens[name]:,.0f} tokens × {epochs:g} epochs at a budget of {self.budget:,.0f}"
         return "upper bounds"
 
     def _known(self, name: str, where: str) -> None:

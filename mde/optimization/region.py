@@ -1,7 +1,8 @@
 """The mixtures that constraints leave: a part of the simplex, as numbers.
 
-A region is the simplex over K domains, cut by bounds on shares, bounds on the sums of groups of domains, and a ball of
-Kullback-Leibler divergence around a prior. All of these are convex, and every method below takes many points at once.
+A region is the simplex over K domains, cut by bounds on shares, bounds on sums of shares (those of a group, or weighed
+ones, which can keep a ratio), and a ball of Kullback-Leibler divergence around a prior. All of these are convex, and
+every method below takes many points at once.
 """
 
 import functools
@@ -22,13 +23,14 @@ PRECISE = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 
 
 @dataclass(frozen=True)
 class Region:
-    """Bounds on shares and on sums of groups, and the greatest divergence from a prior.
+    """Bounds on shares and on their sums, and the greatest divergence from a prior.
 
     Attributes:
       low: [K], least shares.
       high: [K], greatest shares.
-      member: [G, K], one where a group has a domain, zero elsewhere.
-      group_low: [G], least sums of the groups.
+      member: [G, K], weights of the sums: one where a group has a domain, zero elsewhere; any others for ratios, whose
+        weighed sum is zero.
+      group_low: [G], least sums.
       group_high: [G], greatest sums.
       prior: [K], the centre of the ball; None for none.
       max_kl: nats, the greatest KL(mixture ‖ prior).
@@ -126,7 +128,7 @@ class Region:
         bounds = np.stack([self.low, self.high], axis=1)
         found = optimize.linprog(slope, rows, limits, np.ones((1, self.k)), [1.0], bounds, "highs", options=PRECISE)
         if found.x is None:
-            raise UserError("no mixture obeys the bounds on shares and on groups at once")
+            raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
         return found.x
 
     @functools.cached_property

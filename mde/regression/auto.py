@@ -11,6 +11,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
+from mde.regression import designs
 from mde.regression.designs import adopt, check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
@@ -49,7 +50,6 @@ class Auto(RegressorMixin, BaseEstimator):
       seed: of its splits.
     """
 
-    cubic_in_rows = True  # so that validation gives it fewer rounds
     calibrated = True  # its deviations have been held against out-of-fold errors
 
     def __init__(
@@ -63,6 +63,13 @@ class Auto(RegressorMixin, BaseEstimator):
         self.candidates = candidates
         self.folds = folds
         self.seed = seed
+
+    def work(self, rows: int, targets: int) -> float:
+        """What a fit costs, in the unit of its candidates: each is fitted on all rows, and on fewer than `MANY` on
+        those of every inner fold as well.
+        """
+        folds = [rows, *([rows - rows // self.folds] * self.folds if rows < MANY else [])]
+        return sum(designs.work(regressor, part, targets) for regressor, _ in self._candidates(True) for part in folds)
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `regressors_` on all rows, their `weights_`, `inner_error_` and the calibration of deviations."""

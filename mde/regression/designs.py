@@ -75,6 +75,11 @@ def fit_many(estimator: BaseEstimator, tables: Sequence[tuple[np.ndarray, np.nda
     return [clone(estimator).fit(X, y) for X, y in tables]
 
 
+def work(estimator: Any, rows: int, targets: int) -> float:
+    """What a fit costs an expensive estimator, in entries of covariance matrices; nothing to speak of for others."""
+    return estimator.work(rows, targets) if hasattr(estimator, "work") else 0.0
+
+
 def adopt(estimator: BaseEstimator, fitted: BaseEstimator) -> None:
     """Gives an estimator what a fitted clone has learnt; its own parameters stay the very objects they were."""
     vars(estimator).update({name: value for name, value in vars(fitted).items() if name.endswith("_")})

@@ -27,7 +27,8 @@ PRIOR_SCALE = {"length": 1.25, "matern": 3.0, "linear": 3.0, "noise": 2.0}
 LEAST_NOISE = 1e-8  # variance; with less, losses without any noise leave a covariance that float64 cannot invert
 FEW = 48  # rows below which a batch is one array operation; above, a thread a core takes its part of the batch
 THREADS = 2
-CHUNK = 4_000_000  # entries of the covariance matrices that are worked on together: they bound the memory
+CACHED = 80_000  # entries of the covariance matrices that are fitted together: what a core's cache holds
+CHUNK = 4_000_000  # entries of those that predictions are made with together: they bound the memory
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(parts) as pool:
 
         def objective(points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            n_chunks = max(parts, -(-len(which) * n_rows**2 // CHUNK))
+            n_chunks = max(parts, -(-len(which) * n_rows**2 // CACHED))
             chunks = np.array_split(np.arange(len(which)), min(n_chunks, len(which)))
             found = list(pool.map(lambda c: _negative_posterior(points[c], which[c] % n), chunks))
             return np.concatenate([value for value, _ in found]), np.concatenate([slope for _, slope in found])
@@ -109,8 +110,9 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
         best = values.reshape(-1, n).argmin(axis=0)
         log_scales = points.reshape(-1, n, len(mean))[best, np.arange(n)]
         noise_B = _unpack(log_scales)[-1]
-        covariance = _covariance(log_scales, inputs, inputs) + noise_B[:, None, None] * np.eye(n_rows)
-        inverse = _inverse(np.linalg.cholesky(covariance))
+        covariance = _covariance(log_scales, inputs, inputs)
+        np.einsum("brr->br", covariance)[...] += noise_B[:, None]
+        inverse, _, _ = _inverse(covariance)
     return Processes(
         inputs, log_scales, inverse, np.einsum("brs,bs->br", inverse, losses), values.reshape(-1, n).min(axis=0)
     )
@@ -123,31 +125,36 @@ def negative_log_likelihood(log_scales: np.ndarray, inputs: np.ndarray, losses: 
     Matern-5/2 function m (Rasmussen and Williams, equation 5.9 for the gradient). A covariance that is not positive
     definite in float64 has an infinite value.
     """
-    _, n_rows, n_features = inputs.shape
+    n, n_rows, n_features = inputs.shape
     length_BF, matern_B, linear_B, noise_B = _unpack(log_scales)
     scaled_BRF = inputs / length_BF[:, None]
     matern_BRR, slope_BRR = _matern(_square_distances(scaled_BRF, scaled_BRF))
     matern_BRR *= matern_B[:, None, None]
-    slope_BRR *= matern_B[:, None, None]
-    covariance_BRR = matern_BRR + linear_B[:, None, None] * (inputs @ inputs.transpose(0, 2, 1)) + CONSTANT
-    covariance_BRR[:, np.arange(n_rows), np.arange(n_rows)] += noise_B[:, None]
-    factor_BRR, broken_B = _cholesky(covariance_BRR)
-    inverse_BRR = _inverse(factor_BRR)
-    weights_BR = np.einsum("brs,bs->br", inverse_BRR, losses)
-    value_B = (losses * weights_BR).sum(axis=1) / 2
-    value_B += np.log(np.diagonal(factor_BRR, axis1=1, axis2=2)).sum(axis=1)
+    covariance_BRR = _linear(linear_B, inputs, inputs)
+    covariance_BRR += matern_BRR
+    np.einsum("brr->br", covariance_BRR)[...] += noise_B[:, None]
+    inverse_BRR, log_root_B, broken_B = _inverse(covariance_BRR)
+    weights_BR = (inverse_BRR @ losses[:, :, None])[:, :, 0]
+    value_B = (losses * weights_BR).sum(axis=1) / 2 + log_root_B
 
-    outer_BRR = (inverse_BRR - weights_BR[:, :, None] * weights_BR[:, None, :]) / 2  # d value / d covariance
+    outer_BRR = inverse_BRR  # becomes twice what the value changes with an entry of the covariance
+    outer_BRR -= weights_BR[:, :, None] * weights_BR[:, None, :]
     gradient = np.empty_like(log_scales)
-    by_square_BRR = outer_BRR * slope_BRR
-    gradient[:, :n_features] = -4 * (
-        np.einsum("brf,br->bf", scaled_BRF**2, by_square_BRR.sum(axis=2))
-        - np.einsum("brf,brf->bf", scaled_BRF, by_square_BRR @ scaled_BRF)
-    )
     gradient[:, -3] = np.einsum("brs,brs->b", outer_BRR, matern_BRR)
     gradient[:, -2] = linear_B * np.einsum("brf,brf->b", inputs, outer_BRR @ inputs)
-    gradient[:, -1] = (noise_B - LEAST_NOISE) * np.trace(outer_BRR, axis1=1, axis2=2)
-    return np.where(broken_B, np.inf, value_B), gradient
+    gradient[:, -1] = (noise_B - LEAST_NOISE) * np.einsum("brr->b", outer_BRR)
+    outer_BRR *= slope_BRR
+    with_sum_BRF = np.concatenate([scaled_BRF, np.ones((n, n_rows, 1))], axis=2)
+    moved_BRF = outer_BRR @ with_sum_BRF
+    gradient[:, :n_features] = (
+        -4
+        * matern_B[:, None]
+        * (
+            np.einsum("brf,br->bf", scaled_BRF**2, moved_BRF[:, :, -1])
+            - np.einsum("brf,brf->bf", scaled_BRF, moved_BRF[:, :, :-1])
+        )
+    )
+    return np.where(broken_B, np.inf, value_B), gradient / 2
 
 
 class GaussianProcess(RegressorMixin, BaseEstimator):
@@ -161,11 +168,13 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
       seed: of these starts.
     """
 
-    cubic_in_rows = True  # so that validation gives it fewer rounds
-
     def __init__(self, restarts: int = 0, seed: int = 0):
         self.restarts = restarts
         self.seed = seed
+
+    def work(self, rows: int, targets: int) -> float:
+        """What a fit costs: entries of the covariance matrices that it goes over again and again."""
+        return float((1 + self.restarts) * targets * rows**2)
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `processes_`, one a target."""
@@ -254,21 +263,66 @@ def _covariance(log_scales: np.ndarray, a_BCF: np.ndarray, b_BRF: np.ndarray) ->
     """Covariances of noiseless losses, [B, C, R]."""
     length_BF, matern_B, linear_B, _ = _unpack(log_scales)
     matern_BCR, _ = _matern(_square_distances(a_BCF / length_BF[:, None], b_BRF / length_BF[:, None]))
-    return (
-        matern_B[:, None, None] * matern_BCR + linear_B[:, None, None] * (a_BCF @ b_BRF.transpose(0, 2, 1)) + CONSTANT
-    )
+    matern_BCR *= matern_B[:, None, None]
+    matern_BCR += _linear(linear_B, a_BCF, b_BRF)
+    return matern_BCR
+
+
+def _linear(variance_B: np.ndarray, a_BCF: np.ndarray, b_BRF: np.ndarray) -> np.ndarray:
+    """The linear part of covariances and that of the mean, [B, C, R], in one product."""
+    ones_BC1, ones_BR1 = (np.full((*part.shape[:2], 1), np.sqrt(CONSTANT)) for part in (a_BCF, b_BRF))
+    left_BCF = np.concatenate([variance_B[:, None, None] * a_BCF, ones_BC1], axis=2)
+    return left_BCF @ np.concatenate([b_BRF, ones_BR1], axis=2).transpose(0, 2, 1)
 
 
 def _square_distances(a_BCF: np.ndarray, b_BRF: np.ndarray) -> np.ndarray:
-    squares = (a_BCF**2).sum(axis=2)[:, :, None] + (b_BRF**2).sum(axis=2)[:, None, :]
-    return np.maximum(squares - 2 * a_BCF @ b_BRF.transpose(0, 2, 1), 0)
+    """[B, C, R], in one product: |a|² · 1 - 2 a · b + 1 · |b|²."""
+    squares_BC1, squares_BR1 = (np.einsum("brf,brf->br", part, part)[:, :, None] for part in (a_BCF, b_BRF))
+    left_BCF = np.concatenate([-2 * a_BCF, squares_BC1, np.ones_like(squares_BC1)], axis=2)
+    right_BRF = np.concatenate([b_BRF, np.ones_like(squares_BR1), squares_BR1], axis=2)
+    squares_BCR = left_BCF @ right_BRF.transpose(0, 2, 1)
+    return np.maximum(squares_BCR, 0, out=squares_BCR)
 
 
 def _matern(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Matern-5/2 function of squared scaled distances, and its derivative by them."""
+    """The Matern-5/2 function of squared scaled distances, which it overwrites, and its derivative by them.
+
+    Written in place: arrays that leave the cache cost more than the arithmetic.
+    """
     root = np.sqrt(5 * squares)
     decay = np.exp(-root)
-    return (1 + root + root**2 / 3) * decay, -5 / 6 * (1 + root) * decay
+    root += 1
+    root *= decay
+    squares *= decay
+    squares *= 5 / 3
+    squares += root
+    root *= -5 / 6
+    return squares, root
+
+
+def _inverse(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inverses [B, R, R], half of the logarithms of the determinants [B], and which were not positive definite [B].
+
+    The matrices are overwritten; those that are not positive definite get the identity.
+    """
+    broken_B = np.zeros(len(matrices), dtype=bool)
+    log_root_B = np.empty(len(matrices))
+    if matrices.shape[1] < FEW:
+        factors, broken_B = _cholesky(matrices)
+        log_root_B = np.log(np.einsum("brr->br", factors)).sum(axis=1)
+        inverse = np.linalg.inv(factors)
+        return inverse.transpose(0, 2, 1) @ inverse, log_root_B, broken_B
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    for b, matrix in enumerate(matrices):
+        # The transpose is column-major, as LAPACK has it, so that it works where the matrix lies.
+        broken_B[b] = dpotrf(matrix.T, lower=0, clean=1, overwrite_a=1)[1] != 0
+        if broken_B[b]:
+            matrix[...] = np.eye(len(matrix))
+        log_root_B[b] = np.log(np.diagonal(matrix)).sum()
+        dpotri(matrix.T, lower=0, overwrite_c=1)
+        matrix += np.tril(matrix, -1).T
+    return matrices, log_root_B, broken_B
 
 
 def _cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,15 +334,3 @@ def _cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.eye(matrices.shape[1])[None], np.ones(1, dtype=bool)
         found = [_cholesky(one[None]) for one in matrices]
         return np.concatenate([factor for factor, _ in found]), np.concatenate([broken for _, broken in found])
-
-
-def _inverse(factors: np.ndarray) -> np.ndarray:
-    """Inverses of the matrices whose lower Cholesky factors these are."""
-    if factors.shape[1] < FEW:
-        inverse = np.linalg.inv(factors)
-        return inverse.transpose(0, 2, 1) @ inverse
-    from scipy.linalg.lapack import dpotri
-
-    # The transpose of a row-major lower factor is a column-major upper one: LAPACK takes it as it lies in memory.
-    upper = np.stack([dpotri(factor.T, lower=0)[0] for factor in factors])
-    return np.triu(upper) + np.triu(upper, 1).transpose(0, 2, 1)

@@ -7,11 +7,12 @@ from scipy.stats import norm
 from sklearn.base import BaseEstimator, clone
 
 from mde.errors import UserError
-from mde.regression.designs import fit_many
+from mde.regression.designs import fit_many, work
 
 FEW = 32  # rows up to which every row is left out alone
 FOLDS = 5  # parts that are left out of more rows than that
-BUDGET = 2e8  # cubed rows, summed over the halves, that an expensive regressor is fitted on
+BUDGET = 2e7  # entries of covariance matrices, summed over the halves, that an expensive regressor is fitted on
+MOST = 50  # refits of such a regressor, however few its rows
 
 
 def half_sample_refits(
@@ -37,8 +38,8 @@ def half_sample_refits(
         raise UserError(f"{n} refits, expected at least one")
     _check_tables(design, observed)
     half = (len(observed) + 1) // 2
-    if getattr(estimator, "cubic_in_rows", False):
-        n = min(n, max(10, min(50, int(BUDGET / half**3))))
+    if cost := work(estimator, half, observed.shape[1]):
+        n = min(n, max(10, min(MOST, int(BUDGET / cost))))
     rng = np.random.default_rng(seed)
     halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
     return fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])

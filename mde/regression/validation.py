@@ -5,7 +5,7 @@ split, or the folds of a partition. Whatever a regressor tunes, it tunes inside 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,14 +14,16 @@ import pandas as pd
 
 from mde.errors import UserError, unknown
 from mde.regression import estimators, scores
-from mde.regression.designs import fit_many, predict_with_deviation
+from mde.regression.designs import fit_many, predict_with_deviation, work
 from mde.regression.uncertainty import objective_deviation
 
 Method = tuple[str, str]  # regressor, feature set
 Split = tuple[np.ndarray, np.ndarray]  # training rows, held-out rows
 Round = list[Split]
 
-BUDGET = 2e8  # cubed training rows, summed over the splits, that an expensive method may be fitted on
+# Entries of covariance matrices (rows² × targets, of each process of a blend), summed over the splits:
+BUDGET = 1e7  # that an expensive method may be fitted on
+TOGETHER = 1e6  # that are fitted in a batch, between two moves of a progress bar: a second or so
 
 
 class OutOfFold(NamedTuple):
@@ -98,6 +100,7 @@ def judge(
     objective: np.ndarray,
     rounds: Sequence[Round],
     make: Callable[[str, str], Any] = estimators.make,
+    advance: Callable[[float], Any] = lambda _: None,
 ) -> Judgement:
     """Fits every method on the same splits and judges it on the rows held out.
 
@@ -112,6 +115,7 @@ def judge(
       objective: weights of the evaluation domains, [J], summing to one.
       rounds: from `splits` or `folds`.
       make: regressor and feature set -> unfitted estimator.
+      advance: told again and again which part of a method has been judged since, one for each in the end.
 
     Raises:
       UserError: shapes that do not fit; an unknown regressor or feature set.
@@ -129,8 +133,8 @@ def judge(
         if len(design) != len(observed):
             raise UserError(f"feature set {features!r}: {len(design)} rows, expected {len(observed)} as observed")
         estimator = make(regressor, features)
-        used = affordable(estimator, rounds)
-        held = held_out(estimator, design, observed, used, objective)
+        used = affordable(estimator, rounds, observed.shape[1])
+        held = held_out(estimator, design, observed, used, objective, advance)
         predictions[regressor, features] = _by_row(held, observed.shape, objective)
         label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
         errors[regressor, features] = pd.Series(np.mean(((held.mean - truth) @ objective) ** 2, axis=1))
@@ -177,12 +181,13 @@ def learning_curve(
     sizes: Sequence[int],
     repeats: int = 50,
     seed: int = 0,
+    advance: Callable[[float], Any] = lambda _: None,
 ) -> pd.DataFrame:
     """`judge` on the objective with each number of training rows: its table, with a column `train`."""
     parts = []
     for size in sizes:
         rounds = splits(len(observed), size, repeats, seed)
-        found = judge(observed, domains, designs, methods, objective, rounds).objective
+        found = judge(observed, domains, designs, methods, objective, rounds, advance=advance).objective
         parts.append(found.assign(train=size))
     return pd.concat(parts, ignore_index=True)
 
@@ -225,26 +230,47 @@ class Held:
 
 
 def held_out(
-    estimator: Any, design: np.ndarray, observed: np.ndarray, rounds: Sequence[Round], objective: np.ndarray
+    estimator: Any,
+    design: np.ndarray,
+    observed: np.ndarray,
+    rounds: Sequence[Round],
+    objective: np.ndarray,
+    advance: Callable[[float], Any] = lambda _: None,
 ) -> Held:
-    """Fits a clone on every split of every round, in one batch where the estimator can."""
+    """Fits a clone on every split of every round, in batches where the estimator can; `advance` as in `judge`."""
     every = [split for round_ in rounds for split in round_]
-    fitted = fit_many(estimator, [(design[train], observed[train]) for train, _ in every])
     parts = []
-    for one, (_, test) in zip(fitted, every, strict=True):
-        mean, deviations = predict_with_deviation(one, design[test])
-        parts.append((test, mean, deviations, objective_deviation(one, deviations, objective)))
+    for batch in _batches(estimator, every, observed.shape[1]):
+        fitted = fit_many(estimator, [(design[train], observed[train]) for train, _ in batch])
+        for one, (_, test) in zip(fitted, batch, strict=True):
+            mean, deviations = predict_with_deviation(one, design[test])
+            parts.append((test, mean, deviations, objective_deviation(one, deviations, objective)))
+        advance(len(batch) / len(every))
     rows, mean, deviations, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
     n, j = len(rounds), observed.shape[1]
     return Held(rows.reshape(n, -1), mean.reshape(n, -1, j), deviations.reshape(n, -1, j), deviation.reshape(n, -1))
 
 
-def affordable(estimator: Any, rounds: Sequence[Round]) -> Sequence[Round]:
+def affordable(estimator: Any, rounds: Sequence[Round], targets: int) -> Sequence[Round]:
     """The first of the rounds, at least two, as far as the budget of an expensive method goes."""
-    if not getattr(estimator, "cubic_in_rows", False):
-        return rounds
-    cost = np.cumsum([sum(float(len(train)) ** 3 for train, _ in round_) for round_ in rounds])
+    cost = np.cumsum([sum(work(estimator, len(train), targets) for train, _ in round_) for round_ in rounds])
     return rounds[: max(2, int(np.searchsorted(cost, BUDGET)))]
+
+
+def _batches(estimator: Any, every: Sequence[Split], targets: int) -> Iterator[list[Split]]:
+    """The splits in parts that cost about `TOGETHER` each; one by one where a batch is no faster than its members."""
+    if not hasattr(estimator, "fit_many"):
+        yield from ([split] for split in every)
+        return
+    batch, cost = [], 0.0
+    for split in every:
+        batch.append(split)
+        cost += work(estimator, len(split[0]), targets)
+        if cost >= TOGETHER:
+            yield batch
+            batch, cost = [], 0.0
+    if batch:
+        yield batch
 
 
 def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from mde.regression import estimators, validation
 from mde.regression import features as feature_sets
 from mde.regression.validation import Method, Round
+from mde.stages import progress
 from mde.study import Study
 
 METRICS = {"acc": "", "acc_norm": "_norm"}  # what is measured, and how the features that go with it end
@@ -93,9 +93,9 @@ def judge(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> p
             name: feature_sets.assemble(name, mixtures.to_numpy(), evaluated)
             for name in dict.fromkeys(name for _, name in methods)
         }
-        shown = tqdm(methods, f"fit {metric}", unit="method")
         weights = np.full(len(tasks), 1 / len(tasks))
-        judged = validation.judge(observed, tasks, designs, shown, weights, rounds)
+        with progress.of_methods(f"fit {metric}", len(methods)) as advance:
+            judged = validation.judge(observed, tasks, designs, methods, weights, rounds, advance=advance)
         parts.append(judged.objective.assign(metric=metric, measured=observed.mean()))
         learnt = [method for method in methods if method[0] in regressors]
         regressor, features = validation.compare(judged.rounds[learnt]).index[0]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from mde.errors import UserError
 from mde.optimization import objectives
@@ -15,7 +14,7 @@ from mde.regression import estimators, swarm, validation
 from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
 from mde.regression.validation import Method, Round
-from mde.stages import accuracy
+from mde.stages import accuracy, progress
 from mde.stages.elsewhere import Files
 from mde.study import Domains, Study
 
@@ -88,14 +87,11 @@ def fit(
         methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
     methods = list(dict.fromkeys(methods))
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
-    judged = validation.judge(
-        inputs.losses.to_numpy(),
-        inputs.domains,
-        designs,
-        tqdm(methods, "fit", unit="method"),
-        inputs.objective,
-        rounds,
-    )
+    with progress.of_methods("fit", len(methods)) as advance:
+        judged = validation.judge(
+            inputs.losses.to_numpy(), inputs.domains, designs, methods, inputs.objective, rounds, advance=advance
+        )
+    _say_rounds(judged, len(rounds))
     if found:
         files.adopt(study, found)
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
@@ -107,7 +103,8 @@ def fit(
         learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
     best = _choose(learnt, judged.rounds, designs)
     sizes = _curve_sizes(len(inputs.losses), train_mixtures) if curve_sizes is None else curve_sizes
-    study.write_table("fit/learning.csv", _learning(inputs, designs, learnt, sizes, repeats, seed))
+    known = train_mixtures if folds is None else None
+    study.write_table("fit/learning.csv", _learning(inputs, designs, learnt, sizes, known, repeats, seed))
     fitted = estimators.make(best["regressor"], best["features"]).fit(
         designs[best["features"]], inputs.losses.to_numpy()
     )
@@ -146,6 +143,12 @@ def _rounds(
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
     rounds = validation.folds(observations, folds, repeats, seed)
     return min(len(train) for train, _ in rounds[0]), rounds
+
+
+def _say_rounds(judged: validation.Judgement, rounds: int) -> None:
+    """Which methods were judged on fewer rounds than there are, on the terminal."""
+    for _, row in judged.objective[judged.objective["n"] < rounds].iterrows():
+        print(f"{row['regressor']} on {row['features']}: judged on the first {row['n']} of {rounds} rounds, for cost")
 
 
 def _judge_accuracy(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
@@ -230,7 +233,7 @@ def _choose(learnt: pd.DataFrame, rounds: pd.DataFrame, designs: Mapping[str, np
 
 def _curve_sizes(observations: int, train_mixtures: int) -> list[int]:
     """Four numbers of training mixtures, from half of the usual number to a quarter more where enough are held out."""
-    most = min(train_mixtures * 5 // 4, observations - max(3, observations // 5))
+    most = min(train_mixtures * 5 // 4, observations - max(3, -(-observations // 5)))
     least = min(max(4, train_mixtures // 2), most)
     return sorted(set(np.linspace(least, most, 4).astype(int).tolist()))
 
@@ -240,10 +243,14 @@ def _learning(
     designs: Mapping[str, np.ndarray],
     learnt: pd.DataFrame,
     sizes: Sequence[int],
+    known: int | None,
     repeats: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone."""
+    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone.
+
+    Those with `known` training mixtures stand in `learnt` already.
+    """
     on_weights = learnt[[not feature_sets.evaluated_parts(name) for name in learnt["features"]]]
     best = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
     rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
@@ -251,17 +258,25 @@ def _learning(
     columns = ["regressor", "features", "train", "mse", "mse_se"]
     if not sizes:
         return pd.DataFrame(columns=columns)
-    curve = validation.learning_curve(
-        inputs.losses.to_numpy(),
-        inputs.domains,
-        designs,
-        methods,
-        inputs.objective,
-        tqdm(sizes, "learning curves", unit="size"),
-        min(repeats, CURVE_REPEATS),
-        seed,
-    )
-    return curve[columns].rename_axis("point")
+    new = [size for size in sizes if size != known]
+    parts = []
+    if known in sizes:
+        parts.append(learnt.set_index(["regressor", "features"]).loc[methods].reset_index().assign(train=known))
+    if new:
+        with progress.of_methods("learning curves", len(new) * len(methods)) as advance:
+            curve = validation.learning_curve(
+                inputs.losses.to_numpy(),
+                inputs.domains,
+                designs,
+                methods,
+                inputs.objective,
+                new,
+                min(repeats, CURVE_REPEATS),
+                seed,
+                advance,
+            )
+        parts.append(curve)
+    return pd.concat(parts)[columns].sort_values("train", kind="stable", ignore_index=True).rename_axis("point")
 
 
 def _for_auto(features: str) -> str:

@@ -34,9 +34,10 @@ def iterate(
     fixed: Mapping[str, float] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     group_bounds: Mapping[str, Sequence[float]] | None = None,
+    frozen: Mapping[str, Mapping[str, float]] | None = None,
     tokens: Mapping[str, float] | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Mapping[str, float] | None = None,
     prior: str | Mapping[str, float] | None = None,
     max_kl: float | None = None,
     checkpoint_every: int = 500,
@@ -63,9 +64,10 @@ def iterate(
       fixed: shares that are given.
       groups: training domains by a name of your own, to bound together.
       group_bounds: least and greatest sum of the shares, by group.
+      frozen: training domains that keep their ratios, by a name of your own; only their sum varies.
       tokens: tokens that there are, by domain; those of the study by default.
       budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
       prior: a mixture to stay near: uniform, proportional or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       checkpoint_every: steps between states to resume from.
@@ -75,7 +77,7 @@ def iterate(
     if not threshold >= 0:
         raise UserError(f"threshold={threshold!r}, expected zero or more")
     bounds = problem.constraints(
-        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl
+        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, 0.0, frozen
     )
     goal = objectives.make(
         problem.objective_or_chosen(study, objective), study.domains.evaluation, study.domains.training

@@ -36,9 +36,10 @@ def optimize(
     fixed: Mapping[str, float] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     group_bounds: Mapping[str, Sequence[float]] | None = None,
+    frozen: Mapping[str, Mapping[str, float]] | None = None,
     tokens: Mapping[str, float] | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Mapping[str, float] | None = None,
     prior: str | Mapping[str, float] | None = None,
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
@@ -61,9 +62,10 @@ def optimize(
       fixed: shares that are given.
       groups: training domains by a name of your own, to bound together.
       group_bounds: least and greatest sum of the shares, by group.
+      frozen: training domains that keep their ratios, by a name of your own; only their sum varies.
       tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
       budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
       prior: a mixture to stay near: uniform, proportional or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       kl_penalty: what a nat of this divergence costs, in the unit of the losses.
@@ -71,7 +73,7 @@ def optimize(
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
     bounds = problem.constraints(
-        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty
+        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty, frozen
     )
     choice = study.read_json("fit/choice.json", "fit")
     name = problem.objective_or_chosen(study, objective)

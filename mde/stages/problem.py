@@ -64,10 +64,11 @@ def constraints(
     group_bounds: Mapping[str, Sequence[float]] | None = None,
     tokens: Shares | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Shares | None = None,
     prior: str | Shares | None = None,
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
+    frozen: Mapping[str, Shares] | None = None,
 ) -> Constraints:
     """The constraints of a search, as its arguments say; tokens are those of the study where none are given.
 
@@ -77,7 +78,7 @@ def constraints(
     tokens = tokens or tokens_of(study)
     named = study.domains.training
     return constraints_of(
-        named, tokens, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty
+        named, tokens, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen
     )
 
 
@@ -90,10 +91,11 @@ def constraints_of(
     groups: Mapping[str, Sequence[str]] | None = None,
     group_bounds: Mapping[str, Sequence[float]] | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Shares | None = None,
     prior: str | Shares | None = None,
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
+    frozen: Mapping[str, Shares] | None = None,
 ) -> Constraints:
     """The constraints on mixtures of these domains, as the arguments of commands say.
 
@@ -124,6 +126,7 @@ def constraints_of(
         prior,
         max_kl,
         kl_penalty,
+        frozen or {},
     )
 
 

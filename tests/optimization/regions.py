@@ -21,11 +21,19 @@ GROUPS = constrained(
 TIED = constrained(fixed={"news": 0.1}, groups={"half": Group(("web", "code"), 0.5, 0.5)})
 BALL = constrained(lower={"web": 0.3}, prior=UNIFORM, max_kl=0.2, groups={"text": Group(("books", "wiki"), 0.1, 0.3)})
 POINT = constrained(fixed={"web": 0.2, "code": 0.3, "books": 0.1, "wiki": 0.2}, upper={"news": 0.2})
-EVERY = {"free": Constraints(NAMES), "box": BOX, "groups": GROUPS, "tied": TIED, "ball": BALL, "point": POINT}
+OLD = {"web": 0.6, "code": 0.4, "wiki": 0.0}
+FROZEN = constrained(
+    upper={"code": 0.3}, groups={"text": Group(("web", "books"), 0.2, 0.8)}, frozen={"old": OLD, "pair": {"news": 3}}
+)
+FROZEN_BALL = constrained(lower={"books": 0.1}, frozen={"old": {"web": 2, "code": 1}}, prior=UNIFORM, max_kl=0.3)
+EVERY = {
+    "free": Constraints(NAMES), "box": BOX, "groups": GROUPS, "tied": TIED, "ball": BALL, "point": POINT,
+    "frozen": FROZEN, "frozen ball": FROZEN_BALL,
+}  # fmt: skip
 
 
 def random_region(seed: int) -> Region:
-    """Bounds and overlapping groups around a mixture that obeys them; a third of the groups have a sum of their own."""
+    """Bounds, overlapping groups and frozen ones around a mixture that obeys them; a third of the sums are given."""
     rng = np.random.default_rng(seed)
     k = int(rng.integers(2, 9))
     names = tuple(map(str, range(k)))
@@ -37,6 +45,14 @@ def random_region(seed: int) -> Region:
         if member.any():
             domains = tuple(np.array(names)[member])
             groups[str(i)] = Group(domains, min(max(total - width, 0), 1), min(total + width, 1))
+    frozen: dict[str, dict[str, float]] = {"a": {}, "b": {}}
+    for name, share, where in zip(names, inside, rng.integers(0, 4, k), strict=True):
+        if where < 2:
+            frozen["ab"[where]][name] = share
     return Constraints(
-        names, {names[0]: inside[0] * rng.random()}, {names[-1]: min(inside[-1] * 1.5, 1)}, groups=groups
+        names,
+        {names[0]: inside[0] * rng.random()},
+        {names[-1]: min(inside[-1] * 1.5, 1)},
+        groups=groups,
+        frozen={name: ratios for name, ratios in frozen.items() if ratios},
     ).region

@@ -49,6 +49,50 @@ TOKENS = {"web": 1000.0, "code": 100.0, "books": 200.0, "wiki": 300.0, "news": 4
         ({"tokens": {"web": 1}}, "no tokens of domain 'code'"),
         ({"max_epochs": 4}, "max_epochs=4 needs the tokens of the domains and a budget"),
         ({"tokens": TOKENS, "budget": -1}, "budget=-1"),
+        ({"tokens": TOKENS, "budget": 1e4, "max_epochs": {"cod": 4}}, "max_epochs 'cod': did you mean 'code'"),
+        (
+            {"tokens": TOKENS, "budget": 1e4, "max_epochs": {"code": 0}},
+            r"max_epochs\['code'\]=0, expected a positive number",
+        ),
+        ({"tokens": TOKENS, "budget": 1e4, "max_epochs": {}}, "max_epochs={}, expected a positive number"),
+        ({"max_epochs": {"code": 4}}, "needs the tokens of the domains and a budget"),
+        ({"frozen": {"old": {"web": 1, "cod": 1}}}, "frozen group 'old' 'cod': did you mean 'code'"),
+        ({"frozen": {"old": {"web": 0, "code": 0}}}, "ratios of frozen group 'old' sum to 0, expected a positive"),
+        ({"frozen": {"old": {}}}, "ratios of frozen group 'old' sum to 0"),
+        ({"frozen": {"old": {"web": 1, "code": -1}}}, "'old' has ratio -1 of domain 'code', expected 0 or more"),
+        ({"frozen": {"old": {"web": float("nan")}}}, "'old' has ratio nan of domain 'web'"),
+        ({"frozen": {"old": ("web", "code")}}, "frozen group 'old' is .*, expected ratios by domain, such as"),
+        (
+            {"frozen": {"old": {"web": 1, "code": 1}, "text": {"books": 1, "web": 1}}},
+            "domain 'web' is in the frozen groups 'old' and 'text', expected one of them",
+        ),
+        (
+            {"frozen": {"old": {"web": 3, "code": 1}}, "fixed": {"web": 0.3}, "upper": {"code": 0.05}},
+            "the least share 0.3 of 'web' asks for a sum of 0.4, but the greatest share 0.05 of 'code' allows 0.2",
+        ),
+        (
+            {"frozen": {"old": {"web": 1, "code": 3}}, "lower": {"web": 0.4}},
+            "'old' the least share 0.4 of 'web' asks for a sum of 1.6, but a sum is at most 1",
+        ),
+        (
+            {"frozen": {"old": {"web": 1, "code": 0}}, "lower": {"code": 0.1}},
+            "'code' has ratio 0 in frozen group 'old', but a least share of 0.1",
+        ),
+        (
+            {"frozen": {"old": {"web": 3, "code": 1}}, "upper": {"code": 0.1, "books": 0.1, "wiki": 0.1, "news": 0.2}},
+            "greatest shares sum to 0.8, less than 1",
+        ),
+        (
+            {"frozen": {"old": {"web": 9, "code": 1}}, "upper": {"web": 0.1}, "groups": {"g": Group(("code",), 0.1)}},
+            r"shares of group 'g' sum to 0.0111111, less than 0.1; .* 'code' \(the ratios of frozen group 'old'\)",
+        ),
+        (
+            {
+                "frozen": {"old": {"web": 1, "code": 1}},
+                "groups": {"a": Group(("web", "books"), 0.9), "b": Group(("code", "wiki"), 0.5)},
+            },
+            "no mixture obeys the bounds on shares, groups and ratios at once",
+        ),
         ({"max_kl": 0.1}, "max_kl and kl_penalty need a prior"),
         ({"prior": UNIFORM, "max_kl": -1}, "max_kl=-1"),
         ({"prior": {"web": 0.5}, "max_kl": 1}, "prior: row 0: shares sum to 0.5"),
@@ -67,6 +111,25 @@ def test_constraints_that_make_no_sense_are_named_in_one_line(bounds, says):
 def test_tokens_cap_shares():
     constraints = constrained(tokens=TOKENS, budget=1000, max_epochs=2, upper={"web": 0.5, "code": 0.9})
     np.testing.assert_allclose(constraints.region.high, [0.5, 0.2, 0.4, 0.6, 0.8])
+
+
+def test_epochs_by_domain_cap_only_those_that_are_named():
+    constraints = constrained(tokens=TOKENS, budget=1000, max_epochs={"code": 2, "books": 3})
+    np.testing.assert_allclose(constraints.region.high, [1, 0.2, 0.6, 1, 1])
+    assert constraints.binding(np.array([0.2, 0.2, 0.6, 0, 0])) == [
+        "code is at 2 epochs of its tokens, share 0.2",
+        "books is at 3 epochs of its tokens, share 0.6",
+    ]
+
+
+def test_a_bound_on_one_frozen_domain_holds_the_others():
+    constraints = constrained(
+        frozen={"old": {"web": 6, "code": 4}}, upper={"code": 0.2}, lower={"web": 0.1}, fixed={"news": 0.1}
+    )
+    np.testing.assert_allclose(constraints.region.high, [0.3, 0.2, 1, 1, 0.1])
+    np.testing.assert_allclose(constraints.region.low, [0.1, 0.2 / 3, 0, 0, 0.1])
+    given = constrained(frozen={"old": {"web": 0.6, "code": 0.4}}, fixed={"web": 0.3, "code": 0.2})  # the same twice
+    assert given.region.contains(np.array([[0.3, 0.2, 0.5, 0, 0]]))[0]
 
 
 def test_the_answer_names_what_binds_and_counts_epochs():

@@ -111,7 +111,7 @@ def test_constraints_that_only_together_leave_nothing_are_refused():
         "b": Group(("code", "books"), 0.7),
         "c": Group(("web", "books"), 0.7),
     }
-    with pytest.raises(UserError, match="no mixture obeys the bounds on shares and on groups at once"):
+    with pytest.raises(UserError, match="no mixture obeys the bounds on shares, groups and ratios at once"):
         constrained(groups=crossed)
     with pytest.raises(UserError, match=r"max_kl=0\.1: the mixture nearest to the prior that .* is 0\.3819"):
         # web at .6, the rest alike: .6 log 3 + .4 log .5 = .382 nats

@@ -41,10 +41,16 @@ def test_likelihood_and_gradient_are_tinygps():
     np.testing.assert_allclose(gradients, gradient, rtol=1e-7, atol=1e-8)
 
 
-def test_many_rows_take_the_other_path_to_the_same_inverse():
+@pytest.mark.parametrize("rows", [gp.FEW - 5, gp.FEW + 5])
+def test_few_rows_and_many_take_two_paths_to_the_inverse_and_the_determinant(rows):
     rng = np.random.default_rng(0)
-    factor = np.linalg.cholesky(np.cov(rng.normal(size=(gp.FEW + 5, 200))))[None]
-    np.testing.assert_allclose(gp._inverse(factor)[0] @ factor[0] @ factor[0].T, np.eye(gp.FEW + 5), atol=1e-12)
+    good, broken = np.cov(rng.normal(size=(rows, 200))), np.diag(np.append(np.ones(rows - 1), -1.0))
+    inverse, log_root, was_broken = gp._inverse(np.stack([good, broken]))
+    np.testing.assert_allclose(inverse[0] @ good, np.eye(rows), atol=1e-12)
+    np.testing.assert_array_equal(inverse[0], inverse[0].T)
+    assert log_root[0] == pytest.approx(np.linalg.slogdet(good)[1] / 2, rel=1e-12)
+    assert was_broken.tolist() == [False, True]
+    assert np.isfinite(inverse[1]).all()
 
 
 def test_predictions_and_deviations_are_tinygps(swarm):

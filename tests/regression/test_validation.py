@@ -65,7 +65,7 @@ def test_methods_are_paired_and_train_on_exactly_n_rows(swarm):
     judge(observed, {"lambda": numbered}, methods, make=lambda name, features: Recorder())
     half = len(Recorder.log) // 2
     assert Recorder.log[:half] == Recorder.log[half:]
-    for (_, train), (_, test) in zip(Recorder.log[:10], Recorder.log[10:half], strict=True):
+    for (_, train), (_, test) in zip(Recorder.log[:half:2], Recorder.log[1:half:2], strict=True):
         assert len(train) == 16
         assert sorted(train + test) == list(range(24))
 
@@ -196,11 +196,11 @@ def test_impossible_folds_are_refused(n_folds):
 
 def test_expensive_methods_are_given_the_first_rounds(swarm, monkeypatch):
     many, few = validation.splits(700, 600, 30, seed=0), validation.splits(24, 16, 30, seed=0)
-    assert validation.affordable(estimators.Ridge(), many) == many
-    assert validation.affordable(estimators.make("auto"), many) == many[:2]
-    assert validation.affordable(estimators.make("gp"), few) == few
+    assert validation.affordable(estimators.Ridge(), many, 52) == many
+    assert validation.affordable(estimators.make("auto"), many, 52) == many[:2]
+    assert validation.affordable(estimators.make("gp"), few, 52) == few
     mixtures, _, observed = swarm
-    monkeypatch.setattr(validation, "BUDGET", 5 * 16**3)
+    monkeypatch.setattr(validation, "BUDGET", 5 * len(DOMAINS) * 16**2)
     found = judge(observed, {"lambda": mixtures}, [("gp", "lambda"), ("ridge", "lambda")], repeats=7)
     assert found.objective.n.tolist() == [4, 7]
     assert found.rounds.notna().sum().tolist() == [4, 7]
@@ -210,6 +210,30 @@ def test_expensive_methods_are_given_the_first_rounds(swarm, monkeypatch):
     )
     assert np.isfinite(found.objective.coverage[0])
     assert np.isnan(found.objective.coverage[1])
+
+
+def test_what_is_expensive_hangs_on_rows_targets_and_candidates():
+    process, blend = estimators.make("gp"), estimators.make("auto")
+    assert process.work(100, 7) == 7 * 100**2
+    assert blend.work(100, 7) == 2 * process.work(100, 7)  # two processes, and errors in closed form
+    assert blend.work(40, 7) == 2 * 7 * (40**2 + 4 * 30**2)  # four inner folds
+    assert estimators.make("gp-residual").work(100, 7) == process.work(100, 7)
+    rounds = validation.splits(128, 102, 50, seed=0)
+    of_13, of_52 = (len(validation.affordable(blend, rounds, targets)) for targets in (13, 52))
+    assert (of_13, of_52) == (36, 9)  # 10⁷ / (2 · 13 · 102²) = 36.97, and a quarter of it
+
+
+def test_progress_is_told_all_the_while_and_batches_change_nothing(swarm, monkeypatch):
+    mixtures, _, observed = swarm
+    methods = [("auto", "lambda"), ("ridge", "lambda")]
+    whole = judge(observed, {"lambda": mixtures}, methods, repeats=6)
+    monkeypatch.setattr(validation, "TOGETHER", 1.0)
+    told = []
+    split = judge(observed, {"lambda": mixtures}, methods, repeats=6, advance=told.append)
+    assert len(told) == 12
+    assert sum(told) == pytest.approx(2)
+    # batches are cut elsewhere, and so are the sums of their products
+    pd.testing.assert_frame_equal(whole.objective, split.objective, rtol=1e-6)
 
 
 def test_methods_are_compared_on_common_rounds_by_their_differences():

@@ -59,6 +59,20 @@ def optimize(study, *arguments: str) -> dict:
     return Study(study).read_json("optimum.json", "optimize")
 
 
+@pytest.mark.parametrize("method", ["auto", "refinement"])
+def test_frozen_domains_keep_their_ratio_in_the_mixture_and_its_refits(fitted, method):
+    found = optimize(fitted, "--frozen={'old': {'web': 3, 'code': 2}}", f"--method={method}")
+    web, code, books = found["shares"].values()
+    assert web == pytest.approx(0.6 * (web + code), abs=2e-9)
+    low, high = (np.array([found["share_intervals"][name][i] for name in ("web", "code")]) for i in (0, 1))
+    np.testing.assert_allclose([low[1], high[1]], np.array([low[0], high[0]]) * 2 / 3, atol=1e-8)
+    totals = np.linspace(0, 1, 10_001)
+    line = np.stack([0.6 * totals, 0.4 * totals, 1 - totals], axis=1)
+    best = line[np.argmin(Predictor(Study(fitted))(line).mean(axis=1))]
+    np.testing.assert_allclose([web, code, books], best, atol=1e-3)
+    assert not found["predictions"]["uniform"]["feasible"]
+
+
 def grid() -> np.ndarray:
     return simplex.space_filling(30_000, 3, seed=2)
 
@@ -157,6 +171,9 @@ def test_a_prior_holds_the_mixture(fitted):
         (["--max_epochs=2"], "needs the tokens of the domains and a budget"),
         (["--groups={'a': ['web']}", "--group_bounds={'b': [0, 1]}"], "unknown group in group_bounds 'b'"),
         (["--prior=proportional", "--max_kl=1"], "unknown prior 'proportional': known are uniform"),
+        (["--frozen={'old': {'web': 0.6, 'cod': 0.4}}"], "frozen group 'old' 'cod': did you mean 'code'"),
+        (["--frozen={'web': 0.6}"], "optimize.frozen = {'web': 0.6}: expected Mapping[str, Mapping[str, float]]"),
+        (["--max_epochs={'web': 'x'}"], "optimize.max_epochs = {'web': 'x'}: expected float | Mapping[str, float]"),
         (["--method=gradeint"], "did you mean 'gradient'"),
         (["--beta=1"], "the regressor does not say how sure it is"),
         (["--objective=worst-all", "--reference=unifrom"], "unknown reference 'unifrom': did you mean 'uniform'"),

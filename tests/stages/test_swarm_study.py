@@ -11,6 +11,7 @@ from commands import ROOT
 from mde import cli
 from mde.errors import UserError
 from mde.optimization import simplex
+from mde.regression import validation
 from mde.stages import fit
 from mde.stages.predict import Predictor
 from mde.study import Study
@@ -183,6 +184,17 @@ def test_learning_curves_go_from_half_the_usual_number_to_a_quarter_more(fitted)
     assert set(zip(curve["regressor"], curve["features"], strict=True)) == {("ridge", "sqrt")}
     least = curve.set_index("train")["mse"]
     assert least.loc[32] < least.loc[16]
+    judged = Study(fitted).read_table("fit/objective.csv", "fit").set_index(["regressor", "features"])
+    assert least.loc[32] == judged.loc[("ridge", "sqrt"), "mse"]  # the usual number is not fitted again
+
+
+def test_methods_that_were_judged_on_fewer_rounds_are_named(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(validation, "BUDGET", 1.0)
+    settings = ["--regressors=ridge,gp", "--features=log", "--repeats=4", "--curve_sizes=[]"]
+    pair = [f"--mixtures={files[0] / 'mixtures.csv'}", f"--losses={files[0] / 'losses.csv'}"]
+    cli.main(["fit", f"--study={tmp_path / 'few'}", *pair, *settings])
+    said = [line for line in capsys.readouterr().out.splitlines() if "rounds" in line]
+    assert said == ["gp on log: judged on the first 2 of 4 rounds, for cost"]
 
 
 @pytest.mark.parametrize(
