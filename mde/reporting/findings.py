@@ -319,11 +319,14 @@ def _shifts(losses: pd.DataFrame) -> pd.Series:
 
 
 def noise(study: Study) -> float | None:
-    """Variance of the objective between runs of one mixture, from the seeds of the proof, where there are any."""
+    """Variance of the fit's objective between runs of one mixture, from the seeds of the proof, where there are any.
+
+    It goes with the errors of the fit, whatever objective the proof was measured by.
+    """
     if not has(study, "proof/summary.csv"):
         return None
-    runs = proof_runs(study)
-    if not runs["mixture"].duplicated().any():
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    if not runs["role"].duplicated().any():
         return None
     return validation.noise_floor(runs[["objective"]].to_numpy(), list(runs["mixture"]), np.ones(1))
 
