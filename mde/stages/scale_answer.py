@@ -105,7 +105,11 @@ def _measured(names: list[str], fit: str, runs: pd.DataFrame, observed: pd.DataF
     for budget in sorted(map(float, used["budget"].unique())):
         rows = used[used["budget"] == budget].sort_values("seed", kind="stable")
         found = measured_effects(
-            names, list(map(str, rows.index)), rows[names].to_numpy(), observed.loc[rows.index].to_numpy()
+            names,
+            list(map(str, rows.index)),
+            rows[names].to_numpy(),
+            observed.loc[rows.index].to_numpy(),
+            list(rows["seed"]),
         )
         if abs(found.budget / budget - 1) > ROUNDED:
             raise UserError(f"budget of {budget:,.0f} tokens: its base run has {found.budget:,.0f}")
