@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -87,6 +88,8 @@ def scale(
         if count < 0:
             raise UserError(f"{what}={count}, expected how many, or 0 for none")
     for what, value, known in (("unit", unit, UNITS), ("fit", fit, FITS)):
+    if noise is not None and not 0 <= noise < math.inf:
+        raise UserError(f"noise={noise}, expected a standard deviation, zero or more")
         if value not in known:
             raise unknown(what, value, known)
     files = {"optima": optima, "quantities": quantities, "losses": losses}
