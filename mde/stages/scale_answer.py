@@ -58,7 +58,7 @@ class Terms:
         path, upper = fit_path(names, optima), self.upper(names)
         target = self.target or path.budgets[-1] ** 2 / path.budgets[-2]
         found |= {"target": target, "tokens": by_name(path.at(target, upper)), "misfit": path.misfit}
-        found["cautions"] = path.cautions(target, upper)
+        found["cautions"] = path.cautions(target, upper / self.max_epochs, max_epochs=self.max_epochs)
         if samples is not None:
             found |= {"resamples": self.resamples, "fitted": len(samples)}
             if len(samples) >= FEWEST * self.resamples:
