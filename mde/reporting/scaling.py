@@ -140,6 +140,7 @@ def path_figure(study: Study) -> go.Figure:
 def cross_effects_figure(study: Study) -> go.Figure:
     """The matrix of `cross_effects` as a heat map."""
     effects, _ = _largest(study)
+    count = float(f"{count:.3g}")  # first, or 999,600 were 1e+03k
     return heat_map(effects, "more of %{y} takes %{z:.4f} from the loss on %{x}")
 
 
