@@ -170,6 +170,8 @@ def _notes(found: dict) -> tuple[str, ...]:
     if "points" in found and any(d["held"] for point in found["points"] for d in point["domains"].values()):
         notes.append("* at the least or the greatest quantity that is allowed.")
     if "fitted" in ddo:
+    elif found.get("noise") is not None:
+        notes.append(f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds).")
         notes.append(
             f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds); power laws exist in "
             f"{ddo['fitted']} of {ddo['resamples']} resamples under it"

@@ -80,7 +80,7 @@ def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, obs
     points = [solve(each, goal, terms.fit, terms.floor, upper, terms.nearest) for each in measured]
     study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
     deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
-    if deviation is not None:
+    if deviation is not None and (len(points) > 1 or terms.target):
         samples = resampled_optima(
             measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper, terms.nearest
         )
