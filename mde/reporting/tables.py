@@ -106,7 +106,8 @@ def proof(study: Study) -> Table:
     notes = [findings.verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
     if not findings.proof_is_current(study):
         notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
-    goal = findings.objective_name(study, findings.proof_objective(study)["objective"])
+    measured_by = findings.proof_objective(study)
+    goal = findings.objective_name(study, measured_by["objective"], measured_by.get("reference"))
     title = f"Proof: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(findings.RECOMMENDED,))
 
