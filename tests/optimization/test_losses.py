@@ -147,3 +147,7 @@ def test_vizier_searches_under_constraints(constraints):
     np.testing.assert_array_equal(first.mixture, again.mixture)
     draws = search.evaluate(smooth, region.sample(50, 0))
     assert first.loss <= draws.min()
+    best = search.minimize(smooth, region, 0, n_candidates=256)
+    told = search.minimize(lambda x: smooth(x), region, 3, "vizier", n_candidates=20, start=best.mixture[None])
+    assert told.loss <= best.loss + ROUNDING
+    assert told.evaluations == 21
