@@ -16,6 +16,9 @@ from mde.errors import UserError
 from mde.optimization import search
 from mde.optimization.region import Region
 
+LEAST_APART = 0.02  # of the tokens in which a proposal differs from what is trained or proposed
+COPY = 1e30  # above minus the logarithm of any improvement
+
 Design = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> features [C, F] or [C, 1, F]
 
 
@@ -29,6 +32,7 @@ class Belief:
       noise: standard deviation of a run's objective, nats per token, as the model has it.
       best: [K], the trained mixture that is believed to be best; with noise not always the one observed to be.
       least: the objective that it is believed to have.
+      known: [R, K], the mixtures that it was fitted on.
     """
 
     model: Any
@@ -36,6 +40,7 @@ class Belief:
     noise: float
     best: np.ndarray
     least: float
+    known: np.ndarray
 
     def __call__(self, mixtures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean [C] and standard deviation [C] of the objective, the noise of a run taken out."""
@@ -46,8 +51,14 @@ class Belief:
         return self.model.predict(self.design(mixtures), return_std=True)
 
     def loss(self, mixtures: np.ndarray) -> np.ndarray:
-        """What a search for the greatest improvement minimises, [C]."""
-        return -self.log_improvement(mixtures)
+        """What a search for the greatest improvement minimises, [C].
+
+        A near copy of a known run has most of its seed's noise again and tells next to nothing, whatever a noisy
+        regressor expects of it. So those that differ from every known mixture in less than `LEAST_APART` of their
+        tokens come last, the furthest of them first: a region may have no others.
+        """
+        apart = np.abs(mixtures[:, None] - self.known).sum(axis=2).min(axis=1) / 2
+        return np.where(apart < LEAST_APART, COPY * (1 + LEAST_APART - apart), -self.log_improvement(mixtures))
 
     def log_improvement(self, mixtures: np.ndarray) -> np.ndarray:
         """Logarithm of the expected improvement on `least`, [C]; the improvement is in nats per token.
@@ -116,7 +127,7 @@ def believe(model: Any, design: Design, mixtures: np.ndarray, objective: np.ndar
         known = region.centre[None]
         mean = np.asarray(fitted.predict(design(known))).reshape(1)
     least = int(np.argmin(mean))
-    return Belief(fitted, design, float(std.min()), known[least], float(mean[least]))
+    return Belief(fitted, design, float(std.min()), known[least], float(mean[least]), mixtures)
 
 
 def propose(
@@ -130,6 +141,9 @@ def propose(
     n_candidates: int = 1024,
 ) -> Proposal:
     """The n mixtures of most expected improvement, each chosen as if those before it had come out as predicted.
+
+    They differ from each other and from what is trained in at least `LEAST_APART` of their tokens, where the region is
+    large enough for that; in one that is not, the next run promises nothing.
 
     Source: the kriging believer of Ginsbourger et al., "Kriging is well-suited to parallelize optimization" (2010).
 

@@ -259,6 +259,12 @@ class Constraints:
 
     def _check_sums(self) -> None:
         region = self.region
+        for name, cap in zip(self.domains, self._caps(), strict=True):
+            if self.fixed.get(name, 0) > cap + SUM_TOLERANCE:
+                raise UserError(
+                    f"constraints: domain {name!r} is fixed at {self.fixed[name]:.6g}, but {self._supply(name)} allow "
+                    f"at most {cap:.6g}"
+                )
         for name, low, high in zip(self.domains, region.low, region.high, strict=True):
             if low > high:
                 raise UserError(
@@ -299,10 +305,13 @@ class Constraints:
             groups = [group for group, ratios in self.frozen.items() if name in ratios]
             return f"the ratios of frozen group {groups[0]!r}" if groups else "shares of zero in the prior"
         if cap < self.upper.get(name, 1):
-            assert self.tokens is not None
-            epochs = self._epochs(name)
-            return f"{self.tokens[name]:,.0f} tokens × {epochs:g} epochs at a budget of {self.budget:,.0f}"
+            return self._supply(name)
         return "upper bounds"
+
+    def _supply(self, name: str) -> str:
+        assert self.tokens is not None
+        epochs = self._epochs(name)
+        return f"{self.tokens[name]:,.0f} tokens × {epochs:g} epochs at a budget of {self.budget:,.0f}"
 
     def _known(self, name: str, where: str) -> None:
         if name not in self.domains:

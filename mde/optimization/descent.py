@@ -66,9 +66,9 @@ def descend_in_ball(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """`descend`, where the divergence from the prior is capped: mixtures [S, K], losses [S] and the gap of the best.
 
-    The price at which the cap is just kept is found by bisection (Lagrange's multiplier). With that price on divergence
-    the least penalised loss, minus the price of the cap, is a bound on the least capped one: it gives the gap, which
-    holds for a convex loss.
+    The best is never above the best of the starts that lie in the region. The price at which the cap is just kept is
+    found by bisection (Lagrange's multiplier). With that price on divergence the least penalised loss, minus the price
+    of the cap, is a bound on the least capped one: it gives the gap, which holds for a convex loss.
     """
     bounds = dataclasses.replace(region, max_kl=np.inf)
     points, values = descend(loss, bounds, starts)
@@ -87,8 +87,11 @@ def descend_in_ball(
         points, values = descend(Penalised(loss, bounds, price), bounds, points)
     best = points[np.argmin(values)]
     priced = Penalised(loss, bounds, price)
-    points = region.pull(points)
-    values = loss(points)
+    points = np.vstack([region.pull(points), region.project(starts)])
+    if loss.convex:
+        values = loss(points)
+    else:  # its optimum may be one that no price leads to
+        points, values = descend(loss, region, points, 200)
     bound = priced(best[None])[0] - gap(priced, bounds, best) - price * region.max_kl
     return points, values, float(values.min() - bound)
 

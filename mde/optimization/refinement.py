@@ -83,7 +83,7 @@ def _best_of_each(losses: Loss, points: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _propose(region: Region, elite: np.ndarray, step: float, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Proposals [n + trims, K] around the elite, as far as `step`, in equal parts of four kinds.
+    """Proposals [n + trims, K], at most `TRIM` trims, around the elite, as far as `step`, in equal parts of four kinds.
 
     The difference of two of the elite follows long valleys; a transfer between two domains can empty one of them, and
     a projected step several, so that faces are reached and not only approached; a multiplied share keeps its scale,
@@ -103,6 +103,7 @@ def _propose(region: Region, elite: np.ndarray, step: float, n: int, rng: np.ran
     multiplied = base * np.exp(np.clip(4 * size, 0, 4) * noise)
     kinds = np.stack([difference, transfer, stepped, multiplied / multiplied.sum(axis=1, keepdims=True)])
     trimmed = np.where(elite[:1] < TRIM[:, None], 0, elite[:1])
+    trimmed = trimmed[trimmed.any(axis=1)]  # of many domains all may have small shares
     chosen = np.vstack([kinds[np.arange(n) % 4, np.arange(n)], trimmed / trimmed.sum(axis=1, keepdims=True)])
     feasible = region.nearby(chosen)
     feasible = np.where((feasible < NOTHING) & (region.low == 0), 0, feasible)

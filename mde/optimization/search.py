@@ -82,8 +82,11 @@ def minimize(
     if method == "vizier":
         from mde.optimization import vizier
 
-        mixture, value = vizier.search(loss, region, seed, n_candidates)
-        return Optimum(mixture, value, method, n_candidates)
+        mixture, _ = vizier.search(loss, region, seed, n_candidates)
+        given = _given(region, start)  # Eagle has no way to be told of them
+        points = np.vstack([mixture, given[region.contains(given)]])
+        points, values = best(points, evaluate(loss, points), 1)
+        return Optimum(points[0], float(values[0]), method, n_candidates + len(given))
 
     points = _candidates(region, n_candidates, seed, start, concentration)
     values = evaluate(loss, points)
@@ -126,9 +129,13 @@ def _candidates(
         parts = [np.full((1, region.k), 1 / region.k), simplex.corners(region.k), region.sample(n - n // 2, seed)]
         if n >= 4:
             parts += [region.sample(n // 2 - n // 4, seed + 1, concentration=0.3), region.boundary(n // 4, seed + 2)]
-    if start is not None:
-        given = simplex.check_mixtures(start, [str(i) for i in range(region.k)], where="start of the search")
-        parts.insert(0, given)
-    points = np.vstack(parts)
+    points = np.vstack([_given(region, start), *parts])
     inside = region.contains(points)
     return np.vstack([points[inside], region.project(points[~inside])])
+
+
+def _given(region: Region, start: np.ndarray | None) -> np.ndarray:
+    """The caller's candidates, checked."""
+    if start is None:
+        return np.empty((0, region.k))
+    return simplex.check_mixtures(start, [str(i) for i in range(region.k)], where="start of the search")

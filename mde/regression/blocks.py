@@ -40,6 +40,28 @@ def compare(losses_SxM: pd.DataFrame, against: str) -> pd.DataFrame:
     return found.rename_axis("mixture")
 
 
+def compare_runs(runs: pd.DataFrame, against: str) -> pd.DataFrame:
+    """`compare` of runs of full length; where there are shorter ones of each mixture too, what more tokens do.
+
+    Further columns then: slope (how much lower the objective is than that of the shorter run of the same seed) and
+    tokens_to_equal (how many times its tokens the mixture needs to be as good as `against`).
+
+    Args:
+      runs: a row a run: role (its mixture), seed, steps and objective.
+      against: the mixture that the others are compared with.
+    """
+    whole = runs["steps"] == runs["steps"].max()
+    labels = list(dict.fromkeys(runs["role"]))
+    full_SxM = runs[whole].pivot(index="seed", columns="role", values="objective")[labels]
+    found = compare(full_SxM, against)
+    if whole.all():
+        return found
+    shorter = runs[~whole].set_index("role").loc[labels]
+    found["slope"] = shorter["objective"] - full_SxM.loc[shorter["seed"].iloc[0]]
+    growth = runs["steps"].max() / shorter["steps"].to_numpy()
+    return found.assign(tokens_to_equal=tokens_to_equal(found["difference"], found["slope"], growth))
+
+
 def seed_reach(losses_SxM: npt.ArrayLike, level: float) -> float:
     """How far the losses of another seed may lie from these seeds' mean, all mixtures together; NaN for one seed.
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, clone
-from sklearn.dummy import DummyRegressor
 
 from mde.errors import UserError
 
@@ -89,10 +88,10 @@ def predict_with_deviation(regressor: Any, design: np.ndarray) -> tuple[np.ndarr
     """Losses and their standard deviations [C, J], NaN from a regressor that does not know them."""
     if knows_deviation(regressor):
         return regressor.predict(design, return_std=True)
-    mean = regressor.predict(design).reshape(len(design), -1)  # scikit-learn's constants drop the axis of one target
+    mean = regressor.predict(design)
     return mean, np.full_like(mean, np.nan)
 
 
 def knows_deviation(regressor: Any) -> bool:
-    """Whether `predict` takes `return_std` and means it: scikit-learn's constants answer zero."""
-    return "return_std" in signature(regressor.predict).parameters and not isinstance(regressor, DummyRegressor)
+    """Whether `predict` takes `return_std`."""
+    return "return_std" in signature(regressor.predict).parameters

@@ -103,6 +103,14 @@ class Alone(RegressorMixin, BaseEstimator):
         return check_predict(X, self.design_shape_)[:, :, 0].copy()
 
 
+class Mean(DummyRegressor):
+    """Always the mean of the observations it was fitted on."""
+
+    def predict(self, X: npt.ArrayLike) -> np.ndarray:
+        """Losses [C, J], nats per token."""
+        return super().predict(X).reshape(len(np.asarray(X)), -1)  # scikit-learn drops the axis of a single target
+
+
 class Residual(RegressorMixin, BaseEstimator):
     """Learns what the evaluator got wrong: observed losses minus the first evaluated feature.
 
@@ -136,7 +144,7 @@ class Residual(RegressorMixin, BaseEstimator):
 
 
 REGRESSORS: dict[str, Callable[[], Any]] = {
-    "mean": DummyRegressor,
+    "mean": Mean,
     "alone": Alone,
     "ridge": Ridge,
     "ridge-residual": lambda: Residual(Ridge()),

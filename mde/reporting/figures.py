@@ -85,7 +85,7 @@ def errors(methods: pd.DataFrame) -> go.Figure:
             name="mean",
             hovertemplate="always the mean<br>MSE %{x:.3g} ×10⁻³",
         )
-    ticks = log_ticks(methods["mse"].min() * 1e3, methods["mse"].max() * 1e3)
+    ticks = log_ticks(methods["mse"] * 1e3)
     figure.update_xaxes(title_text="MSE ×10⁻³, out of fold", type="log", tickvals=ticks)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order[::-1])
     return figure
@@ -282,7 +282,7 @@ def learning_curves(curves: pd.DataFrame, noise: float | None) -> go.Figure:
             name="noise of a run",
             hovertemplate="variance of a run %{y:.3g} ×10⁻³",
         )
-    ticks = log_ticks(min(curves["mse"].min(), noise or np.inf) * 1e3, curves["mse"].max() * 1e3)
+    ticks = log_ticks(np.append(curves["mse"], noise or []) * 1e3)
     figure.update_xaxes(title_text="training mixtures", tickvals=sorted(curves["train"].unique()))
     figure.update_yaxes(title_text="MSE ×10⁻³, out of fold", type="log", tickvals=ticks)
     return figure

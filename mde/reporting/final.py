@@ -45,11 +45,17 @@ def models(part: Study) -> Table:
         bounds = zip(found["low_difference"], found["high_difference"], strict=True)
         columns["as predicted"] = [tables.difference_interval(low, high) for low, high in bounds]
     if "tokens_to_equal" in found:
-        columns["tokens to equal"] = [_times(ratio) for ratio in found["tokens_to_equal"]]
+        columns["tokens to equal"] = [tables.times_as_many(ratio) for ratio in found["tokens_to_equal"]]
     columns["bits per byte"] = found["bits_per_byte"].map("{:.4f}".format)
     frame = pd.DataFrame(columns, found.index)
     frame.loc[against, [name for name in ("difference", "as predicted") if name in frame]] = tables.NOTHING
-    notes = [findings.verdict(found, against), _noise(found), *_transfer(found, against), _bits(part), _cost(part)]
+    notes = [
+        findings.verdict(found, against),
+        tables.seed_noise(found),
+        *_transfer(found, against),
+        _bits(part),
+        _cost(part),
+    ]
     goal = findings.objective_name(part, about["objective"])
     title = f"Final models {part.root.name}: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(against,))
@@ -144,16 +150,6 @@ def _bits(part: Study) -> str:
     )
 
 
-def _noise(found: pd.DataFrame) -> str:
-    if (seeds := int(found["seeds"].iloc[0])) == 1:
-        return "Seed noise is unknown: one run each."
-    noise = np.sqrt((found["noise"] ** 2).mean())
-    return (
-        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each, which "
-        "the mixtures share); ± is the standard error of a difference."
-    )
-
-
 def _transfer(found: pd.DataFrame, against: str) -> list[str]:
     """Whether the study's small models had it right, and what tokens to equal are."""
     notes = []
@@ -183,7 +179,3 @@ def _cost(part: Study) -> str:
         f"{cost['runs']}; the study's {proxies['runs']} small runs took {tokens(proxies['tokens'])} "
         f"({proxies['flops']:.3g} FLOPs, {proxies['flops'] / one['flops']:.2g} times one run's)."
     )
-
-
-def _times(ratio: float) -> str:
-    return tables.NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"

@@ -32,8 +32,8 @@ def stages(study: Study) -> pd.DataFrame:
     return pd.DataFrame(columns, pd.Index(names, name="stage"))
 
 
-def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
-    """The objective in words."""
+def objective_name(study: Study, objective: str | Mapping[str, float], reference: str | None = None) -> str:
+    """The objective in words, and whose losses those of a worst case are measured from."""
     goal = objectives.make(objective, study.domains.evaluation, study.domains.training)
     weights = goal.weights
     counted = weights[weights > 0]
@@ -45,7 +45,21 @@ def objective_name(study: Study, objective: str | Mapping[str, float]) -> str:
         alone = len(names) - sum(map(len, families.values()))
         rest = f" and {alone} domains in none" if alone else ""
         return f"average loss over families of evaluation domains ({', '.join(families)}){rest}"
-    return f"{kind} loss over {len(counted)}{which} evaluation domains"
+    above = f" above that of {reference}" if reference else ""
+    return f"{kind} loss{above} over {len(counted)}{which} evaluation domains"
+
+
+def sought(optimum: Mapping[str, Any], goal: str) -> str:
+    """What the recommended mixture is the best by, in a sentence: `goal` alone, or what was added to it."""
+    added = []
+    if optimum.get("beta", 0):
+        added.append(f"{optimum['beta']:g} standard deviations of its prediction")
+    if optimum.get("kl_penalty", 0):
+        added.append(f"{optimum['kl_penalty']:g} times the divergence from the prior")
+    plus = f" plus {' and '.join(added)}" if added else ""
+    broken = any(not rival.get("feasible", True) for rival in optimum["predictions"].values())
+    among = ", of the mixtures that obey the constraints" if broken else ""
+    return f"The recommended mixture has the least predicted {goal}{plus}{among}."
 
 
 def _averaged_families(study: Study, goal: objectives.Objective) -> Mapping[str, list[str]]:
@@ -340,13 +354,19 @@ def _shifts(losses: pd.DataFrame) -> pd.Series:
 
 
 def noise(study: Study) -> float | None:
-    """Variance of the objective between runs of one mixture, from the seeds of the proof, where there are any."""
+    """Variance of the fit's objective between runs of one mixture, from the seeds of the proof, where there are any.
+
+    It goes with the errors of the fit, whatever objective the proof was measured by.
+    """
     if not has(study, "proof/summary.csv"):
         return None
-    runs = proof_runs(study)
-    if not runs["mixture"].duplicated().any():
+    runs = study.mixtures("proof/mixtures.csv", "prove")
+    if not runs["role"].duplicated().any():
         return None
-    return validation.noise_floor(runs[["objective"]].to_numpy(), list(runs["mixture"]), np.ones(1))
+    objective = study.read_json("fit/choice.json", "fit")["objective"]
+    weights = objectives.weights(objective, study.domains.evaluation, study.domains.training)
+    losses = study.losses("proof/losses.csv", "prove", runs.index)
+    return validation.noise_floor(losses.to_numpy(), list(runs["role"]), weights)
 
 
 def versions(study: Study) -> dict[str, dict[str, str]]:

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from mde.reporting.style import blank, heat_map, mark, plain
 from mde.reporting.table import Table
-from mde.reporting.tables import NOTHING
+from mde.reporting.tables import NOTHING, difference, times_as_many
 from mde.study import Study
 
 AGAINST = "predicted"  # the mixture that the proof compares the others with
@@ -81,14 +81,9 @@ def proof(study: Study) -> Table:
     frame = pd.DataFrame(
         {
             "objective": found["objective"].map("{:.4f}".format),
-            "difference": [
-                f"{difference:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
-                for difference, error in zip(found["difference"], found["error"], strict=True)
-            ],
+            "difference": list(map(difference, found["difference"], found["error"])),
             "last doubling": (-found["slope"]).map("{:+.4f}".format),
-            "tokens to equal": found["tokens_to_equal"].map(
-                lambda ratio: NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"
-            ),
+            "tokens to equal": found["tokens_to_equal"].map(times_as_many),
         }
     )
     frame.loc[AGAINST, "difference"] = NOTHING
@@ -145,6 +140,7 @@ def cross_effects_figure(study: Study) -> go.Figure:
 
 def tokens(count: float) -> str:
     """A number of tokens in three digits."""
+    count = float(f"{count:.3g}")  # first, or 999,600 were 1e+03k
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -174,6 +170,8 @@ def _notes(found: dict) -> tuple[str, ...]:
             f"{ddo['fitted']} of {ddo['resamples']} resamples under it"
             + ("." if "shares" in ddo else ", too few for an interval.")
         )
+    elif found.get("noise") is not None:
+        notes.append(f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds).")
     elif "points" in found:
         notes.append("One seed each: no interval, for the noise of a run is not known (give seeds or noise).")
     if ddo.get("misfit", 0) > 1e-9:

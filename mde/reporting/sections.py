@@ -29,12 +29,12 @@ def summary(study: Study) -> list[str]:
         verdict = "Not checked yet: no run was trained on the recommended mixture."
         verdict += "" if study.is_swarm else f" To train it, run mde prove --study={study.root.name}."
     numbers.append(("Regressor", optimum["regressor"], f"on {optimum['features']}"))
+    goal = findings.objective_name(study, optimum["objective"], optimum.get("reference"))
     shares = findings.recommendation(study)
     rivals = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
-    goal = findings.objective_name(study, optimum["objective"])
     return [
         markup.verdict(verdict),
-        f"<p>The recommended mixture has the least predicted {html.escape(goal)}.</p>",
+        f"<p>{html.escape(findings.sought(optimum, goal))}</p>",
         markup.numbers(numbers),
         markup.figure(
             figures.mixture(shares, rivals),

@@ -8,6 +8,7 @@ import html
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -73,9 +74,15 @@ def mark(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[(i + i // len(COLOURS)) % len(SYMBOLS)], "size": 10}
 
 
-def log_ticks(least: float, greatest: float) -> list[float]:
-    """Round numbers for a logarithmic axis: 1, 2 and 5 of each decade, or 1 alone where there are many."""
-    decades = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(greatest))) + 1)
+def log_ticks(values: npt.ArrayLike) -> list[float]:
+    """Round numbers for a logarithmic axis: 1, 2 and 5 of each decade, or 1 alone where there are many.
+
+    Values of zero are on no such axis; where there are no others it has no numbers.
+    """
+    shown = np.log10([value for value in np.ravel(values) if value > 0])
+    if not len(shown):
+        return []
+    decades = range(int(np.floor(shown.min())), int(np.ceil(shown.max())) + 1)
     steps = (1, 2, 5) if len(decades) <= 4 else (1,)
     return [float(f"{step}e{decade}") for decade in decades for step in steps]
 

@@ -105,10 +105,17 @@ def proof(study: Study) -> Table:
         }
     )
     frame.loc[findings.RECOMMENDED, ["difference", "as predicted"]] = NOTHING
-    notes = [findings.verdict(found), findings.calibration(found, optimum["interval_level"]), _noise(found)]
+    notes = [
+        findings.verdict(found),
+        findings.calibration(found, optimum["interval_level"]),
+        "“As predicted” is the interval of a difference that the regressor gave. Rank 1 is the least measured loss of "
+        "these mixtures.",
+        seed_noise(found),
+    ]
     if not findings.proof_is_current(study):
         notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
-    goal = findings.objective_name(study, findings.proof_objective(study)["objective"])
+    measured_by = findings.proof_objective(study)
+    goal = findings.objective_name(study, measured_by["objective"], measured_by.get("reference"))
     title = f"Proof: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(findings.RECOMMENDED,))
 
@@ -160,6 +167,23 @@ def difference_interval(low: float, high: float) -> str:
     return NOTHING if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
 
 
+def times_as_many(ratio: float) -> str:
+    """How many times the tokens, where that is known."""
+    return NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"
+
+
+def seed_noise(found: pd.DataFrame) -> str:
+    """The noise of a run, of the columns of `blocks.compare`, and what the mixtures' shared seeds make of it."""
+    seeds = int(found["seeds"].iloc[0])
+    if seeds == 1:
+        return "Seed noise is unknown: one run each."
+    noise = np.sqrt((found["noise"] ** 2).mean())
+    return (
+        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
+        "Mixtures share their seeds, so differences (± standard error) are surer than that."
+    )
+
+
 def _lying(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """A table of domains with its rows as columns, if it has too many columns for a terminal."""
     return frame.T.rename_axis(name) if frame.shape[1] > MANY else frame
@@ -206,18 +230,6 @@ def _predicted(study: Study) -> str:
     if (gaps[~allowed] < 0).any():
         parts.append(f"{-gaps[~allowed].min():.4f} above {gaps[~allowed].idxmin()}, which breaks the constraints")
     return f"{', '.join(parts)}."
-
-
-def _noise(found: pd.DataFrame) -> str:
-    seeds = int(found["seeds"].iloc[0])
-    if seeds == 1:
-        return "Seed noise is unknown: one run each."
-    noise = np.sqrt((found["noise"] ** 2).mean())
-    return (
-        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
-        "Mixtures share their seeds, so differences (± standard error) are surer than that; “as predicted” is the "
-        "interval of a difference that the regressor gave. Rank 1 is the least measured loss of these mixtures."
-    )
 
 
 def _percent(share: float) -> str:

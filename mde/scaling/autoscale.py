@@ -16,6 +16,8 @@ from scipy import optimize
 
 from mde.errors import UserError
 
+ROUNDING = 1e-12  # of a logarithm of a sum: a budget may be all that the domains have
+
 
 @dataclass(frozen=True)
 class BudgetPath:
@@ -59,12 +61,12 @@ class BudgetPath:
             return np.logaddexp.reduce(logs(s)) - np.log(budget)
 
         last = 1.0
-        while excess(last) < 0:
+        while excess(last) < -ROUNDING:
             last *= 2
             if last > 1e6:
                 raise UserError(f"budget of {budget:g} tokens: no domain's best quantity grows that far")
         first = 0.0 if excess(0.0) <= 0 else -1.0
-        s = optimize.brentq(excess, first, last, xtol=1e-15, rtol=1e-15)
+        s = optimize.brentq(excess, first, last, xtol=1e-15, rtol=1e-15) if excess(last) > 0 else last
         tokens = np.exp(logs(s))
         return tokens * (budget / tokens.sum())
 
@@ -72,13 +74,16 @@ class BudgetPath:
         """Quantities [K] that many steps beyond the last of two optima: `N2 · (N2 / N1)^steps`, as the paper has it."""
         return np.exp(self.start + self.direction * (1 + steps))
 
-    def cautions(self, budget: float, available: npt.ArrayLike | None = None, small: float = 0.01) -> list[str]:
+    def cautions(
+        self, budget: float, available: npt.ArrayLike | None = None, small: float = 0.01, max_epochs: float = 1.0
+    ) -> list[str]:
         """What speaks against the quantities predicted for a budget, one sentence each.
 
         Args:
           budget: tokens.
           available: tokens that each domain has, [K].
           small: a share below this is called vanishing.
+          max_epochs: how often a domain may be read.
         """
         tokens = self.at(budget)
         shares, before = tokens / budget, np.exp(self.start + self.direction)
@@ -94,8 +99,8 @@ class BudgetPath:
                 found.append(f"domain {name!r}: its best quantity does not grow with the budget")
             if shares[k] < small <= before[k] / before.sum():
                 found.append(f"domain {name!r}: its share vanishes ({before[k] / before.sum():.2%} to {shares[k]:.2%})")
-            if available is not None and tokens[k] > np.broadcast_to(available, tokens.shape)[k]:
-                stock = np.broadcast_to(np.asarray(available, np.float64), tokens.shape)[k]
+            stock = np.inf if available is None else np.broadcast_to(np.asarray(available, np.float64), tokens.shape)[k]
+            if tokens[k] > stock * max_epochs:
                 found.append(f"domain {name!r}: {tokens[k]:.3g} tokens are {tokens[k] / stock:.2f} times what there is")
         return found
 

@@ -5,6 +5,7 @@ Shapes: R runs, K training domains, J evaluation domains.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +109,11 @@ class Effects:
 
 
 def measured_effects(
-    names: Sequence[str], runs: Sequence[str], tokens: npt.ArrayLike, losses: npt.ArrayLike
+    names: Sequence[str],
+    runs: Sequence[str],
+    tokens: npt.ArrayLike,
+    losses: npt.ArrayLike,
+    seeds: Sequence[Any] | None = None,
 ) -> Effects:
     """Puts the runs of one budget into their places. Runs of the same quantities are repeats and averaged.
 
@@ -119,10 +124,11 @@ def measured_effects(
       runs: what the R runs are called, for messages.
       tokens: quantities, [R, K].
       losses: [R, J]; repeats stand in the same order of seeds for every run.
+      seeds: of the runs, where they are known: then those of the repeats must be the same.
 
     Raises:
       UserError: a domain without a run with less or with more of it, or with several such quantities; runs of which
-        some are repeated more often than others.
+        some are repeated more often than others, or with other seeds.
     """
     tokens_RxK, losses_RxJ = np.asarray(tokens, np.float64), np.asarray(losses, np.float64)
     K = len(names)
@@ -145,6 +151,8 @@ def measured_effects(
         places[f"more of domain {name!r} alone"] = np.flatnonzero(alone & (ratios_RxK[:, k] > 1))
     for what, rows in places.items():
         _check_place(what, rows, base, [runs[r] for r in rows.tolist()], ratios_RxK[rows])
+        if seeds is not None:
+            _check_seeds(what, *([seeds[r] for r in place.tolist()] for place in (rows, base)))
     rows_PxS = np.stack(list(places.values()))
     means = losses_RxJ[rows_PxS].mean(axis=1)
     factors = np.array([[ratios_RxK[rows_PxS[1 + 2 * k + side], k].mean() for side in (0, 1)] for k in range(K)])
@@ -179,6 +187,15 @@ def _check_place(what: str, rows: np.ndarray, base: np.ndarray, runs: Sequence[s
         raise UserError(f"runs {', '.join(runs)} have {what} in different quantities, expected one")
     if len(rows) != len(base):
         raise UserError(f"{len(rows)} runs with {what}, and {len(base)} base runs: expected the same seeds for all")
+
+
+def _check_seeds(what: str, theirs: Sequence[Any], base: Sequence[Any]) -> None:
+    """Seeds are blocks: what runs of one have in common is taken away, which runs of different ones do not have."""
+    if list(theirs) != list(base):
+        raise UserError(
+            f"runs with {what} have seeds {', '.join(map(str, theirs))}, and the base runs "
+            f"{', '.join(map(str, base))}: expected the same seeds for all"
+        )
 
 
 def _noise(losses_PxSxJ: np.ndarray) -> np.ndarray | None:

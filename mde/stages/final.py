@@ -122,9 +122,7 @@ def final(
 def summary(table: pd.DataFrame, losses: pd.DataFrame, goal: "_Goal", against: str) -> tuple[pd.DataFrame, pd.Series]:
     """A row a mixture, and the objective of each run.
 
-    Columns: those of `blocks.compare`, and where there are runs of half the length slope (what the last doubling of the
-    tokens took off the objective, first seed) and tokens_to_equal (how many times its tokens the mixture needs to be as
-    good as `against`). Nats per token.
+    Columns: those of `blocks.compare_runs`. Nats per token.
 
     Args:
       table: of the runs: role, seed, steps.
@@ -135,16 +133,7 @@ def summary(table: pd.DataFrame, losses: pd.DataFrame, goal: "_Goal", against: s
     whole = table["steps"] == table["steps"].max()
     losses = losses.loc[table.index]
     objective = pd.Series(goal.of(losses, table["role"], whole), table.index)
-    runs = table.assign(objective=objective)
-    labels = list(dict.fromkeys(table["role"]))
-    full = runs[whole].pivot(index="seed", columns="role", values="objective")[labels]
-    found = blocks.compare(full, against)
-    if not whole.all():
-        halves = runs[~whole].set_index("role").loc[labels]
-        found["slope"] = halves["objective"] - full.loc[halves["seed"].iloc[0]]
-        growth = table["steps"].max() / halves["steps"].iloc[0]
-        found["tokens_to_equal"] = blocks.tokens_to_equal(found["difference"], found["slope"], growth)
-    return found, objective
+    return blocks.compare_runs(table.assign(objective=objective), against), objective
 
 
 class _Goal:

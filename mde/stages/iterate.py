@@ -1,5 +1,7 @@
 """`mde iterate`: rounds of Bayesian optimisation. Each proposes mixtures, trains them, and learns from their losses."""
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,6 +86,14 @@ def iterate(
     )
     model = estimators.make(regressor)
     design = _design(study, goal, features)
+    terms = {
+        "objective": problem.objective_or_chosen(study, objective),
+        "regressor": regressor,
+        "features": features,
+        "batch": batch,
+        "seed": seed,
+        **{name: value for name, value in dataclasses.asdict(bounds).items() if name not in ("domains", "kl_penalty")},
+    }
     for number in range(1, rounds + 1):
         plan = f"iterate/round-{number:02d}.csv"
         if not (study.root / plan).exists():
@@ -92,8 +102,11 @@ def iterate(
             if proposal.settled(threshold):
                 print(f"stopped before round {number}: a run promises less than {threshold:g} of its noise")
                 return
+            study.write_json(_terms(plan), terms)
             study.write_table(plan, _planned(study, number, proposal.mixtures))
         table = study.mixtures(plan, "iterate")
+        if _not_trained(study, table):
+            _check_terms(study, plan, terms)
         if not study.is_swarm:
             _train(study, table, checkpoint_every)
         elif missing := _not_trained(study, table):
@@ -102,6 +115,24 @@ def iterate(
             return
     _report(study, goal, rounds + 1, _propose(study, goal, model, design, bounds.region, 1, seed + rounds + 1))
     print(f"{rounds} rounds are done; `mde fit --study={study}` and `mde optimize` know all runs")
+
+
+def _terms(plan: str) -> str:
+    """Where the arguments that a round was planned with are kept."""
+    return plan.replace(".csv", ".json")
+
+
+def _check_terms(study: Study, plan: str, terms: Mapping[str, Any]) -> None:
+    """Refuses to go on with a round that was planned with other arguments; somebody may be training it."""
+    if not (study.root / _terms(plan)).exists():  # planned before they were kept
+        return
+    before, now = study.read_json(_terms(plan), "iterate"), json.loads(json.dumps(terms))
+    for name, value in now.items():
+        if before[name] != value:
+            raise UserError(
+                f"{study.root / plan} was planned with {name}={before[name]!r}, not {value!r}, and is not trained yet: "
+                "give the arguments of before, or delete this file to plan anew"
+            )
 
 
 def _design(study: Study, goal: Objective, features: str | None) -> Design:

@@ -14,6 +14,7 @@ from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
 from mde.stages import problem
 from mde.stages.fit import Observations, observations
+from mde.stages.mixtures import BEST_OBSERVED
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -87,6 +88,8 @@ def optimize(
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
+        if reference != BEST_OBSERVED:  # which is then the best by what is minimised
+            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
     best = _search(study, predictor, goal, bounds, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     resampled = _resampled(predictor, inputs, goal, bounds, table, candidates, refits, seed)
@@ -100,6 +103,7 @@ def optimize(
             "objective": name,
             "reference": reference,
             "beta": beta,
+            "kl_penalty": kl_penalty,
             "regressor": choice["regressor"],
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from mde.errors import UserError, check_positive, unknown
 from mde.regression import swarm
 from mde.reporting import scaling as report
+from mde.scaling.autoscale import ROUNDING
 from mde.scaling.effects import FITS
 from mde.stages import scale_mde, scale_proof, scale_runs
 from mde.stages.mixtures import mixture, tokens_of
@@ -86,6 +88,8 @@ def scale(
     for what, count in (("proof_seeds", proof_seeds), ("mde_mixtures", mde_mixtures)):
         if count < 0:
             raise UserError(f"{what}={count}, expected how many, or 0 for none")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise UserError(f"noise={noise}, expected a standard deviation, zero or more")
     for what, value, known in (("unit", unit, UNITS), ("fit", fit, FITS)):
         if value not in known:
             raise unknown(what, value, known)
@@ -154,7 +158,7 @@ def _train(
     proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
     for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
-    if terms.target and terms.target > upper.sum():
+    if terms.target and terms.target > upper.sum() * (1 + ROUNDING):
         raise UserError(
             f"target of {terms.target:,} tokens: all domains together have {upper.sum():,.0f} in "
             f"{terms.max_epochs:g} epochs; take a smaller one, or allow more with max_epochs"

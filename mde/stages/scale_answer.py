@@ -58,7 +58,7 @@ class Terms:
         path, upper = fit_path(names, optima), self.upper(names)
         target = self.target or path.budgets[-1] ** 2 / path.budgets[-2]
         found |= {"target": target, "tokens": by_name(path.at(target, upper)), "misfit": path.misfit}
-        found["cautions"] = path.cautions(target, upper)
+        found["cautions"] = path.cautions(target, upper / self.max_epochs, max_epochs=self.max_epochs)
         if samples is not None:
             found |= {"resamples": self.resamples, "fitted": len(samples)}
             if len(samples) >= FEWEST * self.resamples:
@@ -80,7 +80,7 @@ def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, obs
     points = [solve(each, goal, terms.fit, terms.floor, upper, terms.nearest) for each in measured]
     study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
     deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
-    if deviation is not None:
+    if deviation is not None and (len(points) > 1 or terms.target):
         samples = resampled_optima(
             measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper, terms.nearest
         )
@@ -105,7 +105,11 @@ def _measured(names: list[str], fit: str, runs: pd.DataFrame, observed: pd.DataF
     for budget in sorted(map(float, used["budget"].unique())):
         rows = used[used["budget"] == budget].sort_values("seed", kind="stable")
         found = measured_effects(
-            names, list(map(str, rows.index)), rows[names].to_numpy(), observed.loc[rows.index].to_numpy()
+            names,
+            list(map(str, rows.index)),
+            rows[names].to_numpy(),
+            observed.loc[rows.index].to_numpy(),
+            list(rows["seed"]),
         )
         if abs(found.budget / budget - 1) > ROUNDED:
             raise UserError(f"budget of {budget:,.0f} tokens: its base run has {found.budget:,.0f}")

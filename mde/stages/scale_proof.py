@@ -94,12 +94,5 @@ def summary(runs: pd.DataFrame, losses: pd.DataFrame, goal: np.ndarray) -> pd.Da
       goal: weight of each evaluation domain, [J].
     """
     table = runs[["role", "steps", "seed"]].assign(objective=losses.to_numpy() @ goal)
-    target = int(table["steps"].max())
-    labels = list(dict.fromkeys(table["role"]))
-    at_SxM = table[table["steps"] == target].pivot(index="seed", columns="role", values="objective")[labels]
-    half = table[table["steps"] < target].set_index("role").loc[labels]
-    found = blocks.compare(at_SxM, PREDICTED).rename(columns={"measured": "objective"})
-    found["slope"] = half["objective"].to_numpy() - at_SxM.loc[half["seed"].iloc[0]].to_numpy()
-    growth = target / half["steps"].to_numpy()
-    found["tokens_to_equal"] = blocks.tokens_to_equal(found["difference"], found["slope"], growth)
+    found = blocks.compare_runs(table, PREDICTED).rename(columns={"measured": "objective"})
     return found[["objective", "difference", "error", "slope", "tokens_to_equal"]]

@@ -132,6 +132,15 @@ def test_a_bound_on_one_frozen_domain_holds_the_others():
     assert given.region.contains(np.array([[0.3, 0.2, 0.5, 0, 0]]))[0]
 
 
+def test_a_fixed_share_heeds_the_tokens_that_there_are():
+    counts = {"a": 100.0, "b": 1000.0}
+    allowed = Constraints(("a", "b"), fixed={"a": 0.2}, tokens=counts, budget=1000.0, max_epochs=2.0)
+    assert allowed.region.low[0] == 0.2
+    says = "'a' is fixed at 0.5, but 100 tokens × 2 epochs at a budget of 1,000 allow at most 0.2"
+    with pytest.raises(UserError, match=says):
+        Constraints(("a", "b"), fixed={"a": 0.5}, tokens=counts, budget=1000.0, max_epochs=2.0)
+
+
 def test_the_answer_names_what_binds_and_counts_epochs():
     constraints = constrained(
         lower={"news": 0.05},

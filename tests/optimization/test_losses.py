@@ -93,6 +93,27 @@ def test_many_starts_find_the_best_of_several_valleys():
     assert found.gap is None
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_in_a_ball_too_nothing_that_was_seen_is_better_than_what_is_found(seed):
+    """No price of divergence leads to some optima of losses that are not convex, so the search must not rely on one."""
+    rng = np.random.default_rng(seed)
+    linear, root, log = rng.normal(size=(3, 5)) * [[1], [1], [0.3]]
+    seen = []
+
+    class Watched(losses.Separable):
+        def __call__(self, mixtures):
+            seen.append(mixtures)
+            return super().__call__(mixtures)
+
+    loss = Watched(linear, root, log, 0.01, 0.0)
+    assert not loss.convex
+    region = constrained(prior=UNIFORM, max_kl=0.2).region
+    found = search.minimize(loss, region, 0, n_candidates=128)
+    points = np.concatenate(seen)
+    assert region.contains(found.mixture[None])[0]
+    assert found.loss <= loss(points[region.contains(points, 0.0)]).min() + ROUNDING
+
+
 def test_methods_that_a_loss_does_not_allow_are_refused():
     region = BOX.region
     with pytest.raises(UserError, match="'gradient' needs a loss with a gradient"):
@@ -126,3 +147,7 @@ def test_vizier_searches_under_constraints(constraints):
     np.testing.assert_array_equal(first.mixture, again.mixture)
     draws = search.evaluate(smooth, region.sample(50, 0))
     assert first.loss <= draws.min()
+    best = search.minimize(smooth, region, 0, n_candidates=256)
+    told = search.minimize(lambda x: smooth(x), region, 3, "vizier", n_candidates=20, start=best.mixture[None])
+    assert told.loss <= best.loss + ROUNDING
+    assert told.evaluations == 21

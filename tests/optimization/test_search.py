@@ -49,6 +49,14 @@ def test_a_face_is_reached_with_shares_of_zero():
     np.testing.assert_array_equal(optimum.mixture == 0, target == 0)
 
 
+@pytest.mark.parametrize("k", [101, 150])
+def test_more_domains_than_have_a_hundredth_each_are_searched(k):
+    """Near uniform no share is above the greatest threshold below which shares are tried without."""
+    uniform = np.full(k, 1 / k)
+    found = search.minimize(distance_to(uniform), Region.simplex(k), 0, "refinement", n_candidates=64, rounds=3)
+    np.testing.assert_allclose(found.mixture, uniform, atol=1e-12)  # it is among the first candidates
+
+
 def test_the_water_filling_optimum_of_log_features_is_found():
     # min -c.log(λ + 0.01) over the simplex: λ = max(c m - 0.01, 0). By hand, with the third share empty:
     # 0.995 m - 0.02 = 1, and indeed 0.005 m < 0.01.

@@ -70,6 +70,25 @@ def test_what_the_regressor_gets_wrong_is_in_the_interval():
     assert np.mean((low < x[40:, 0] ** 2) & (x[40:, 0] ** 2 < high)) >= 0.8
 
 
+def test_the_interval_of_a_mean_by_hand():
+    """Each row left out, the mean of the other nine; of ten sums and differences CV+ takes the ninth and the second.
+
+    By Barber et al. (2021), equation 11: ⌈.8 · 11⌉ = 9th least of the sums, and 9th greatest of the differences.
+    """
+    observed = np.repeat(np.array([0, 1, 2, 4, 7, 11, 16, 22, 29, 37.0])[:, None], 2, axis=1)
+    design = np.arange(10.0)[:, None]
+    found = objective_intervals(design, observed, design[:1], estimators.make("mean"), OBJECTIVE, level=0.8)
+    others = (observed[:, 0].sum() - observed[:, 0]) / 9
+    residual = np.abs(observed[:, 0] - others)
+    np.testing.assert_allclose(found[0], [np.sort(others - residual)[1], np.sort(others + residual)[8]])
+
+
+def test_a_single_evaluation_domain_has_intervals_with_every_constant():
+    design = np.arange(8.0)[:, None]
+    found = objective_intervals(design, design**2, design[:3], estimators.make("mean"), np.ones(1))
+    assert found.shape == (3, 2)
+
+
 def test_noise_and_level_widen_the_intervals():
     mixtures, observed = swarm(0.05)
     louder = swarm(0.5)[1]

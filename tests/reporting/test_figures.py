@@ -105,8 +105,13 @@ def test_the_first_thirty_six_marks_differ():
 
 
 @pytest.mark.parametrize(
-    ("least", "greatest", "expected"),
-    [(0.3, 4, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]), (0.01, 2000, [0.01, 0.1, 1, 10, 100, 1000, 10000])],
+    ("values", "expected"),
+    [
+        ([0.3, 4], [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]),
+        ([2000, 0.01], [0.01, 0.1, 1, 10, 100, 1000, 10000]),
+        ([0.0, 1.0], [1, 2, 5]),
+        ([0.0], []),
+    ],
 )
-def test_ticks_of_a_logarithmic_axis_are_round(least, greatest, expected):
-    np.testing.assert_allclose(style.log_ticks(least, greatest), expected)
+def test_ticks_of_a_logarithmic_axis_are_round(values, expected):
+    np.testing.assert_allclose(style.log_ticks(values), expected)

@@ -300,3 +300,34 @@ def test_the_noise_of_a_run_is_what_the_seeds_of_the_proof_leave(study):
     assert findings.noise(study) == pytest.approx(0.0002)
     prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
     assert findings.noise(study) is None
+
+
+def test_the_noise_beside_errors_of_the_fit_is_of_the_fits_objective(study):
+    """News alone differs between the seeds: by .06 a run, of which the average of three domains has a third."""
+    losses = {name: [(1.0, 2.0, 3.0), (1.0, 2.0, 3.06)] for name in PROOF}
+    prove(study, losses)
+    study.write_json("proof/objective.json", {"objective": {"news": 1.0}, "predictions": {}})
+    assert findings.noise(study) == pytest.approx(0.02**2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({}, "has the least predicted average loss over 3 evaluation domains."),
+        ({"beta": 2.0}, "has the least predicted average loss over 3 evaluation domains plus 2 standard deviations of"),
+        ({"kl_penalty": 0.5}, "domains plus 0.5 times the divergence from the prior."),
+    ],
+)
+def test_what_was_sought_is_said_with_what_was_added(study, more, sentence):
+    optimum = study.read_json("optimum.json", "optimize") | more
+    assert sentence in findings.sought(optimum, findings.objective_name(study, "avg-all"))
+    optimum["predictions"]["uniform"]["feasible"] = False
+    assert findings.sought(optimum, "").endswith(", of the mixtures that obey the constraints.")
+
+
+def test_a_worst_case_names_whose_losses_it_is_measured_from(study):
+    words = "worst loss above that of uniform over 3 evaluation domains"
+    assert findings.objective_name(study, "worst-all", "uniform") == words
+    measured_anew(study, objective="worst-all", reference="uniform")
+    study.write_json("proof/objective.json", mixtures.objective_record(study))
+    assert words in tables.proof(study).title

@@ -93,6 +93,21 @@ def test_cautions_say_where_the_prediction_leaves_its_ground():
     assert any("'a'" in text and "does not grow" in text for text in shrinking.cautions(5.0))
 
 
+def test_a_shortage_is_counted_in_what_there_is_and_told_beyond_the_epochs_that_are_allowed():
+    path = fit_path(["a", "b"], [[1.0, 1.0], [4.0, 4.0]])  # to 20 of each
+    assert path.cautions(40.0, available=[10.0, 100.0], max_epochs=2.1) == []
+    (said,) = path.cautions(40.0, available=[10.0, 100.0], max_epochs=1.5)
+    assert said == "domain 'a': 20 tokens are 2.00 times what there is"
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6), st.integers(0, 1000))
+def test_a_budget_of_all_that_there_is_is_met(upper, seed):
+    names = [str(k) for k in range(len(upper))]
+    first = np.array(upper) * np.random.default_rng(seed).uniform(0.01, 0.1, len(upper))
+    tokens = fit_path(names, [first, 2 * first]).at(sum(upper), upper)
+    np.testing.assert_allclose(tokens, upper, rtol=1e-9)  # the sum is only right to rounding
+
+
 @pytest.mark.parametrize(
     ("optima", "expected"),
     [

@@ -71,6 +71,26 @@ def test_two_seeds_by_hand():
     np.testing.assert_allclose([found.losses[0], *found.less[:, 0], *found.more[:, 0]], [3.15, 4.05, 3.95, 2.05, 2.45])
 
 
+def test_seeds_that_are_others_than_those_of_the_base_runs_are_refused():
+    tokens = np.repeat(design(), 2, axis=0)
+    seeds = np.tile([0, 1], 7)
+    assert measured_effects(NAMES, runs(14), tokens, observed(tokens), seeds).repeats == 2
+    seeds[2:4] = 5, 6
+    with pytest.raises(UserError, match="less of domain 'web' alone have seeds 5, 6, and the base runs 0, 1"):
+        measured_effects(NAMES, runs(14), tokens, observed(tokens), seeds)
+
+
+def test_the_mean_of_more_seeds_is_surer():
+    """Redrawn means of n seeds spread by the noise over √n; 300 draws of 7 know a spread to 2%."""
+    rng = np.random.default_rng(0)
+    for repeats in (1, 4):
+        tokens = np.repeat(design(), repeats, axis=0)
+        found = measured_effects(NAMES, runs(7 * repeats), tokens, observed(tokens))
+        again = [found.resampled(HALF, 0.1, rng) for _ in range(300)]
+        drawn = np.array([[*one.losses, *one.less[:, 0], *one.more[:, 0]] for one in again])
+        assert drawn.std(axis=0).mean() == pytest.approx(0.1 / np.sqrt(repeats), rel=0.08)
+
+
 def test_a_joint_fit_without_other_runs_is_the_fits_of_the_domains():
     found = measured_effects(NAMES, runs(7), design(), observed(design()))
     apart, together = found.power_laws(HALF), found.power_laws(HALF, "joint")

@@ -205,6 +205,7 @@ def test_tables_that_are_refused(tmp_path, capsys, how, expected):
         (["--budgets=1e6"], "are given"),
         (["--optima=x.csv"], "are given"),
         (["--unit=steps", "--target=20000"], "unit='steps': files of runs and optima are in tokens"),
+        (["--noise=-1"], "noise=-1, expected a standard deviation"),
         (["--max_epochs=0"], "max_epochs=0 must be positive"),
     ],
 )
@@ -214,6 +215,31 @@ def test_arguments_that_are_refused(tmp_path, capsys, arguments, expected):
         scaled(tmp_path / "study", *files, *arguments)
     assert status.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_one_budget_with_two_seeds_knows_the_noise(tmp_path, capsys):
+    runs, losses = made_up(seeds=2, noise=1e-4)
+    runs = runs[runs["budget"] == BUDGETS[0]]
+    found = scaled(tmp_path / "study", *write(tmp_path, runs, losses.loc[runs.index]))
+    printed = capsys.readouterr().out
+    assert f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds)." in printed
+    assert "One seed each" not in printed
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(999_600, "1M"), (999_400, "999k"), (999.6e6, "1B"), (999.6e9, "1T"), (999.6, "1k"), (12.0, "12")],
+)
+def test_tokens_in_three_digits(count, words):
+    assert report.tokens(count) == words
+
+
+def test_a_shortage_at_the_target_is_counted_in_the_tokens_that_there_are(tmp_path):
+    table = pd.DataFrame([[10.0, 10.0], [40.0, 40.0]], pd.Index(["a", "b"], name="run"), ["web", "code"])
+    table.to_csv(tmp_path / "optima.csv")
+    given = [f"--optima={tmp_path / 'optima.csv'}", "--target=200", "--tokens={'web': 10}", "--max_epochs=4"]
+    said = scaled(tmp_path / "study", *given)["ddo"]["cautions"]
+    assert "domain 'web': 100 tokens are 10.00 times what there is" in said
 
 
 def test_one_file_of_two(tmp_path, capsys):
