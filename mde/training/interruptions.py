@@ -53,7 +53,10 @@ def writing(directory: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(place: epath.Path) -> Iterator[None]:
-    """Says in one line that a place cannot be read just now; passes on what is wrong with what lies there."""
+    """Says in one line that a place cannot be read just now, or not by a machine with so little memory.
+
+    What is wrong with what lies there is passed on.
+    """
     try:
         yield
     except Exception as e:
@@ -71,10 +74,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_of_the_place(error: BaseException) -> bool:
-    """Whether an error is the system's or a bucket's."""
-    if isinstance(error, ValueError):  # TensorStore has no error class of its own
+    """Whether an error is the system's, a bucket's or one of memory that has run out."""
+    if isinstance(error, ValueError | RuntimeError):  # TensorStore has no error class of its own; JAX's is the second
         return "[os_error_code=" in str(error) or str(error).startswith(BUCKET_STATES)
-    return buckets.is_of_a_place(error)
+    return isinstance(error, MemoryError) or buckets.is_of_a_place(error)
 
 
 def _says_nothing_there(error: BaseException) -> bool:
