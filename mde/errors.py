@@ -20,8 +20,9 @@ def check_positive(**counts: float) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, for a line of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of what an error says, for a line of ours; of a long one both ends, for the cause comes last."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" [tensorstore_spec=")[0]
+    return line if len(line) <= 200 else f"{line[:100]} … {line[-100:]}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -88,11 +88,11 @@ class Study:
 
     def read_json(self, name: str, made_by: str) -> dict[str, Any]:
         """The JSON file `name`; raises UserError that names the stage it comes from if it is not there or broken."""
-        path = self._path(name, made_by)
+        content = self._content(name, made_by)
         try:
-            return json.loads(path.read_text())
+            return json.loads(content)
         except ValueError as e:
-            raise UserError(f"{path}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
+            raise UserError(f"{self.root / name}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file, aside and then into its place."""
@@ -116,8 +116,8 @@ class Study:
         Raises:
           UserError: it is not there, or does not have one of these, because what they come from was made anew.
         """
-        path = self._path(name, made_by)
-        table = pd.read_csv(io.BytesIO(path.read_bytes()), index_col=0, dtype={0: str})
+        path = self.root / name
+        table = pd.read_csv(io.BytesIO(self._content(name, made_by)), index_col=0, dtype={0: str})
         for kind, wanted, there in (("column", columns, table.columns), ("row", rows, table.index)):
             for label in () if wanted is None else wanted:
                 if label not in there:
@@ -131,7 +131,7 @@ class Study:
 
     def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
         """The arrays of the npz file `name`."""
-        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
+        with np.load(io.BytesIO(self._content(name, made_by))) as arrays:
             return dict(arrays)
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ class Study:
         """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
         import joblib
 
-        return joblib.load(io.BytesIO(self._path(name, made_by).read_bytes()))
+        return joblib.load(io.BytesIO(self._content(name, made_by)))
 
     def write_object(self, name: str, content: Any) -> None:
         """Writes a joblib file."""
@@ -242,19 +242,21 @@ class Study:
         table = self.read_table(*made, [f"{name}/{domain}" for name in names for domain in domains], mixtures)
         return {n: table[[f"{n}/{d}" for d in domains]].set_axis(list(domains), axis=1) for n in names}
 
-    def _path(self, name: str, made_by: str) -> epath.Path:
+    def _content(self, name: str, made_by: str) -> bytes:
         path = self.root / name
-        if not path.exists():
-            raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
-        return path
+        with buckets.reading(path):
+            if not path.exists():
+                raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
+            return path.read_bytes()
 
 
 def write_aside(path: epath.Path, content: bytes) -> None:
     """Writes a file beside its place and then into it, so that what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{path.name}.partial"
-    aside.write_bytes(content)
-    aside.replace(path)
+    with buckets.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f"{path.name}.partial"
+        aside.write_bytes(content)
+        aside.replace(path)
 
 
 def digest(content: Any) -> str:

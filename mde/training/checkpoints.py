@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mde import hosts
+from mde.buckets import reading, writing
 from mde.errors import UserError, reason
 from mde.models.decoder import Params
-from mde.training.interruptions import reading, writing
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
