@@ -167,6 +167,25 @@ def test_a_connection_that_breaks_loses_no_line_of_the_log(standins, launched):
     assert "".join(shown) == re.sub("[\r\n]", "", log).replace("é", "\ufffd\ufffd")
 
 
+def test_a_state_that_is_not_told_once_ends_nothing(standins, launched):
+    standins.scenario(cuts=[5], unseen=3)
+    status, said = launched(tpu_vm, V4, *FLAGS, *COMMAND)
+    assert status == 0, said
+    assert verbs(standins.calls()).count("create") == verbs(standins.calls()).count("delete") == 1
+
+
+def test_a_machine_whose_state_is_not_told_is_left_alone(standins, launched):
+    """It may be at work; and it costs money, so that one has to be told."""
+    standins.scenario(cuts=[5], unseen=99)
+    status, said = launched(tpu_vm, V4, *FLAGS, *COMMAND)
+    assert status == 2
+    assert "cannot see the state of pool: ERROR: " in said
+    assert "(503); it goes on, and the same command finds it" in said
+    assert "still there and costs money. Delete it: gcloud compute tpus queued-resources delete pool" in said
+    assert "delete" not in verbs(standins.calls())
+    assert (standins.home / "workers").exists()
+
+
 def test_secrets_reach_workers_and_no_log(standins, launched, monkeypatch):
     monkeypatch.setenv("TOKEN", "a'secret $(touch pwned)")
     status, said = launched(tpu_vm, V4, *FLAGS, "--secret=TOKEN", *COMMAND)
