@@ -223,6 +223,8 @@ def test_no_binding_is_a_command(standins, launched):
         (["--machine=launch/machine.py", *FLAGS, *COMMAND], "get_config()"),
         (["--machine=launch/machines/h100_8.py", *FLAGS, *COMMAND], "H100 is a gpu"),
         ([V5E, *FLAGS, "--", "optimise", "--study=gs://b/s"], "did you mean 'optimize'"),
+        ([V4, *FLAGS, "--", "scale", "--study=gs://b/s"], "`mde scale` is not launched; what is: demo, prepare, train"),
+        ([V4, *FLAGS, "--", "models"], "`mde models` is not launched"),
         ([V5E, *FLAGS, *OPTIMIZE], "'optimize' is run by one host and the machine has 4"),
         ([V4, *FLAGS, "--", "optimize"], "--study=None: expected"),
         ([V4, *FLAGS, "--", "optimize", "--study=studies/demo"], "in a bucket"),
