@@ -31,3 +31,11 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "stages").touch()
     with pytest.raises(UserError, match=r"stages/fit\.json: cannot write \(.*(exists|Not a directory)"):
         Study(tmp_path).write_json("stages/fit.json", {})
+
+
+@pytest.mark.parametrize("reader", ["read_json", "read_table", "read_arrays", "read_object"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\xff\xfe", b"a,b\n1,2,3\n4,5,6,7,8\n", b"\x78\x9cabc"])
+def test_a_broken_file_names_the_stage_that_makes_it_anew(reader, content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=r"/file: damaged \(.*\); run `mde fit --force` again"):
+        getattr(Study(tmp_path), reader)("file", "fit")
