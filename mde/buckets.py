@@ -123,11 +123,19 @@ def reading(place: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        if not any(_is_of_the_place(each) and not _says_nothing_there(each) for each in _chain(e)):
+        if not is_in_the_way(e):
             raise
         raise UserError(
             f"{place}: cannot be read ({reason(e)}); nothing was deleted, the same command goes on when it can be"
         ) from e
+
+
+def is_in_the_way(error: BaseException) -> bool:
+    """Whether an error, or what it comes from, says that a place is closed, full or out of reach, or memory at its end.
+
+    What says that there is nothing, or nothing of the kind that was expected, does not.
+    """
+    return any(_is_of_the_place(each) and not _says_nothing_there(each) for each in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

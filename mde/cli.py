@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mde import hosts
-from mde.errors import UserError, unknown
+from mde.errors import UserError, reason, unknown
 
 HELP = {
     "demo": "all stages, on your domains or on text out of installed packages",
@@ -59,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read it has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it exits
         sys.exit(141)
+    except Exception as error:
+        from mde import buckets
+
+        if not buckets.is_in_the_way(error):
+            raise
+        print(f"mde {name}: error: {reason(error)}; the same command goes on when that is mended", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,7 @@
 """What the user got wrong, said in one line.
 
-Every command catches `UserError`, prints its message and exits with status 2; anything else is a bug and keeps its
-traceback.
+Every command catches `UserError`, prints its message and exits with status 2, and so it does where the system says
+that a place is closed, full or out of reach (`mde.buckets`); anything else is a bug and keeps its traceback.
 """
 
 import difflib

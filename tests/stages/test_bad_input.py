@@ -233,3 +233,12 @@ def test_unknown_objective_regressor_and_feature(refused, study):
     assert "did you mean 'ridge'" in refused("fit", "--gin_bindings=fit.regressors = ['rigde']", study=study)
     assert "feature 'mde[5]'" in refused("fit", "--gin_bindings=fit.features = ['mde[5]']", study=study)
     assert "28 observations" in refused("fit", "--gin_bindings=fit.train_mixtures = 27", study=study)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that always fails")
+def test_what_the_system_refuses_is_one_line_and_what_is_missing_is_a_bug(refused, tmp_path, monkeypatch):
+    line = refused("fit", "--mixtures=/proc/self/mem", "--losses=losses.csv", f"--study={tmp_path}/study")
+    assert line.endswith("Input/output error; the same command goes on when that is mended")
+    monkeypatch.setattr(cli, "_run", lambda *_: (tmp_path / "nowhere").read_text())
+    with pytest.raises(FileNotFoundError):
+        cli.main(["fit"])
