@@ -9,6 +9,7 @@ TensorStore, checkpoints through Orbax. A bucket has no folders and no locks, an
 
 import contextlib
 import errno
+import fcntl
 import importlib.util
 import os
 import re
@@ -97,6 +98,30 @@ def check(place: epath.PathLike) -> None:
         raise UserError(
             f"{text}: cannot be reached ({reason(error)}); is it there, and are you logged in (`{login}`)?"
         ) from error
+
+
+@contextlib.contextmanager
+def alone(directory: epath.Path) -> Iterator[None]:
+    """Keeps other processes out of a directory on a disk, if it is there; the kernel lifts the lock however this ends.
+
+    Raises:
+      UserError: another process has it.
+    """
+    if is_bucket(directory) or not directory.is_dir():
+        yield
+        return
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(held)
+        raise UserError(f"{directory}: another command is at work on this study; wait until it has ended") from e
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The command line: every stage of a study is a command, `demo` runs them all, and a few tools stand beside them."""
 
 import argparse
+import contextlib
 import inspect
 import logging
 import os
@@ -165,12 +166,14 @@ def _run(name: str, argv: Sequence[str]) -> None:
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     buckets.check(study.root)
     started = time.time()
-    for stage in STAGES if demo else [name]:
-        begun = time.time()
-        ran = pipeline.run(study, stage, given.get(stage, {}), getattr(args, "force", False))
-        status = f"{time.time() - begun:.0f} s" if ran else "done before with the same arguments"
-        if stage in STAGES:
-            print(f"mde {stage}: {status}", flush=True)
+    writes = name not in (*pipeline.WITHOUT_STUDY, *pipeline.READERS, "report") and hosts.is_first()
+    with buckets.alone(study.root) if writes else contextlib.nullcontext():
+        for stage in STAGES if demo else [name]:
+            begun = time.time()
+            ran = pipeline.run(study, stage, given.get(stage, {}), getattr(args, "force", False))
+            status = f"{time.time() - begun:.0f} s" if ran else "done before with the same arguments"
+            if stage in STAGES:
+                print(f"mde {stage}: {status}", flush=True)
     if demo:
         print(f"mde demo: {time.time() - started:.0f} s; see {study.root / 'report.html'}")
 

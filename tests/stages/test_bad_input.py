@@ -1,5 +1,6 @@
 """Bad input: one line that names the culprit and the nearest right name, exit status 2, and nothing changed on disk."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -242,3 +243,15 @@ def test_what_the_system_refuses_is_one_line_and_what_is_missing_is_a_bug(refuse
     monkeypatch.setattr(cli, "_run", lambda *_: (tmp_path / "nowhere").read_text())
     with pytest.raises(FileNotFoundError):
         cli.main(["fit"])
+
+
+def test_two_commands_do_not_work_on_one_study(refused, tmp_path):
+    """What only reads goes on; a lock that is gone is in nobody's way."""
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    line = refused("fit", f"--study={tmp_path}")
+    assert f"{tmp_path}: another command is at work on this study" in line
+    assert "holds nothing to report" in refused("report", f"--study={tmp_path}")
+    os.close(other)
+    for _ in range(2):
+        assert "'fit' needs 'prepare'" in refused("fit", f"--study={tmp_path}")
