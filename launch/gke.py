@@ -24,6 +24,7 @@ from mde.errors import UserError
 RESTARTS = 20
 SLICE = "slice"  # what a JobSet calls the job of each slice
 ENDS = {"Completed": 0, "Failed": 1}
+MISSING = "(NotFound)"  # in what kubectl says of a JobSet that was deleted
 ONE_POOL_A_SLICE = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
 # What a pod ends with because of an error of the user's fails its job, and that fails the JobSet: it would come again.
 USERS_ERROR = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
@@ -125,6 +126,8 @@ def main(args: argparse.Namespace) -> int:
     described = job.from_flags(args, bucket=True)
     if described.secrets:
         raise UserError("on Kubernetes secrets are Secrets: make one and name it with --secret_ref")
+    if described.machine.accelerator != "tpu" and described.machine.slices > 1:
+        raise UserError(f"{described.machine.type} has no slices, but hosts: --set=slices=1 --set=hosts=...")
     shell = Shell(args.dry_run)
     if args.cluster:
         return _with_xpk(described, args, shell)
@@ -171,9 +174,10 @@ def _follow(shell: Shell, name: str, poll: float) -> int:
         shell.run(["kubectl", "logs", "--follow", "--tail=-1", f"--selector={first}"], say)
         # The resource is named in full, for a cluster may have other things called alike.
         state = ["kubectl", "get", f"jobsets.jobset.x-k8s.io/{name}", "--output=jsonpath={.status.terminalState}"]
-        status, output = shell.run(state)
+        status, output = shell.ask(state, poll, [MISSING])
         if status:
-            raise UserError(f"cannot see the state of {name}: {error_in(output)}")
+            goes_on = "" if MISSING in output else "; it goes on, and the same command finds it"
+            raise UserError(f"cannot see the state of {name}: {error_in(output)}{goes_on}")
         if output.strip() in ENDS:
             say(f"{name}: {output.strip()}")
             return ENDS[output.strip()]

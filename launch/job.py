@@ -14,7 +14,7 @@ from launch import machine as machines
 from launch.machine import Machine
 from mde import buckets, cli
 from mde.bindings import REPOSITORY
-from mde.errors import UserError
+from mde.errors import UserError, unknown
 from mde.models import config as model_configs
 from mde.stages import pipeline
 from mde.study import STAGES
@@ -137,8 +137,11 @@ def _check_command(machine: Machine, command: Sequence[str], bucket: bool) -> st
     """The study that a command works at, when all is well with the command."""
     name, *rest = command
     name = cli.meant(name, rest)
-    if name not in ("demo", "final", *STAGES):
-        cli.main([name])  # says which commands there are
+    launched = ("demo", *STAGES, "final")
+    if name in cli.HELP and name not in launched:
+        raise UserError(f"`mde {name}` is not launched; what is: {', '.join(launched)}")
+    if name not in launched:
+        raise unknown("command", name, launched)
     args, given = cli.parse(name, rest)
     if machine.all_hosts > 1 and name not in cli.TOGETHER:
         raise UserError(

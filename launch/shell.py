@@ -5,11 +5,13 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mde.errors import UserError
 
+ANSWERS = 5  # times in a row that a service is asked how things are before it counts as out of reach
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,6 +55,27 @@ class Shell:
             lines.append(self.redact(line.rstrip("\n")))
             show(lines[-1])
         return process.wait(), "\n".join(lines)
+
+    def ask(self, argv: Sequence[str], poll: float, answers: Sequence[str] = ()) -> tuple[int, str]:
+        """Runs a command that says how things are, again if it fails: a service that does not answer ends nothing.
+
+        Args:
+          argv: the program and its arguments.
+          poll: seconds between the tries.
+          answers: what it may fail with that is an answer.
+
+        Returns:
+          The last exit status, and what was printed then.
+
+        Raises:
+          UserError: no such program.
+        """
+        for _ in range(ANSWERS - 1):
+            status, output = self.run(argv)
+            if not status or any(answer in output for answer in answers):
+                return status, output
+            time.sleep(poll)
+        return self.run(argv)
 
     def follow(self, argv: Sequence[str], show: Callable[[str], None]) -> tuple[int, int]:
         """Runs a command to its end, and shows what it prints; the command itself is printed too.

@@ -42,7 +42,6 @@ ENDED = {
 POINT = "MDE_POINT"  # the variable that tells a job its point
 MARK = "submitted.json"
 SETTLING = 120  # seconds in which what was submitted comes into the queue
-TRIES = 5  # times in a row that the queue may not answer
 
 
 class SkyJobs:
@@ -166,15 +165,12 @@ class SkyJobs:
 
     def _queue(self) -> dict[str, dict[str, Any]]:
         """By name, the newest job in SkyPilot's queue."""
-        for attempt in range(1, TRIES + 1):
-            status, output = self._shell.run(QUEUE)
-            if not status:
-                jobs = sorted(_json(output, "["), key=lambda job: job["job_id"])
-                return {job["job_name"]: job for job in jobs}
-            if EMPTY in output:
-                return {}
-            if attempt < TRIES:
-                time.sleep(self._poll)
+        status, output = self._shell.ask(QUEUE, self._poll, [EMPTY])
+        if not status:
+            jobs = sorted(_json(output, "["), key=lambda job: job["job_id"])
+            return {job["job_name"]: job for job in jobs}
+        if EMPTY in output:
+            return {}
         raise UserError(
             f"cannot see SkyPilot's queue: {error_in(output)}; the jobs go on, and the same command finds them"
         )

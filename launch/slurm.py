@@ -8,6 +8,7 @@ goes on from what it has saved.
 """
 
 import argparse
+import re
 import shlex
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from mde.errors import UserError
 
 NOTICE = 120  # seconds between the request to stop and the end of the time limit
 DONE = "COMPLETED"
+UNKNOWN = "Invalid job id"  # what squeue says of a job that is long over
 
 
 def script(described: Job, folder: Path = REPOSITORY) -> str:
@@ -78,19 +80,24 @@ def main(args: argparse.Namespace) -> int:
     status, output = shell.run(submit, say)
     if status:
         raise UserError(f"the job was refused: {error_in(output)}")
-    return _follow(shell, output.split(";")[0].split()[-1], described.name, args.poll)
+    number = re.search(r"^(\d+)(;|$)", output, re.MULTILINE)  # among warnings, which a cluster's own rules may print
+    if not number:
+        raise UserError(f"sbatch gave no number of a job: {error_in(output)}")
+    return _follow(shell, number[1], described.name, args.poll)
 
 
 def _follow(shell: Shell, number: str, name: str, poll: float) -> int:
     """Shows the log until the job is neither queued nor running."""
     log, seen, said = Path(f"{name}-{number}.log"), 0, ""
     while True:
-        status, state = shell.run(["squeue", f"--jobs={number}", "--noheader", "--format=%T"])
+        status, state = shell.ask(["squeue", f"--jobs={number}", "--noheader", "--format=%T"], poll, [UNKNOWN])
         if log.exists():
             text = log.read_bytes()
             print(shell.redact(text[seen:].decode(errors="replace")), end="", flush=True)
             seen = len(text)
-        if status or not state.strip():  # a job that is long over is unknown to squeue
+        if status and UNKNOWN not in state:
+            raise UserError(f"cannot see job {number}: {error_in(state)}; it goes on, and writes {log}")
+        if status or not state.strip():
             break
         if state.strip() != said:
             said = state.strip()

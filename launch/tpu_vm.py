@@ -19,11 +19,15 @@ from launch.gcloud import TpuVm
 from launch.shell import Shell, error_in, say
 from mde.errors import UserError
 
-TRIES = 4  # of a step on the workers: they refuse connections for a while after they have started
+TRIES = 4  # of a step on the workers, which refuse connections for a while after they have started
 
 
 class Lost(Exception):  # noqa: N818
     """The machine was taken away."""
+
+
+class UnseenError(UserError):
+    """Google Cloud does not say how the machine is, which may well be at work."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -62,8 +66,11 @@ class Launch:
         try:
             status = self._attempts()
         except KeyboardInterrupt:
-            say(f"{self.vm.job.name} is still there and costs money. Delete it: {shlex.join(self.vm.delete())}")
+            self._leave()
             return job.STOPPED
+        except UnseenError:
+            self._leave()
+            raise
         except BaseException:
             self._clean_up()
             raise
@@ -153,12 +160,14 @@ class Launch:
             raise Lost
 
     def _state(self) -> str:
-        status, output = self._quietly(self.vm.state())
+        status, output = self.shell.ask(self.vm.state(), self.poll, ["NOT_FOUND"])
         if not status:
             return output.strip()
         if "NOT_FOUND" in output:
             return "NOT_FOUND"
-        raise UserError(f"cannot see the state of {self.vm.job.name}: {error_in(output)}")
+        raise UnseenError(
+            f"cannot see the state of {self.vm.job.name}: {error_in(output)}; it goes on, and the same command finds it"
+        )
 
     def _write_secrets(self) -> None:
         """To a file that nobody else can read: what is on a command line can be seen by all."""
@@ -167,6 +176,9 @@ class Launch:
             self.vm.environment.unlink(missing_ok=True)
             with open(self.vm.environment, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.writelines(lines)
+
+    def _leave(self) -> None:
+        say(f"{self.vm.job.name} is still there and costs money. Delete it: {shlex.join(self.vm.delete())}")
 
     def _clean_up(self) -> None:
         if self.created and not self.keep:

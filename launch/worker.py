@@ -32,14 +32,18 @@ from mde.errors import UserError
 from mde.stages import pipeline
 from mde.study import STAGES, Study
 
-# What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones.
+# What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones,
+# and what tools have made of their runs and mixtures.
 LEFT_BY = {
     "prepare": ("study.json", "tokenizer", "tokens", "corpus.csv", "problems.csv"),
-    "train": ("runs", "training.json", "mixtures.csv", "iterate", "rounds.csv"),
+    "train": (
+        *("runs", "training.json", "mixtures.csv", "iterate", "rounds.csv"),
+        *("scale.json", "scale", "reweighting", "ablation", "evals"),
+    ),
     "score": ("scores", "choices", "scoring.json", "losses.csv", "accuracies.csv", "evaluation.csv"),
     "evaluate": ("features.csv", "answers.csv", "candidates.csv", "evaluators.json", "portable.npz"),
     "fit": ("fit",),
-    "optimize": ("optimum.json", "surface.npz"),
+    "optimize": ("optimum.json", "surface.npz", "final"),
     "prove": ("proof",),
     "report": ("report.html",),
 }

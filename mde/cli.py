@@ -1,6 +1,7 @@
 """The command line: every stage of a study is a command, `demo` runs them all, and a few tools stand beside them."""
 
 import argparse
+import contextlib
 import inspect
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mde import hosts
-from mde.errors import UserError, unknown
+from mde.errors import UserError, reason, unknown
 
 HELP = {
     "demo": "all stages, on your domains or on text out of installed packages",
@@ -60,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read it has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it exits
         sys.exit(141)
+    except Exception as error:
+        from mde import buckets
+
+        if not buckets.is_in_the_way(error):
+            raise
+        print(f"mde {name}: error: {reason(error)}; the same command goes on when that is mended", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,12 +167,14 @@ def _run(name: str, argv: Sequence[str]) -> None:
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     buckets.check(study.root)
     started = time.time()
-    for stage in STAGES if demo else [name]:
-        begun = time.time()
-        ran = pipeline.run(study, stage, given.get(stage, {}), getattr(args, "force", False))
-        status = f"{time.time() - begun:.0f} s" if ran else "done before with the same arguments"
-        if stage in STAGES:
-            print(f"mde {stage}: {status}", flush=True)
+    writes = name not in (*pipeline.WITHOUT_STUDY, *pipeline.READERS, "report") and hosts.is_first()
+    with buckets.alone(study.root) if writes else contextlib.nullcontext():
+        for stage in STAGES if demo else [name]:
+            begun = time.time()
+            ran = pipeline.run(study, stage, given.get(stage, {}), getattr(args, "force", False))
+            status = f"{time.time() - begun:.0f} s" if ran else "done before with the same arguments"
+            if stage in STAGES:
+                print(f"mde {stage}: {status}", flush=True)
     if demo:
         print(f"mde demo: {time.time() - started:.0f} s; see {study.root / 'report.html'}")
 

@@ -1,7 +1,7 @@
 """What the user got wrong, said in one line.
 
-Every command catches `UserError`, prints its message and exits with status 2; anything else is a bug and keeps its
-traceback.
+Every command catches `UserError`, prints its message and exits with status 2, and so it does where the system says
+that a place is closed, full or out of reach (`mde.buckets`); anything else is a bug and keeps its traceback.
 """
 
 import difflib
@@ -20,8 +20,9 @@ def check_positive(**counts: float) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, for a line of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of what an error says, for a line of ours; of a long one both ends, for the cause comes last."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" [tensorstore_spec=")[0]
+    return line if len(line) <= 200 else f"{line[:100]} … {line[-100:]}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -46,7 +46,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +54,7 @@ import pandas as pd
 from etils import epath
 
 from mde import buckets, hosts
-from mde.errors import UserError, unknown
+from mde.errors import UserError, reason, unknown
 
 if TYPE_CHECKING:  # those who bring tables need no TensorStore
     from mde.data.tokens import TokenStore
@@ -90,11 +90,7 @@ class Study:
 
     def read_json(self, name: str, made_by: str) -> dict[str, Any]:
         """The JSON file `name`; raises UserError that names the stage it comes from if it is not there or broken."""
-        path = self._path(name, made_by)
-        try:
-            return json.loads(path.read_text())
-        except ValueError as e:
-            raise UserError(f"{path}: not valid JSON ({e}); run `mde {made_by} --force` again") from e
+        return self._read(name, made_by, json.loads)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file, aside and then into its place."""
@@ -116,10 +112,10 @@ class Study:
         """The CSV table `name`, indexed by its first column; some columns and rows of it, in that order, if given.
 
         Raises:
-          UserError: it is not there, or does not have one of these, because what they come from was made anew.
+          UserError: it is not there, is broken, or does not have one of these, for what they come from was made anew.
         """
-        path = self._path(name, made_by)
-        table = pd.read_csv(io.BytesIO(path.read_bytes()), index_col=0, dtype={0: str})
+        path = self.root / name
+        table = self._read(name, made_by, lambda text: pd.read_csv(io.BytesIO(text), index_col=0, dtype={0: str}))
         for kind, wanted, there in (("column", columns, table.columns), ("row", rows, table.index)):
             for label in () if wanted is None else wanted:
                 if label not in there:
@@ -132,9 +128,8 @@ class Study:
         self.write_bytes(name, table.to_csv().encode())
 
     def read_arrays(self, name: str, made_by: str) -> dict[str, np.ndarray]:
-        """The arrays of the npz file `name`."""
-        with np.load(io.BytesIO(self._path(name, made_by).read_bytes())) as arrays:
-            return dict(arrays)
+        """The arrays of the npz file `name`; errors as those of `read_json`."""
+        return self._read(name, made_by, lambda content: dict(np.load(io.BytesIO(content))))
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Writes an npz file."""
@@ -143,10 +138,10 @@ class Study:
         self.write_bytes(name, buffer.getvalue())
 
     def read_object(self, name: str, made_by: str) -> Any:
-        """The Python object of the joblib file `name`: as trustworthy as whoever made the study."""
+        """The Python object of the joblib file `name`: as trustworthy as whoever made the study; errors likewise."""
         import joblib
 
-        return joblib.load(io.BytesIO(self._path(name, made_by).read_bytes()))
+        return self._read(name, made_by, lambda content: joblib.load(io.BytesIO(content)))
 
     def write_object(self, name: str, content: Any) -> None:
         """Writes a joblib file."""
@@ -254,19 +249,26 @@ class Study:
         table = self.read_table(*made, [f"{name}/{domain}" for name in names for domain in domains], mixtures)
         return {n: table[[f"{n}/{d}" for d in domains]].set_axis(list(domains), axis=1) for n in names}
 
-    def _path(self, name: str, made_by: str) -> epath.Path:
+    def _read(self, name: str, made_by: str, parse: Callable[[bytes], Any]) -> Any:
         path = self.root / name
-        if not path.exists():
-            raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
-        return path
+        try:
+            with buckets.reading(path):
+                if not path.exists():
+                    raise UserError(f"{path} does not exist yet; run `mde {made_by} --study={self.root}` first")
+                return parse(path.read_bytes())
+        except UserError:
+            raise
+        except Exception as e:  # what a broken file raises depends on what it is, and on where it broke
+            raise UserError(f"{path}: damaged ({reason(e)}); run `mde {made_by} --force` again") from e
 
 
 def write_aside(path: epath.Path, content: bytes) -> None:
     """Writes a file beside its place and then into it, so that what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{path.name}.partial"
-    aside.write_bytes(content)
-    aside.replace(path)
+    with buckets.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f"{path.name}.partial"
+        aside.write_bytes(content)
+        aside.replace(path)
 
 
 def digest(content: Any) -> str:

@@ -8,6 +8,7 @@ The documents of an end task are START, a context and an answer, without end-of-
 `answers` [D], where in its document each answer begins, and `examples` [D], which example of the task it belongs to.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -18,9 +19,9 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from mde.buckets import is_bucket
+from mde.buckets import is_bucket, reading, writing
 from mde.data.arrays import open_array
-from mde.errors import UserError
+from mde.errors import UserError, reason
 
 START = 0  # begins every document; the padding id of seqio vocabularies, which no text contains
 _ABOUT = "store.json"
@@ -75,7 +76,7 @@ class TokenStore:
 
     def __init__(self, directory: epath.PathLike):
         self.directory = epath.Path(directory)
-        try:
+        with _whole(self.directory):
             about = json.loads((self.directory / _ABOUT).read_text())
             self.n_tokens: int = about["tokens"]
             self.n_documents: int = about["documents"]
@@ -90,8 +91,6 @@ class TokenStore:
                 _open(self.directory / name).read().result() if self.end_task else np.zeros(0, np.int64)
                 for name in _END_TASK
             )
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{self.directory}: no readable token store here ({e}); run `mde prepare` again") from e
 
     def read(self, start: int, stop: int) -> Window:
         """Tokens [start, stop) with document numbers that begin at 1; past the end comes padding."""
@@ -101,7 +100,8 @@ class TokenStore:
         tokens = np.zeros(stop - start, np.int32)
         segments = np.zeros(stop - start, np.int32)
         values = self._tokens[start:end]
-        tokens[: end - start] = values if isinstance(values, np.ndarray) else values.read().result()
+        with _whole(self.directory):
+            tokens[: end - start] = values if isinstance(values, np.ndarray) else values.read().result()
         documents = np.searchsorted(self.bounds, np.arange(start, end), side="right")
         segments[: end - start] = documents - documents[0] + 1
         if self.end_task:
@@ -132,6 +132,18 @@ class TokenStore:
         view.n_tokens, view.n_documents, view.n_bytes = end - begin, stop - first, int(view.bytes.sum())
         view.digest = f"{self.digest}[{first}:{stop}]"
         return view
+
+
+@contextlib.contextmanager
+def _whole(directory: epath.Path) -> Iterator[None]:
+    """Says in one line that a store cannot be read just now, or else that there is none, or a damaged one."""
+    try:
+        with reading(directory):
+            yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{directory}: no readable token store here ({reason(e)}); run `mde prepare` again") from e
 
 
 # Documents one after the other: their tokens (START and end-of-text included), and of each its tokens and its bytes.
@@ -188,33 +200,39 @@ def write_blocks(
 
     Returns:
       The store, opened.
+
+    Raises:
+      UserError: the place cannot be written to.
     """
     directory = epath.Path(directory)
     aside = directory if is_bucket(directory) else directory.parent / f"{directory.name}.partial"
-    if aside.exists():
-        (aside / _ABOUT).unlink(missing_ok=True)  # first: what is left must not look whole
-        aside.rmtree(missing_ok=True)
-    aside.mkdir(parents=True)
-    tokens = _open(aside / "tokens", create=dtype)
+    with writing(directory):
+        if aside.exists():
+            (aside / _ABOUT).unlink(missing_ok=True)  # first: what is left must not look whole
+            aside.rmtree(missing_ok=True)
+        aside.mkdir(parents=True)
+        tokens = _open(aside / "tokens", create=dtype)
     lengths, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     written = 0
     for block_tokens, block_lengths, block_sizes in blocks:
-        written = _append(tokens, written, block_tokens)
+        with writing(directory):  # and not around what reads the blocks
+            written = _append(tokens, written, block_tokens)
         lengths.append(block_lengths)
         sizes.append(block_sizes)
     bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     n_bytes = np.concatenate(sizes)
-    _append(_open(aside / "bounds", create=np.int64), 0, bounds)
-    _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
-    for name, values in zip(_END_TASK, end_task, strict=False):
-        _append(_open(aside / name, create=np.int64), 0, values)
     about = {"tokens": written, "documents": len(n_bytes), "bytes": int(n_bytes.sum()), "digest": digest}
     about |= {"end_task": True} if end_task else {}
-    (aside / _ABOUT).write_text(json.dumps(about))
-    if aside != directory:
-        if directory.exists():
-            directory.rmtree()
-        aside.rename(directory)
+    with writing(directory):
+        _append(_open(aside / "bounds", create=np.int64), 0, bounds)
+        _append(_open(aside / "bytes", create=np.int64), 0, n_bytes)
+        for name, values in zip(_END_TASK, end_task, strict=False):
+            _append(_open(aside / name, create=np.int64), 0, values)
+        (aside / _ABOUT).write_text(json.dumps(about))
+        if aside != directory:
+            if directory.exists():
+                directory.rmtree()
+            aside.rename(directory)
     return TokenStore(directory)
 
 

@@ -12,11 +12,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
 
+from mde.buckets import writing
 from mde.domains import hygiene, tokenizers, vocabulary
 from mde.domains.corpora import Shard
 from mde.domains.documents import Document, Dropped, Settings, documents, refused
@@ -85,12 +86,12 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
                     others[found.value] += 1
                 continue
             if not corpus.registered and settings.near_duplicates:
-                signer(found.text).tofile(signatures)
+                _append(signatures, signer(found.text))
             if found.split == "train" and settings.sample_bytes:
                 samples[found.domain].add(found.text)
             elif found.split == "validation" and settings.overlap_words:
                 own = hygiene.grams(found.text, settings.overlap_words)
-                own.tofile(runs)
+                _append(runs, own)
                 columns["runs"].append(len(own))
             row = (corpus.names.index(found.domain), SPLITS.index(found.split), found.digest, len(found.data))
             for column, value in zip(columns.values(), row, strict=False):
@@ -101,6 +102,11 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
     (folder / "sample.json").write_text(json.dumps({each: sample.chunks() for each, sample in samples.items()}))
     counts = [[*key, count, sizes[key]] for key, count in sorted(dropped.items())]
     return _finish(folder, {"dropped": counts, "problems": problems, "others": others.most_common()})
+
+
+def _append(file: IO[bytes], values: np.ndarray) -> None:
+    with writing(Path(file.name)):  # NumPy itself names no file, and no reason
+        values.tofile(file)
 
 
 def signatures(folder: Path) -> np.ndarray:
@@ -191,7 +197,8 @@ class _Writer:
             if key not in self._files:
                 self._files[key] = (self._folder / f"{key}.tokens").open("wb")
                 self._about[key] = []
-            np.concatenate([start, tokens]).astype(token_type(self._tokenizer.vocab_size)).tofile(self._files[key])
+            stored = np.concatenate([start, tokens]).astype(token_type(self._tokenizer.vocab_size))
+            _append(self._files[key], stored)
             self._about[key].append((len(tokens) + 1, len(document.data), document.digest))
         advance(self._size, sum(map(len, encoded)))
         self._waiting, self._size = [], 0

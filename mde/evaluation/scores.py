@@ -8,16 +8,18 @@
 Shapes: T tokens of all J domains, T_j of one of them, K runs.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from mde.buckets import reading, writing
 from mde.data.arrays import open_array
-from mde.errors import UserError
+from mde.errors import UserError, reason
 
 _CHUNK = 1 << 18  # a megabyte at most: chunks are stored whole, so fewer tokens have a smaller one
 
@@ -47,9 +49,12 @@ class Scores:
         """The score of this run and text, or None if there is none, or only one of another run or text."""
         path = self._directory / run / domain / "score.json"
         try:
-            score = Score(**json.loads(path.read_text()))
+            with reading(path):
+                score = Score(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
+        except UserError:
+            raise
         except (ValueError, TypeError) as e:
             raise UserError(f"{path}: not a score ({e}); delete it and run `mde score` again") from e
         return score if score.of == of else None
@@ -58,7 +63,7 @@ class Scores:
         """Keeps the log-probs [T_j] of a domain under a run, in place of those that were there.
 
         Raises:
-          UserError: a log-prob that is not a number; one of −inf is legal.
+          UserError: a log-prob that is not a number; one of −inf is legal. The place cannot be written to.
         """
         bad = np.isnan(log_probs)
         if bad.any():
@@ -67,18 +72,19 @@ class Scores:
                 "its parameters are damaged or its training went astray"
             )
         directory = self._directory / run / domain
-        if directory.exists():
-            (directory / "score.json").unlink(missing_ok=True)  # first: what is left must not look whole
-            directory.rmtree(missing_ok=True)
-        directory.mkdir(parents=True)
         n = len(log_probs)
-        array = open_array(directory / "log_probs", np.float32, min(n, _CHUNK))
-        array = array.resize(exclusive_max=[n]).result()
-        array.write(log_probs.astype(np.float32)).result()
         score = Score(of, n, -float(np.mean(log_probs, dtype=np.float64)))
-        aside = directory / "score.json.partial"
-        aside.write_text(json.dumps(dataclasses.asdict(score)))
-        aside.replace(directory / "score.json")
+        with writing(directory):
+            if directory.exists():
+                (directory / "score.json").unlink(missing_ok=True)  # first: what is left must not look whole
+                directory.rmtree(missing_ok=True)
+            directory.mkdir(parents=True)
+            array = open_array(directory / "log_probs", np.float32, min(n, _CHUNK))
+            array = array.resize(exclusive_max=[n]).result()
+            array.write(log_probs.astype(np.float32)).result()
+            aside = directory / "score.json.partial"
+            aside.write_text(json.dumps(dataclasses.asdict(score)))
+            aside.replace(directory / "score.json")
         return score
 
     def read(self, run: str, domain: str, of: str) -> Score:
@@ -117,7 +123,7 @@ class Columns:
 
     def __init__(self, paths: Sequence[Sequence[epath.Path]]):
         self._paths = paths
-        self._arrays = [[_readable(path) for path in row] for row in paths]
+        self._arrays = [[_opened(path) for path in row] for row in paths]
         self._bounds = np.cumsum([0, *(row[0].shape[0] for row in self._arrays)])
         for row, names, tokens in zip(self._arrays, paths, np.diff(self._bounds), strict=True):
             for array, path in zip(row, names, strict=True):
@@ -141,23 +147,27 @@ class Columns:
                 part = slice(first - int(self._bounds[j]), last - int(self._bounds[j]))
                 reads.append((slice(first - start, last - start), j, k, array[part].read()))
         for place, j, k, read in reads:
-            try:
+            with _whole(self._paths[j][k]):
                 out[place, k] = read.result()
-            except ValueError as e:
-                raise _broken(self._paths[j][k], e) from e
         return out
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def _readable(path: epath.Path) -> ts.TensorStore:
-    try:
+def _opened(path: epath.Path) -> ts.TensorStore:
+    with _whole(path):
         return open_array(path)
+
+
+@contextlib.contextmanager
+def _whole(path: epath.Path) -> Iterator[None]:
+    """Says in one line that log-probs cannot be read just now, or else that they are damaged."""
+    try:
+        with reading(path):
+            yield
+    except UserError:
+        raise
     except ValueError as e:
-        raise _broken(path, e) from e
-
-
-def _broken(path: epath.Path, error: ValueError) -> UserError:
-    reason = str(error).split("\n")[0][:200]
-    return UserError(f"{path}: damaged or missing log-probs ({reason}); delete {path.parent} and run `mde score` again")
+        what = f"damaged or missing log-probs ({reason(e)})"
+        raise UserError(f"{path}: {what}; delete {path.parent} and run `mde score` again") from e

@@ -60,11 +60,13 @@ def eval(
         raise UserError(f"give one of --run, --merged and --mixture, got {', '.join(chosen) or 'none'}")
     if tau and mixture is None:
         raise UserError(f"tau={tau} is of a --mixture")
-    model, about = _model(study, chosen[0], given[chosen[0]], tau)
+    if output is not None and output.endswith(".csv"):
+        raise UserError(f"output={output!r}: expected the JSON file, {output[:-4]}.json; the table comes beside it")
     try:
         from mde.evaluation.downstream import HarnessModel, results_of
     except ImportError as error:
         raise UserError(f"lm-evaluation-harness is missing ({error}); pip install 'mde[eval]'") from error
+    model, about = _model(study, chosen[0], given[chosen[0]], tau)
     tokenizer = tokenizers.load(study.whole.root / "tokenizer")
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
     harness = HarnessModel(model, tokenizer, length, batch_size)

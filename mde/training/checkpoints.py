@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mde import hosts
+from mde.buckets import reading, writing
 from mde.errors import UserError, reason
 from mde.models.decoder import Params
-from mde.training.interruptions import reading, writing
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
@@ -45,7 +45,7 @@ def load_params(path: epath.Path, like: Params) -> Params:
                 raise UserError(f"{path}: no checkpoint here; run `mde train` first")
             with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
                 return _of_shape(checkpointer.restore(_absolute(path), _abstract(like)), like)
-    except UserError:
+    except (UserError, jax.errors.JaxRuntimeError):  # the second is of the devices
         raise
     except Exception as e:  # Orbax has no error class of its own: what a broken file raises depends on where it broke
         if difference := _difference(path, like):
@@ -122,7 +122,7 @@ class Progress:
         try:
             with reading(self._directory / str(step)):
                 return _of_shape(self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(like))), like)
-        except UserError:
+        except (UserError, jax.errors.JaxRuntimeError):
             raise
         except Exception as e:  # see `load_params`
             _log.warning("%s: step %d is damaged (%s); going further back", self._directory, step, str(e)[:200])

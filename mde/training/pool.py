@@ -22,12 +22,13 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from mde import hosts
+from mde.buckets import writing
 from mde.data import mixing
 from mde.errors import UserError
 from mde.models import decoder, sharding
 from mde.models.config import DecoderConfig
 from mde.training import checkpoints, devices, placement
-from mde.training.interruptions import Termination, writing
+from mde.training.interruptions import Termination
 from mde.training.method import PLAIN, Method, State
 from mde.training.metrics import Curves, Watching
 from mde.training.placement import MeshShape, on_pool, read_by_all, stack

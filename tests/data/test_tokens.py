@@ -156,6 +156,40 @@ def test_a_broken_store_is_a_user_error_that_names_the_directory(tmp_path, damag
         TokenStore(tmp_path / "broken-store")
 
 
+def test_a_chunk_that_gets_lost_later_is_a_user_error_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "_IN_MEMORY", 0)
+    store = write_store(tmp_path / "broken-store", DOCUMENTS)
+    _lose_a_chunk(store.directory)
+    with pytest.raises(UserError, match=r"broken-store: no readable token store.*mde prepare"):
+        store.read(0, 12)
+
+
+@pytest.mark.parametrize("in_memory", [0, 100])
+@pytest.mark.parametrize("file", ["store.json", "tokens/c/0", "bounds/zarr.json"])
+def test_what_cannot_be_read_is_not_to_be_prepared_again(tmp_path, monkeypatch, file, in_memory):
+    """A link to itself, which even root cannot read."""
+    monkeypatch.setattr(tokens, "_IN_MEMORY", in_memory)
+    write_store(tmp_path / "closed-store", DOCUMENTS)
+    path = tmp_path / "closed-store" / file
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(UserError, match=r"closed-store: cannot be read \(.*symbolic links.*; nothing was deleted"):
+        TokenStore(tmp_path / "closed-store").read(0, 12)
+
+
+def test_a_store_that_cannot_be_written_is_a_user_error_and_what_its_text_raises_is_not(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/store: cannot write \(.*Not a directory"):
+        write_store(tmp_path / "file" / "store", DOCUMENTS)
+
+    def unreadable():
+        yield np.array([1, 2]), 2
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        tokens.write(tmp_path / "store", unreadable(), "digest")
+
+
 ANSWERS = [
     tokens.Answer(np.array([0, 5, 6, 7]), 2, 9, 0),
     tokens.Answer(np.array([0, 8]), 1, 4, 0),

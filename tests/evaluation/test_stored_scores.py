@@ -132,3 +132,33 @@ def test_damage_is_an_error_that_names_the_place(scores, tmp_path, damage):
     damage(tmp_path / "c" / "law")
     with pytest.raises(UserError, match=r"c/law/(log_probs|score.json).*mde score"):
         scores.columns(RUNS, DOMAINS, OF)[:]
+
+
+@pytest.mark.parametrize("file", ["score.json", "log_probs/zarr.json", "log_probs/c/1"])
+def test_what_cannot_be_read_is_not_called_damaged(scores, tmp_path, file):
+    """A link to itself, which even root cannot read."""
+    path = tmp_path / "c" / "law" / file
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(UserError, match=r"c/law/.*: cannot be read \(.*symbolic links.*; nothing was deleted"):
+        scores.columns(RUNS, DOMAINS, OF)[:]
+
+
+def test_a_bucket_that_did_not_answer_has_not_damaged_anything(scores, monkeypatch):
+    """What TensorStore says after its last try."""
+
+    def refuse(*_):
+        raise ValueError(
+            'ABORTED: Error opening "zarr3" driver: Error reading gs://bucket/x/zarr.json: All 2 retry attempts '
+            "failed: CURL error Could not connect to server"
+        )
+
+    monkeypatch.setattr(module, "open_array", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(ABORTED: "):
+        scores.columns(RUNS, DOMAINS, OF)
+
+
+def test_a_place_that_cannot_be_written_to_is_a_user_error(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match=r"run/news: cannot write \(.*Not a directory"):
+        Scores(tmp_path).write("run", "news", "of", np.full(10, -2.5, np.float32))

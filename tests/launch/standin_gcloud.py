@@ -6,6 +6,7 @@ A worker is a directory that is its home. `scenario.json` says what goes wrong:
     refuse         message with which requests are refused
     fail           message with which requests fail later
     preempt        how many times the machine is taken away while its log is followed
+    unseen         how many times nothing is said of the state
     cuts           bytes of the log after which its connection breaks, one time after the other
     unreachable    [worker, times]: the worker that refuses connections, and how often
 """
@@ -70,6 +71,9 @@ def queued(verb: str, words: list[str], flags: dict) -> None:
         fail(f"queued-resources.{verb}", f"NOT_FOUND: Resource 'queuedResources/{words[0]}' was not found")
     elif verb == "describe" and "failedData" in flags["format"]:
         print(scenario()["fail"])
+    elif verb == "describe" and scenario().get("unseen") and json.loads(request.read_text()) == ["ACTIVE"]:
+        change(unseen=scenario()["unseen"] - 1)
+        fail("queued-resources.describe", "UNAVAILABLE: The service is currently unavailable. (503)")
     elif verb == "describe":
         state, *later = json.loads(request.read_text())
         request.write_text(json.dumps(later or [state]))

@@ -1,7 +1,8 @@
 """Stands in for the programs of Slurm, Kubernetes and xpk: notes each call, and answers as they would.
 
 `scenario.json` may have `refuse`, a message with which everything is refused; `exits`, the exit statuses that `srun`
-ends with, one after the other; and `states`, what `squeue` and the state of a JobSet say, one after the other.
+ends with, one after the other; `states`, what `squeue` and the state of a JobSet say, one after the other; `deaf`, how
+often they say nothing, for a service does not answer; and `warning`, what `sbatch` says beside the job's number.
 """
 
 import json
@@ -24,7 +25,9 @@ def main(program: str, argv: list[str]) -> int:
     if program == "sbatch":
         while submit(argv[-1]) == 130:  # as Slurm does once the job was queued again
             pass
-        print(f"{JOB};cluster")
+        print(scenario.get("warning", ""), file=sys.stderr, flush=True)
+        print(f"{JOB};cluster", flush=True)
+        print(scenario.get("warning", ""), file=sys.stderr)
     elif program == "srun":
         status, *later = scenario.get("exits", [0])
         (HOME / "scenario.json").write_text(json.dumps(scenario | {"exits": later or [status]}))
@@ -34,7 +37,11 @@ def main(program: str, argv: list[str]) -> int:
     elif program == "sacct":
         print("COMPLETED" if (HOME / "status").read_text() == "0" else "FAILED")
     elif program == "squeue" or argv[:1] == ["get"]:
-        states = scenario["states"]
+        states, deaf = scenario["states"], scenario.get("deaf", 0)
+        if deaf and len(states) < 2:
+            (HOME / "scenario.json").write_text(json.dumps(scenario | {"deaf": deaf - 1}))
+            print("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", file=sys.stderr)
+            return 1
         if not states:
             print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
             return 1

@@ -84,6 +84,37 @@ def test_slurm_says_when_a_job_fails(standins, launched):
     assert "gpus-per-node" not in Path("pool.sbatch").read_text()
 
 
+def test_a_queue_that_is_silent_for_a_while_ends_nothing(standins, launched):
+    standins.scenario(states=["PENDING", "RUNNING"], deaf=4)
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 0, said
+    assert "job 7: RUNNING" in said
+    standins.scenario(states=["", "Completed"], deaf=4)
+    status, said = launched(gke, V5E, "--image=i", "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 0, said
+
+
+def test_a_queue_that_stays_silent_is_not_the_end_of_a_job(standins, launched):
+    standins.scenario(states=["PENDING", "RUNNING"], deaf=99)
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 2
+    expected = "Unable to contact slurm controller (connect failure); it goes on, and writes pool-7.log"
+    assert said.splitlines()[-1].endswith(f"cannot see job 7: slurm_load_jobs error: {expected}")
+    standins.scenario(states=["", "Completed"], deaf=99)
+    status, said = launched(gke, V5E, "--image=i", "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 2
+    assert "cannot see the state of pool: " in said
+    assert said.splitlines()[-1].endswith("; it goes on, and the same command finds it")
+
+
+@pytest.mark.parametrize("warning", ["sbatch: lua: no QOS given; using normal", "sbatch: 3 of 12 GPUs are free"])
+def test_the_number_of_a_job_is_not_looked_for_in_warnings(standins, launched, warning):
+    standins.scenario(states=["RUNNING"], warning=warning)
+    status, said = launched(slurm, CPU, "--name=pool", "--poll=0.01", *COMMAND)
+    assert status == 0, said
+    assert calls_of(standins, "squeue")[0][1] == "--jobs=7"
+
+
 def test_slurm_hands_on_secrets_by_name(standins, launched, monkeypatch):
     monkeypatch.setenv("TOKEN", "very secret")
     standins.scenario(states=["RUNNING"])
@@ -202,6 +233,7 @@ def test_refusals_are_passed_on(standins, launched, launcher, flags, message):
         (gke, (CPU, "--image=i", "--cluster=c"), "cpu is a cpu"),
         (gke, (H100, "--set=hosts=2", "--image=i", "--cluster=c", "--project=p"), "launch with kubectl"),
         (gke, (V5E, "--image=i", "--secret=PATH"), "name it with --secret_ref"),
+        (gke, (H100, "--set=slices=2", "--image=i"), "H100 has no slices, but hosts"),
     ],
 )
 def test_bad_input_costs_nothing(standins, launched, launcher, flags, expected):

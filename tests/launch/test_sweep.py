@@ -215,6 +215,19 @@ def test_points_start_from_a_study(tmp_path):
         worker.start_from(tmp_path / "base", target, "evaluate")
 
 
+def test_points_do_not_take_over_what_tools_made_of_another_training(tmp_path):
+    """The page would show it, and `prove` and `final` would find rivals in it."""
+    base = Study(tmp_path / "base")
+    of_runs = ("scale.json", "scale/runs.csv", "reweighting/doremi.json", "ablation/units.csv", "evals/seed-1.json")
+    of_mixtures = ("final/demo-9-abcdef/summary.csv",)
+    for name in ("stages/prepare.json", "stages/score.json", "stages/evaluate.json", *of_runs, *of_mixtures):
+        base.write_json(name, name)
+    for first, kept in (("train", ()), ("evaluate", of_runs), ("fit", of_runs)):
+        worker.start_from(base.root, tmp_path / first, first)
+        there = {name for name in (*of_runs, *of_mixtures) if (tmp_path / first / name).exists()}
+        assert there == set(kept), first
+
+
 def test_interrupted_sweeps_say_how_to_go_on(tmp_path):
     file = write_sweep(tmp_path, "sweep.last = 'fit'\nfit.repeats = 100000\nsweep.grid = {'fit.seed': [0, 1]}")
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={file}", f"--root={tmp_path / 'out'}", "--workers=1"]

@@ -167,6 +167,25 @@ def test_a_connection_that_breaks_loses_no_line_of_the_log(standins, launched):
     assert "".join(shown) == re.sub("[\r\n]", "", log).replace("é", "\ufffd\ufffd")
 
 
+def test_a_state_that_is_not_told_once_ends_nothing(standins, launched):
+    standins.scenario(cuts=[5], unseen=3)
+    status, said = launched(tpu_vm, V4, *FLAGS, *COMMAND)
+    assert status == 0, said
+    assert verbs(standins.calls()).count("create") == verbs(standins.calls()).count("delete") == 1
+
+
+def test_a_machine_whose_state_is_not_told_is_left_alone(standins, launched):
+    """It may be at work; and it costs money, so that one has to be told."""
+    standins.scenario(cuts=[5], unseen=99)
+    status, said = launched(tpu_vm, V4, *FLAGS, *COMMAND)
+    assert status == 2
+    assert "cannot see the state of pool: ERROR: " in said
+    assert "(503); it goes on, and the same command finds it" in said
+    assert "still there and costs money. Delete it: gcloud compute tpus queued-resources delete pool" in said
+    assert "delete" not in verbs(standins.calls())
+    assert (standins.home / "workers").exists()
+
+
 def test_secrets_reach_workers_and_no_log(standins, launched, monkeypatch):
     monkeypatch.setenv("TOKEN", "a'secret $(touch pwned)")
     status, said = launched(tpu_vm, V4, *FLAGS, "--secret=TOKEN", *COMMAND)
@@ -204,6 +223,8 @@ def test_no_binding_is_a_command(standins, launched):
         (["--machine=launch/machine.py", *FLAGS, *COMMAND], "get_config()"),
         (["--machine=launch/machines/h100_8.py", *FLAGS, *COMMAND], "H100 is a gpu"),
         ([V5E, *FLAGS, "--", "optimise", "--study=gs://b/s"], "did you mean 'optimize'"),
+        ([V4, *FLAGS, "--", "scale", "--study=gs://b/s"], "`mde scale` is not launched; what is: demo, prepare, train"),
+        ([V4, *FLAGS, "--", "models"], "`mde models` is not launched"),
         ([V5E, *FLAGS, *OPTIMIZE], "'optimize' is run by one host and the machine has 4"),
         ([V4, *FLAGS, "--", "optimize"], "--study=None: expected"),
         ([V4, *FLAGS, "--", "optimize", "--study=studies/demo"], "in a bucket"),

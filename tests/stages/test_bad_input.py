@@ -1,5 +1,6 @@
 """Bad input: one line that names the culprit and the nearest right name, exit status 2, and nothing changed on disk."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -233,3 +234,24 @@ def test_unknown_objective_regressor_and_feature(refused, study):
     assert "did you mean 'ridge'" in refused("fit", "--gin_bindings=fit.regressors = ['rigde']", study=study)
     assert "feature 'mde[5]'" in refused("fit", "--gin_bindings=fit.features = ['mde[5]']", study=study)
     assert "28 observations" in refused("fit", "--gin_bindings=fit.train_mixtures = 27", study=study)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that always fails")
+def test_what_the_system_refuses_is_one_line_and_what_is_missing_is_a_bug(refused, tmp_path, monkeypatch):
+    line = refused("fit", "--mixtures=/proc/self/mem", "--losses=losses.csv", f"--study={tmp_path}/study")
+    assert line.endswith("Input/output error; the same command goes on when that is mended")
+    monkeypatch.setattr(cli, "_run", lambda *_: (tmp_path / "nowhere").read_text())
+    with pytest.raises(FileNotFoundError):
+        cli.main(["fit"])
+
+
+def test_two_commands_do_not_work_on_one_study(refused, tmp_path):
+    """What only reads goes on; a lock that is gone is in nobody's way."""
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    line = refused("fit", f"--study={tmp_path}")
+    assert f"{tmp_path}: another command is at work on this study" in line
+    assert "holds nothing to report" in refused("report", f"--study={tmp_path}")
+    os.close(other)
+    for _ in range(2):
+        assert "'fit' needs 'prepare'" in refused("fit", f"--study={tmp_path}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from mde.domains import tokenizers
 from mde.errors import UserError
 from mde.evaluation.language_model import ExpertMixture
 from mde.models import decoder
+from mde.stages import eval as eval_stage
 from mde.stages.train import load_run, model_config
 from mde.study import Study
 
@@ -274,9 +276,18 @@ def test_equal_to_the_harnesss_own_model_of_the_exported_checkpoint(tasked, task
         (["--tasks=our_facts", "--mixture=unifrom"], "mixture in --mixture 'unifrom': did you mean 'uniform'"),
         (["--tasks=our_facts", "--mixture=uniform", "--tau=2"], "tau=2 must lie in [0, 1]"),
         (["--tasks=our_facts", "--run=expert-web", "--tau=.5"], "tau=0.5 is of a --mixture"),
+        (["--tasks=our_facts", "--run=expert-web", "--output=o.csv"], "output='o.csv': expected the JSON file, o.json"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(tasked, task_folder, flags, expected, capsys):
     with pytest.raises(SystemExit):
         eval_(tasked, *flags, f"--include_path={task_folder}")
     assert expected in capsys.readouterr().err
+
+
+def test_that_the_harness_is_missing_is_said_before_any_model_is_read(tasked, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mde.evaluation.downstream", None)
+    monkeypatch.setattr(eval_stage, "load_run", lambda *_: pytest.fail("a model was read"))
+    with pytest.raises(SystemExit):
+        eval_(tasked, "--tasks=our_facts", "--run=expert-web")
+    assert "lm-evaluation-harness is missing" in capsys.readouterr().err

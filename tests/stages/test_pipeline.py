@@ -139,7 +139,7 @@ def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
     with pytest.raises(UserError, match=r"optimum\.json does not exist yet; run `mde optimize"):
         study.read_json("optimum.json", "optimize")
     (tmp_path / "optimum.json").write_text("{")
-    with pytest.raises(UserError, match=r"optimum\.json: not valid JSON .* run `mde optimize --force` again"):
+    with pytest.raises(UserError, match=r"optimum\.json: damaged \(Expecting .* run `mde optimize --force` again"):
         study.read_json("optimum.json", "optimize")
 
 
