@@ -54,7 +54,15 @@ def read_swarm(mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
     Raises:
       UserError: a file that `read_mixtures` or `read_losses` refuses; a run that only one of the files has.
     """
-    trained, observed = read_mixtures(mixtures), read_losses(losses)
+    return join(read_mixtures(mixtures), read_losses(losses), mixtures, losses)
+
+
+def join(trained: Table, observed: Table, mixtures: epath.PathLike, losses: epath.PathLike) -> Swarm:
+    """Tables of mixtures and losses, read from these files, with the same runs in the order of the mixtures.
+
+    Raises:
+      UserError: a run that only one of the files has.
+    """
     for here, there, file, other in (
         (trained, observed, losses, mixtures),
         (observed, trained, mixtures, losses),
