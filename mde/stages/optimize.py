@@ -53,7 +53,7 @@ def optimize(
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp), worst-sp,
         worst-et, worst-all, or weights by evaluation domain.
-      reference: whose predicted losses a worst case is measured from: uniform, proportional or best observed.
+      reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.
       beta: standard deviations of the prediction that are added to the objective.
       lower: least shares, by training domain.
       upper: greatest shares.
@@ -63,7 +63,7 @@ def optimize(
       tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget.
-      prior: a mixture to stay near: uniform, proportional or shares by domain.
+      prior: a mixture to stay near: uniform, proportional, unimax or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       kl_penalty: what a nat of this divergence costs, nats per token.
       seed: of the search and the halves.
@@ -78,7 +78,7 @@ def optimize(
     domains = study.domains
     goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
     predictor = Predictor(study)
-    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
@@ -107,6 +107,8 @@ def optimize(
             "binding": binding,
             "epochs": epochs,
             "tokens": bounds.tokens,
+            "budget": bounds.budget,
+            "max_epochs": bounds.max_epochs,
             "predictions": predictions,
         },
     )
