@@ -112,7 +112,8 @@ def optimize(
             "predictions": predictions,
         },
     )
-    study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
+    around = _surface(predictor, bounds, best.mixture, seed)
+    study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
@@ -186,6 +187,16 @@ def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, see
     losses = predictor(np.concatenate([*slices, draws]))
     on_slices = losses[:-DRAWS].reshape(len(triples), len(points), losses.shape[1])
     return {"triples": triples, "points": points, "losses": on_slices, "draws": draws, "draw_losses": losses[-DRAWS:]}
+
+
+def _moves(predictor: Predictor, mixture: np.ndarray) -> np.ndarray:
+    """What more of each domain changes in the predicted losses, [K, J]; NaN where there is no more to give."""
+    moved = surface.moved(mixture)
+    possible = np.isfinite(moved).all(axis=1)
+    losses = predictor(np.concatenate([mixture[None], moved[possible]]))
+    found = np.full((len(mixture), losses.shape[1]), np.nan)
+    found[possible] = losses[1:] - losses[0]
+    return found
 
 
 def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any]) -> None:
