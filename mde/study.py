@@ -20,7 +20,8 @@
     portable.npz           scored text for the page's explorer
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
-    surface.npz            predicted losses around it: ternary slices, and draws all over the simplex
+    surface.npz            predicted losses around it: ternary slices, draws all over the simplex, and what one more
+                           point of each domain changes
     proof/                 what was trained to check it
     final/NAME/            full models of one kind: a study with the text of this one, and runs and losses of its own
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above

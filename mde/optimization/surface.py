@@ -1,10 +1,11 @@
-"""Where to look at a loss over the simplex: ternary slices through a mixture."""
+"""Where to look at a loss over the simplex: ternary slices through a mixture, and a step from it to each domain."""
 
 import itertools
 
 import numpy as np
 
 DOMAINS = 6  # that have slices, those of the largest shares: 20 triples
+MOVED = 0.01  # share that a step gives to a domain
 STEPS = 12  # a slice has (STEPS + 1)(STEPS + 2) / 2 = 91 points
 
 
@@ -24,4 +25,17 @@ def sliced(mixture: np.ndarray, triple: np.ndarray, points: np.ndarray) -> np.nd
     """Mixtures [P, K] that divide what three domains have together as the points say; the others keep their shares."""
     found = np.tile(mixture, (len(points), 1))
     found[:, triple] = points * mixture[triple].sum()
+    return found
+
+
+def moved(mixture: np.ndarray, share: float = MOVED) -> np.ndarray:
+    """Mixtures [K, K]: in row k domain k has that much more, taken from all others in proportion.
+
+    NaN where the others have less than that.
+    """
+    others = 1 - mixture
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = mixture * ((others - share) / others)[:, None]
+    np.fill_diagonal(found, mixture + share)
+    found[others < share] = np.nan
     return found

@@ -49,6 +49,21 @@ def by_round(predicted: np.ndarray, truth: np.ndarray, deviation: np.ndarray) ->
     }
 
 
+def of_runs(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores [N] of N targets, [N, H] values, on runs that may be of another model size.
+
+    `spearman`, `mse` and `regret` as of `by_round`; `pearson`, NaN where one side is all equal; `shift`, truth minus
+    prediction on average; `mse_shifted`, what is left of `mse` when the shift, the best one, is added to predictions.
+    """
+    found = by_round(predicted, truth, np.full_like(truth, np.nan))
+    shift = np.mean(truth - predicted, axis=1)
+    return {name: found[name] for name in ("spearman", "mse", "regret")} | {
+        "pearson": _correlation(predicted, truth),
+        "shift": shift,
+        "mse_shifted": np.mean((predicted + shift[:, None] - truth) ** 2, axis=1),
+    }
+
+
 def _signs(values: np.ndarray) -> np.ndarray:
     """Signs of all pairs' differences, [N, H * H]; their correlation is tau-b."""
     return np.sign(values[:, :, None] - values[:, None, :]).reshape(len(values), -1)

@@ -16,6 +16,7 @@ from mde.reporting.style import (
     VERMILLION,
     blank,
     heat_map,
+    height,
     log_ticks,
     mark,
     plain,
@@ -206,7 +207,7 @@ def _add_measured(figure: go.Figure, summary: pd.DataFrame, runs: pd.DataFrame) 
     return figure
 
 
-def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
+def trade_off(losses: pd.DataFrame, reference: str, unit: str = NATS) -> go.Figure:
     """Where each mixture wins and where it pays, against one of them.
 
     Args:
@@ -214,7 +215,7 @@ def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
       reference: the mixture that the others are compared with.
     """
     others = losses.drop(index=reference) - losses.loc[reference]
-    figure = blank(150 + 36 * losses.shape[1])
+    figure = blank(height(losses.shape[1], 36))
     for name, row in others.iterrows():
         figure.add_scatter(
             x=row.to_numpy(),
@@ -225,8 +226,8 @@ def trade_off(losses: pd.DataFrame, reference: str) -> go.Figure:
             hovertemplate="%{y}: %{x:+.4f}",
         )
     figure.add_vline(0, line={"color": GRAY, "width": 1})
-    figure.update_xaxes(title_text=f"loss minus that of {plain(reference)}, {NATS}", nticks=6)
-    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_xaxes(title_text=f"loss minus that of {plain(reference)}, {unit}", nticks=6)
+    figure.update_yaxes(type="category", range=[losses.shape[1] - 0.5, -0.5], dtick=1)
     return figure
 
 

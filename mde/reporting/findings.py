@@ -1,7 +1,7 @@
 """What a study found, as numbers and sentences: all that the tables, the figures and the page show."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -173,6 +173,20 @@ def predictions(study: Study) -> pd.DataFrame:
         for label, predicted in optimum["predictions"].items()
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["predicted", "low", "high"]).rename_axis("mixture")
+
+
+def compared_with(mixtures: Iterable[str]) -> str:
+    """Which of these mixtures the losses of the others are shown against: proportional, or else the last."""
+    *_, last = names = [str(name) for name in mixtures]
+    return "proportional" if "proportional" in names else last
+
+
+def chosen_by_domain(study: Study) -> pd.DataFrame:
+    """A row an evaluation domain: scores out of fold of the chosen regressor, least R² first."""
+    table = study.read_table("fit/domains.csv", "fit")
+    choice = study.read_json("fit/choice.json", "fit")
+    chosen = (table["regressor"] == choice["regressor"]) & (table["features"] == choice["features"])
+    return table[chosen].set_index("domain").sort_values("r2", kind="stable")
 
 
 def proof_objective(study: Study) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import html as markup
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import NamedTuple
 
@@ -32,14 +32,18 @@ class Section(NamedTuple):
 
 def html(study: Study) -> str:
     """The page; it depends on nothing but the study and the installed versions."""
-    title = f"Mixture study: {study.root.name}"
     shown = [section for section in SECTIONS if _is_shown(study, section)]
-    contents = "".join(f'<li><a href="#{_anchor(s.title)}">{s.title}</a></li>' for s in shown)
+    return document(f"Mixture study: {study.root.name}", {s.title: _body(study, s) for s in shown})
+
+
+def document(title: str, sections: Mapping[str, str]) -> str:
+    """A page of these sections: by title, what each holds, as HTML."""
+    contents = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name in sections)
     return string.Template(_file("page.html")).substitute(
         title=markup.escape(title),
         style=_file("page.css"),
         contents=f"<ul>{contents}</ul>",
-        sections="\n".join(_section(study, section) for section in shown),
+        sections="\n".join(_section(name, body) for name, body in sections.items()),
         plotly=get_plotlyjs(),
         script=_file("page.js"),
     )
@@ -68,14 +72,16 @@ def _is_shown(study: Study, section: Section) -> bool:
     return section.stage in (*study.stages, "prepare")
 
 
-def _section(study: Study, section: Section) -> str:
+def _body(study: Study, section: Section) -> str:
     if findings.has(study, section.needs):
-        body = "\n".join(section.body(study))
-    else:
-        command = markup.escape(f"mde {section.stage} --study={study.root.name}")
-        body = f'<p class="missing">{section.missing}: run <code>{command}</code>.</p>'
-    anchor = _anchor(section.title)
-    return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{section.title}</h2>\n{body}\n</section>'
+        return "\n".join(section.body(study))
+    command = markup.escape(f"mde {section.stage} --study={study.root.name}")
+    return f'<p class="missing">{section.missing}: run <code>{command}</code>.</p>'
+
+
+def _section(title: str, body: str) -> str:
+    anchor = _anchor(title)
+    return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{title}</h2>\n{body}\n</section>'
 
 
 def _anchor(title: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mde.ablation import HOME
 from mde.reporting import ablation, accuracy, figures, findings, markup, reweighting, scaling, tables
+from mde.reporting.style import MANY_ROWS
 from mde.study import Study
 from mde.versions import versions
 
@@ -76,7 +77,14 @@ def trust(study: Study) -> list[str]:
         ),
         *_learning(study),
         markup.table(replace(table, notes=tuple(notes))),
+        *_by_domain(study),
     ]
+
+
+def _by_domain(study: Study) -> list[str]:
+    """How well the chosen regressor predicts each evaluation domain."""
+    table = tables.fit_by_domain(study)
+    return [markup.table(table) if len(table.frame) <= MANY_ROWS else markup.details(table)]
 
 
 def _learning(study: Study) -> list[str]:
@@ -138,7 +146,7 @@ def end_tasks(study: Study) -> list[str]:
 def proof(study: Study) -> list[str]:
     """Whether trained models bear out the prediction."""
     losses = findings.proof_losses(study)
-    reference = "proportional" if "proportional" in losses.index else losses.index[-1]
+    reference = findings.compared_with(losses.index)
     table = tables.proof(study)
     verdict, *notes = table.notes
     return [

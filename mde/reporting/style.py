@@ -18,6 +18,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 SHADES = ((0, "#e8f1f8"), (0.5, "#6fa8d3"), (1, "#0b3c6f"))
 DIVERGING = ((0, "#b34700"), (0.25, "#e8a06a"), (0.5, "#f4f4f4"), (0.75, "#7fb2d9"), (1, "#0b4f8a"))
+MANY_ROWS = 20  # that have room; more stand close together
 MAX_WRITTEN = 150  # cells of a heat map that still have room for their numbers
 
 
@@ -39,6 +40,11 @@ def blank(height: int) -> go.Figure:
     return figure
 
 
+def height(rows: int, roomy: int) -> int:
+    """Pixels of a figure with a name a row, by what a row takes while there are few."""
+    return 150 + (roomy if rows <= MANY_ROWS else 20) * rows
+
+
 def heat_map(table: pd.DataFrame, hover: str, colours: Any = SHADES, **more: Any) -> go.Figure:
     """A table as a heat map, its numbers in the cells while there is room for them.
 
@@ -48,7 +54,7 @@ def heat_map(table: pd.DataFrame, hover: str, colours: Any = SHADES, **more: Any
       colours: from the least to the greatest number.
       more: further properties of Plotly's heat map.
     """
-    figure = blank(150 + 34 * len(table))
+    figure = blank(height(len(table), 34))
     crowded = table.size > MAX_WRITTEN
     figure.add_heatmap(
         z=table.to_numpy(),
@@ -65,7 +71,7 @@ def heat_map(table: pd.DataFrame, hover: str, colours: Any = SHADES, **more: Any
         **more,
     )
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
     return figure
 
 

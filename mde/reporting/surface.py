@@ -8,13 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mde.optimization import objectives
-from mde.reporting import findings, markup
+from mde.reporting import figures, findings, markup
 from mde.reporting.style import DIVERGING, SHADES, SKY, VERMILLION, blank, heat_map, mark, plain
 from mde.study import NATS, Study
 
 DATA = "surface.npz"  # what `mde optimize` leaves
 PAIRS = 15  # of evaluation domains, on offer
 HEXAGON = 27  # pixels
+STRONG = 0.95  # quantile of the sizes of changes from which on all are darkest
+FALLING = tuple((1 - place, colour) for place, colour in reversed(DIVERGING))  # blue below zero
 SATURATED = 0.6  # quantile from which on all is darkest: shares of zero are often far worse than anything inside
 
 
@@ -38,8 +40,8 @@ class Slice(NamedTuple):
 
 def body(study: Study) -> list[str]:
     """The section of the page."""
-    draws = draw_losses(study)
-    parts = []
+    draws, known = draw_losses(study), named_losses(study)
+    parts = [*_gains(study, known), *_moves(study, known)]
     if found := slices(study):
         unit = findings.objective_unit(study, study.read_json("optimum.json", "optimize")["objective"])
         parts.append(
@@ -55,7 +57,7 @@ def body(study: Study) -> list[str]:
         return parts
     ranks = correlations(draws)
     pairs = {f"{one} and {other}": (one, other) for one, other in opposed(ranks)}
-    known, units = named_losses(study), {name: study.unit_of([name]) for name in map(str, draws)}
+    units = {name: study.unit_of([name]) for name in map(str, draws)}
     return [
         *parts,
         markup.choice(
@@ -70,6 +72,53 @@ def body(study: Study) -> list[str]:
             "Blue: what helps one helps the other. Orange: what helps one costs the other.",
         ),
     ]
+
+
+def _gains(study: Study, known: pd.DataFrame) -> list[str]:
+    """What the recommendation is predicted to gain and pay, by domain, the greatest gain first."""
+    rivals = known.drop(index=findings.RECOMMENDED)
+    if rivals.empty:
+        return []
+    reference, unit = findings.compared_with(rivals.index), study.unit_of(study.domains.evaluation)
+    gains = known.loc[[findings.RECOMMENDED]].to_numpy() - known.loc[[reference]].to_numpy()
+    chart = markup.figure(
+        figures.trade_off(known.iloc[:, np.argsort(gains[0], kind="stable")], reference, unit),
+        f"Predicted loss of each evaluation domain less that of the {reference} mixture",
+        f"Where each mixture is predicted to gain (left of zero) and to pay (right), against {reference}. Domains in "
+        "which the recommended mixture gains most come first.",
+    )
+    return [chart]
+
+
+def _moves(study: Study, known: pd.DataFrame) -> list[str]:
+    found, unit = moves(study, known), study.unit_of(study.domains.evaluation)
+    if found is None:
+        return []
+    chart = markup.figure(
+        move_map(found),
+        "What one more percent point of each training domain changes in the predicted loss of each evaluation domain",
+        f"Thousandths of their unit ({unit}), at the recommended mixture; the point is taken from all other domains in "
+        "proportion to their shares. Columns: training domains; rows: the objective and the evaluation domains. Blue: "
+        "the loss falls; orange: it rises; the darkest are that or more. Steps may leave the constraints. Regressors "
+        "of trees move in jumps, so that a step of one point can show nothing.",
+    )
+    return [chart]
+
+
+def moves(study: Study, known: pd.DataFrame) -> pd.DataFrame | None:
+    """Changes of the predicted objective and losses by a step to each training domain, in columns; nats per token.
+
+    None where no domain can have more, and for a study that was optimised before these were kept.
+    """
+    arrays, optimum = study.read_arrays(DATA, "optimize"), study.read_json("optimum.json", "optimize")
+    if "moves" not in arrays or np.isnan(arrays["moves"]).all():
+        return None
+    domains, names = study.domains, list(study.domains.training)
+    changes = pd.DataFrame(arrays["moves"].T, list(domains.evaluation), names)
+    goal = objectives.recorded(optimum, domains.evaluation, domains.training)
+    here = known.loc[findings.RECOMMENDED].to_numpy()
+    objective = pd.DataFrame([goal(here + arrays["moves"]) - goal(here)], ["objective"], names)
+    return pd.concat([objective, changes])
 
 
 def slices(study: Study) -> list[Slice]:
@@ -190,6 +239,15 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, un
     figure.update_xaxes(title_text=f"{plain(one)}, {plain(units[one])}", nticks=6)
     figure.update_yaxes(title_text=f"{plain(other)}, {plain(units[other])}", nticks=6)
     return figure
+
+
+def move_map(changes: pd.DataFrame) -> go.Figure:
+    """A heat map of changes, in thousandths, as dark below zero as above it."""
+    thousandths = 1e3 * changes
+    sizes = np.abs(thousandths.to_numpy())
+    most = np.nanquantile(sizes, STRONG) or np.nanmax(sizes) or 1.0
+    hover = "one more point of %{x}<br>%{y}: %{z:+.2f} ×10⁻³"
+    return heat_map(thousandths, hover, FALLING, zmin=-most, zmax=most)
 
 
 def correlation_map(ranks: pd.DataFrame) -> go.Figure:

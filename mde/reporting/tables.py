@@ -17,6 +17,7 @@ GROUP_TITLES = {
     findings.MERGED: "with merged experts",
 }
 NOTHING = "–"
+POOR = 0.5  # R² below which a domain is said to be predicted poorly
 MANY = 6  # columns of numbers beyond which a table of domains is turned on its side
 
 
@@ -61,6 +62,27 @@ def regressors(study: Study) -> Table:
         tuple(GROUP_TITLES[group] for group in methods["group"]),
         tuple(label for label in labels if label.endswith(" *")),
     )
+
+
+def fit_by_domain(study: Study) -> Table:
+    """How well the chosen method predicts each evaluation domain of mixtures it has not seen."""
+    found = findings.chosen_by_domain(study)
+    frame = pd.DataFrame(
+        {
+            "MSE ×10⁻³": list(map(_with_error, found["mse"] * 1e3, found["mse_se"] * 1e3)),
+            "R²": list(map(_ratio, found["r2"])),
+            "Spearman": list(map(_ratio, found["spearman"])),
+            "regret": found["regret"].map("{:.4f}".format),
+        },
+        found.index,
+    )
+    poor = int((found["r2"] < POOR).sum())
+    note = (
+        "The worst predicted come first. R² is the part of the variance over mixtures that is predicted, 0 for always "
+        f"the mean; it is below {POOR} for {poor} of {len(found)}. Regret: what the held-out mixture that is predicted "
+        "best has above the best of them, nats per token."
+    )
+    return Table("The chosen regressor by evaluation domain, out of fold", frame, (note,))
 
 
 def recommendation(study: Study) -> Table:

@@ -13,7 +13,7 @@ from mde.regression import baselines
 from mde.study import Study
 
 Shares = Mapping[str, float]
-RECOMMENDED, BEST_OBSERVED, GIVEN = "recommended", "best observed", "given"
+RECOMMENDED, BEST_OBSERVED, GIVEN, UNIMAX = "recommended", "best observed", "given", "unimax"
 REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
 THIS = "study"  # stands before a name as another study's directory does: study:recommended is recommended
 _SEED = 0  # of the searches of other methods: a name stands for one mixture
@@ -34,12 +34,38 @@ def counted_tokens(study: Study) -> dict[str, float] | None:
     return given or tokens_of(study)
 
 
-def natural(domains: tuple[str, ...], tokens: Shares | None) -> dict[str, Shares]:
-    """The mixtures that need no training, by name: uniform, and proportional to the tokens where these are known."""
+def natural(
+    domains: tuple[str, ...],
+    tokens: Shares | None,
+    budget: float | None = None,
+    max_epochs: float | Shares | None = None,
+) -> dict[str, Shares]:
+    """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
+
+    `proportional` takes the tokens; `unimax` a budget and a greatest number of epochs besides, which leave a mixture.
+    """
     found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
-    if tokens:
-        found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
+    if not tokens:
+        return found
+    found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
+    if budget and max_epochs:
+        epochs = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(domains, max_epochs)
+        caps = np.array([tokens[name] * epochs.get(name, np.inf) / budget for name in domains])
+        if caps.sum() >= 1:
+            found[UNIMAX] = dict(zip(domains, unimax(np.minimum(caps, 1)).tolist(), strict=True))
     return found
+
+
+def unimax(caps: np.ndarray) -> np.ndarray:
+    """Equal shares [K], each at most its cap; what a capped domain cannot take the others share equally.
+
+    Source: UniMax (Chung et al., arXiv 2304.09151), which goes through the domains from the smallest on and gives each
+    an equal part of what is left, or its cap if that is less. The same mixture is the nearest to uniform under caps.
+
+    Args:
+      caps: greatest shares [K], with a sum of at least 1.
+    """
+    return simplex.project(np.full((1, len(caps)), 1 / len(caps)), 0.0, caps)[0]
 
 
 def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares] | None = None) -> np.ndarray:
@@ -142,6 +168,21 @@ def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
     return found.to_numpy(), study.losses(runs=found.index).to_numpy()
 
 
+def _unimax(study: Study) -> Shares:
+    """By the tokens, budget and epochs that `mde optimize` was given, as its table of references has it."""
+    optimum = study.read_json("optimum.json", "optimize")
+    lacking = [f"--{name}" for name in ("tokens", "budget", "max_epochs") if optimum.get(name) is None]
+    if lacking:
+        why = "needs to know how often a domain may be read"
+        raise UserError(f"mixture {UNIMAX!r} {why}: give `mde optimize` {' and '.join(lacking)}")
+    tokens, budget, most = optimum["tokens"], optimum["budget"], optimum["max_epochs"]
+    found = natural(study.domains.training, tokens, budget, most)
+    if UNIMAX not in found:
+        there = f"{sum(tokens.values()):,.0f} tokens × {most:g} epochs"
+        raise UserError(f"mixture {UNIMAX!r}: {there} are less than the budget of {budget:,.0f}")
+    return found[UNIMAX]
+
+
 def _regmix(study: Study) -> Shares:
     known = natural(study.domains.training, counted_tokens(study))
     prior = known.get("proportional", known["uniform"])
@@ -195,6 +236,7 @@ def _reweighted(method: str) -> Callable[[Study], Shares]:
 SOURCES: Mapping[str, Callable[[Study], Shares]] = {
     RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["shares"],
     BEST_OBSERVED: lambda study: study.read_json("optimum.json", "optimize")["predictions"][BEST_OBSERVED]["mixture"],
+    UNIMAX: _unimax,
     "regmix": _regmix,
     "mixing-law": _mixing_law,
     "mde": _of_experts(tau=0.0),

@@ -56,7 +56,7 @@ def optimize(
       method: of the search: auto, exact, gradient, simulation, refinement or vizier.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
         avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
-      reference: whose predicted losses a worst case is measured from: uniform, proportional or best observed.
+      reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.
       beta: standard deviations of the prediction that are added to the objective.
       lower: least shares, by training domain.
       upper: greatest shares.
@@ -67,7 +67,7 @@ def optimize(
       tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      prior: a mixture to stay near: uniform, proportional or shares by domain.
+      prior: a mixture to stay near: uniform, proportional, unimax or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       kl_penalty: what a nat of this divergence costs, in the unit of the losses.
       seed: of the search and the halves.
@@ -82,14 +82,14 @@ def optimize(
     domains = study.domains
     goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
     predictor = Predictor(study)
-    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
         goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
         if reference != BEST_OBSERVED:  # which is then the best by what is minimised
-            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds.tokens)
+            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds)
     best = _search(study, predictor, goal, bounds, method, candidates, seed)
     table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
     resampled = _resampled(predictor, inputs, goal, bounds, table, candidates, refits, seed)
@@ -114,10 +114,13 @@ def optimize(
             "binding": binding,
             "epochs": epochs,
             "tokens": bounds.tokens,
+            "budget": bounds.budget,
+            "max_epochs": bounds.max_epochs,
             "predictions": predictions,
         },
     )
-    study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
+    around = _surface(predictor, bounds, best.mixture, seed)
+    study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
@@ -190,6 +193,16 @@ def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, see
     losses = predictor(np.concatenate([*slices, draws]))
     on_slices = losses[:-DRAWS].reshape(len(triples), len(points), losses.shape[1])
     return {"triples": triples, "points": points, "losses": on_slices, "draws": draws, "draw_losses": losses[-DRAWS:]}
+
+
+def _moves(predictor: Predictor, mixture: np.ndarray) -> np.ndarray:
+    """What more of each domain changes in the predicted losses, [K, J]; NaN where there is no more to give."""
+    moved = surface.moved(mixture)
+    possible = np.isfinite(moved).all(axis=1)
+    losses = predictor(np.concatenate([mixture[None], moved[possible]]))
+    found = np.full((len(mixture), losses.shape[1]), np.nan)
+    found[possible] = losses[1:] - losses[0]
+    return found
 
 
 def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any], unit: str) -> None:

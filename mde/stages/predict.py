@@ -4,16 +4,26 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from etils import epath
 
+from mde.errors import UserError, unknown
+from mde.optimization import objectives
 from mde.regression import features as feature_sets
 from mde.regression import swarm
 from mde.regression.designs import knows_deviation
+from mde.reporting import judged
+from mde.reporting import page as pages
 from mde.stages.accuracy import AccuracyPredictor
-from mde.study import Study
+from mde.study import Study, write_aside
+
+LEAST = 3  # runs that have ranks to speak of
 
 
-def predict(study: Study, mixtures: str, output: str) -> None:
+def predict(study: Study, mixtures: str, output: str, losses: str | None = None, page: str | None = None) -> None:
     """Predicts the losses of mixtures, with their standard deviations where the regressor has them.
+
+    With the measured losses of the same runs it prints how well these are predicted and ranked, by the objective of
+    `mde fit` and by evaluation domain. The runs may be of another model size: then levels differ and ranks count.
 
     Args:
       study: a study in which a regressor was chosen.
@@ -21,12 +31,20 @@ def predict(study: Study, mixtures: str, output: str) -> None:
       output: the CSV file to write: a row a run, a column an evaluation domain, called as in the file of losses that
         the study is from, and DOMAIN/std, in the unit of that file. acc/TASK and acc_norm/TASK where end tasks
         were scored.
+      losses: a CSV file of what these runs measured: a column `run`, and one an evaluation domain, or some of them.
+      page: an HTML file to write: the scores, and predicted against measured losses.
+
+    Raises:
+      UserError: what is wrong with a file; a run that only one of them has, fewer than three runs, an unknown domain.
     """
+    if page and not losses:
+        raise UserError("--page shows predictions beside measured losses: give --losses too")
     wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=study.about.get("ignored", ()))
-    losses, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
+    measured = _measured(study, mixtures, losses) if losses else None
+    predicted, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
     names = list(study.domains.evaluation)
     columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}
-    table = pd.DataFrame(losses, wanted.values.index, names)
+    table = pd.DataFrame(predicted, wanted.values.index, names)
     if deviations is not None:
         table = table.join(pd.DataFrame(deviations, table.index, names).add_suffix("/std"))
         columns |= {f"{name}/std": f"{column}/std" for name, column in columns.items()}
@@ -35,6 +53,28 @@ def predict(study: Study, mixtures: str, output: str) -> None:
         table = table.assign(**accuracies)
         columns |= {name: name for name in accuracies}
     swarm.write(output, swarm.Table(table, wanted.id_column, columns, study.errors))
+    if measured is not None:
+        choice = study.read_json("fit/choice.json", "fit")
+        goal = objectives.weights(choice["objective"], study.domains.evaluation, study.domains.training)
+        found = judged.Judged(table[names], measured, goal)
+        print(judged.table(found))
+        if page:
+            title = f"Mixture study: {study.root.name}"
+            write_aside(epath.Path(page), pages.document(title, {judged.TITLE: judged.body(found)}).encode())
+
+
+def _measured(study: Study, mixtures: str, losses: str) -> pd.DataFrame:
+    """Measured losses [R, <= J] of the runs whose mixtures are wanted, in their order."""
+    known = study.domains.evaluation
+    found = swarm.read_swarm(mixtures, losses, ignore=study.about.get("ignored", ())).losses.values
+    for name in found:
+        if name not in known:
+            raise unknown(f"domain in {losses}", name, known)
+    turned = [name for name in found if name in study.errors]
+    found = found.assign(**{name: 1 - found[name] for name in turned})
+    if len(found) < LEAST:
+        raise UserError(f"{losses}: {len(found)} runs, expected at least {LEAST} to be ranked")
+    return found[[name for name in known if name in found]]
 
 
 class Predictor:

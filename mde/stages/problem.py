@@ -21,15 +21,16 @@ from mde.stages.predict import Predictor
 from mde.study import Study
 
 
-def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, tokens: Shares | None) -> pd.DataFrame:
-    """What a recommendation is compared with: uniform, proportional to size where it is known, the best observed.
+def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Constraints) -> pd.DataFrame:
+    """What a recommendation is compared with: uniform, proportional and unimax where they are known, the best observed.
 
     Args:
       mixtures: of the observations, [R, K].
       observed: their objective, [R].
-      tokens: that there are, by domain.
+      bounds: with the tokens, budget and epochs that proportional and unimax are made of.
     """
-    rows = pd.DataFrame.from_dict(natural(tuple(map(str, mixtures)), tokens), orient="index")
+    known = natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs)
+    rows = pd.DataFrame.from_dict(known, orient="index")
     best = mixtures.iloc[[int(np.argmin(observed))]].set_axis([BEST_OBSERVED])
     return pd.concat([rows[list(mixtures)], best])
 
@@ -38,7 +39,7 @@ def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
     """What every search starts from beside its draws: the observations and the mixtures that have a name, [C, K]."""
     runs = study.mixtures()
     observed = runs.loc[runs["role"] == "observation", list(bounds.domains)]
-    named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens).values()))
+    named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs).values()))
     return np.vstack([named[list(bounds.domains)], observed])
 
 
@@ -110,7 +111,7 @@ def constraints_of(
             raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the least and the greatest sum")
     if isinstance(prior, str):
         Constraints(names, tokens=tokens)  # refuses tokens that nothing can be proportional to
-        priors = natural(names, tokens)
+        priors = natural(names, tokens, budget, max_epochs)
         if prior not in priors:
             raise unknown("prior", prior, priors)
         prior = priors[prior]

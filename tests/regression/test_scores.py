@@ -46,3 +46,16 @@ def test_a_summary_has_means_and_standard_errors():
     found = scores.summary(predicted, truth, np.full((2, 2), np.nan))
     assert (found["mse"], found["mse_se"], found["n"]) == (5.0, 4.0, 2)  # 1 and 9
     assert np.isnan(scores.summary(predicted[:1], truth[:1], np.full((1, 2), np.nan))["mse_se"])
+
+
+def test_runs_of_another_level_are_judged_by_ranks_and_without_the_shift():
+    truth = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
+    predicted = np.array([[3.0, 5.0, 7.0], [7.0, 7.0, 7.0]])
+    found = scores.of_runs(predicted, truth)
+    assert found["shift"] == pytest.approx([-8 / 3, -14 / 3])
+    assert found["mse"][0] == pytest.approx((4 + 9 + 9) / 3)
+    assert found["mse_shifted"][0] == pytest.approx((4 + 9 + 9) / 3 - (8 / 3) ** 2)
+    assert found["spearman"][0] == 1
+    assert found["pearson"][0] == pytest.approx(np.corrcoef(predicted[0], truth[0])[0, 1])
+    assert np.isnan(found["pearson"][1])
+    assert found["regret"].tolist() == [0, 0]

@@ -10,7 +10,7 @@ from mde.stages.report import report
 from mde.study import Study
 
 VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
-CHARTS = 11
+CHARTS = 13
 EVIL = '<script>alert("code")'
 
 

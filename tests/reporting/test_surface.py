@@ -40,6 +40,44 @@ def test_slices_divide_what_three_domains_have_and_leave_the_others_alone():
     np.testing.assert_allclose(looking.sliced(mixture, triples[0], mixture[None, 1:] / 0.9)[0], mixture)
 
 
+def test_a_step_to_a_domain_is_taken_from_the_others_in_proportion():
+    found = looking.moved(np.array([0.5, 0.3, 0.2]), 0.1)
+    expected = [[0.6, 0.24, 0.16], [0.5 * 6 / 7, 0.4, 0.2 * 6 / 7], [0.5 * 7 / 8, 0.3 * 7 / 8, 0.3]]
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(looking.moved(np.array([0.0, 1.0]))[0], [0.01, 0.99])  # from no share at all
+    corner = looking.moved(np.array([0.95, 0.05]), 0.1)
+    assert np.isnan(corner[0]).all()
+    np.testing.assert_allclose(corner[1], [0.85, 0.15])
+
+
+def test_the_map_of_steps_has_the_objective_first_and_is_as_dark_below_zero_as_above(four):
+    assert surface.moves(four, surface.named_losses(four)) is None  # of a study made before they were kept
+    changes = np.arange(16).reshape(4, 4) / 1e3 - 0.004
+    changes[3] = np.nan
+    four.write_arrays(surface.DATA, four.read_arrays(surface.DATA, "optimize") | {"moves": changes})
+    found = surface.moves(four, surface.named_losses(four))
+    assert found.index.tolist() == ["objective", *NAMES]
+    assert found.columns.tolist() == NAMES
+    np.testing.assert_allclose(found.loc["c", "b"], changes[1, 2])
+    np.testing.assert_allclose(found.loc["objective"], changes[:, 0], atol=1e-12)  # that of a alone
+    (cells,) = surface.move_map(found).data
+    assert cells.zmin == -cells.zmax
+    assert 6 < cells.zmax <= 7  # thousandths
+    assert cells.colorscale[0][1] == "#0b4f8a"  # blue where the loss falls
+    assert "one more percent point" in "".join(surface.body(four)).lower()
+
+
+def test_predicted_gains_stand_against_a_rival_with_the_greatest_first(four):
+    optimum = four.read_json("optimum.json", "optimize")
+    assert "less that of the" not in "".join(surface.body(four))  # there is no rival
+    optimum["predictions"]["uniform"] = {"losses": {"a": 2.8, "b": 2.9, "c": 2.6, "d": 2.7}}
+    four.write_json("optimum.json", optimum)
+    text = "".join(surface.body(four))
+    assert "less that of the uniform mixture" in text
+    # recommended is at 2.9, 2.8, 2.7, 2.6
+    assert '"y":["b","d","a","c"]' in text
+
+
 def test_many_domains_have_the_slices_of_the_largest_shares():
     mixture = np.arange(1, 11) / 55
     found = looking.triples(mixture)

@@ -18,6 +18,13 @@ def test_regressors(study):
     assert table.groups[2:4] == ("mixture weights only (λ)",) * 2
 
 
+def test_the_chosen_regressor_by_domain(study):
+    table = tables.fit_by_domain(study)
+    assert table.frame.index.tolist() == list(study.domains.evaluation)[::-1]  # least R² first
+    assert row(table, study.domains.evaluation[0]) == ["0.250 ± 0.010", "0.90", "0.95", "0.0100"]
+    assert "below 0.5 for 1 of 3" in table.notes[0]
+
+
 def test_recommendation(study):
     table = tables.recommendation(study)
     assert row(table, "code") == ["3,000", "75.0%", "60.0%", "55.0% to 70.0%", "2"]

@@ -95,6 +95,10 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted, 
     assert rivals["proportional"]["mixture"] == pytest.approx(sizes)
     study = Study(fitted)
     np.testing.assert_allclose(mixtures.mixture(study, "proportional", "test"), list(sizes.values()))
+    # caps .5, .3 and 2: code takes .3, the others half of the rest each
+    assert rivals["unimax"]["mixture"] == pytest.approx({"web": 0.35, "code": 0.3, "books": 0.35})
+    assert rivals["unimax"]["feasible"]
+    np.testing.assert_allclose(mixtures.mixture(study, "unimax", "test"), [0.35, 0.3, 0.35])
     centres = []
     monkeypatch.setattr(baselines, "regmix", lambda *given: centres.append(given[-2]) or np.full(3, 1 / 3))
     mixtures.mixture(study, "regmix", "test")

@@ -99,6 +99,44 @@ def test_a_mixture_of_another_study_is_joined_by_domain(study, tmp_path):
     assert of(study, f"{other.root}:uniform") == [0.5, 0.5, 0.0]
 
 
+def test_unimax_fills_small_domains_and_shares_the_rest(study):
+    """Tokens 600, 300, 100 twice at 1,000: code and books may have .6 and .2; what books leave is web's and code's."""
+    about = study.read_json("optimum.json", "optimize")
+    tokens = {"web": 600, "code": 300, "books": 100}
+    study.write_json("optimum.json", about | {"tokens": tokens, "budget": 1000, "max_epochs": 2})
+    assert of(study, "unimax") == pytest.approx([0.4, 0.4, 0.2])
+    study.write_json("optimum.json", about | {"tokens": tokens, "budget": 1000, "max_epochs": 1})
+    assert of(study, "unimax") == pytest.approx([0.6, 0.3, 0.1])  # all of it, once
+    study.write_json("optimum.json", about | {"tokens": tokens, "budget": 100, "max_epochs": 1})
+    assert of(study, "unimax") == pytest.approx([1 / 3] * 3)
+    study.write_json("optimum.json", about | {"tokens": tokens, "budget": 1001, "max_epochs": 1})
+    with pytest.raises(UserError, match="1,000 tokens × 1 epochs are less than the budget of 1,001"):
+        of(study, "unimax")
+
+
+def test_unimax_needs_a_budget_and_epochs(study):
+    with pytest.raises(UserError, match="give `mde optimize` --tokens and --budget and --max_epochs"):
+        of(study, "unimax")
+    about = study.read_json("optimum.json", "optimize")
+    study.write_json("optimum.json", about | {"tokens": {"web": 1, "code": 1, "books": 1}, "budget": 3})
+    with pytest.raises(UserError, match="give `mde optimize` --max_epochs"):
+        of(study, "unimax")
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 24])
+def test_unimax_is_what_its_authors_water_by_hand(k):
+    """Their algorithm: from the smallest on, each domain gets an equal part of what is left, or its cap."""
+    rng = np.random.default_rng(k)
+    for _ in range(200):
+        caps = rng.lognormal(0, 2, k)
+        caps *= rng.uniform(1, 4) / caps.sum()
+        left, expected = 1.0, np.zeros(k)
+        for i, domain in enumerate(np.argsort(caps)):
+            expected[domain] = min(caps[domain], left / (k - i))
+            left -= expected[domain]
+        np.testing.assert_allclose(mixtures.unimax(caps), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -216,3 +216,14 @@ def test_the_surface_is_what_the_regressor_predicts_around_the_recommendation(fi
     # of three domains the slice is the whole simplex
     np.testing.assert_allclose(found["losses"][0], predictor(found["points"]))
     np.testing.assert_allclose(found["draw_losses"], predictor(found["draws"]))
+
+
+def test_the_moves_are_what_the_regressor_predicts_of_one_more_point(fitted):
+    cli.main(["optimize", f"--study={fitted}", "--refits=5", "--lower={'web': .2}"])
+    study = Study(fitted)
+    share = np.array(list(study.read_json("optimum.json", "optimize")["shares"].values()))
+    more = np.array([share[0] + 0.01, *(share[1:] * (0.99 - share[0]) / (1 - share[0]))])
+    here, there = Predictor(study)(np.stack([share, more]))
+    moves = study.read_arrays("surface.npz", "optimize")["moves"]
+    assert moves.shape == (3, 2)
+    np.testing.assert_allclose(moves[0], there - here, atol=1e-12)
