@@ -178,7 +178,8 @@ def _unimax(study: Study) -> Shares:
     tokens, budget, most = optimum["tokens"], optimum["budget"], optimum["max_epochs"]
     found = natural(study.domains.training, tokens, budget, most)
     if UNIMAX not in found:
-        there = f"{sum(tokens.values()):,.0f} tokens × {most:g} epochs"
+        epochs = most if isinstance(most, Mapping) else f"{most:g}"
+        there = f"{sum(tokens.values()):,.0f} tokens × {epochs} epochs"
         raise UserError(f"mixture {UNIMAX!r}: {there} are less than the budget of {budget:,.0f}")
     return found[UNIMAX]
 
