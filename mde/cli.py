@@ -112,7 +112,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
     gin.add_argument("--gin_file", action="append", default=[], help="a file of bindings; later ones override")
     gin.add_argument("--gin_bindings", action="append", default=[], help="one binding; may be repeated")
-    if demo or name not in pipeline.TOOLS:
+    if demo or name not in pipeline.UNRECORDED:
         parser.add_argument("--force", action="store_true", help="run the stage even if it is done")
     return parser
 
@@ -165,7 +165,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
         if stage in STAGES:
             print(f"mde {stage}: {status}", flush=True)
     if demo:
-        print(f"mde demo: {time.time() - started:.0f} s; see {study.root / 'report.html'}")
+        print(f"mde demo: {time.time() - started:.0f} s")
 
 
 def _default_study(name: str, given: dict[str, dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ GROUP_TITLES = {
     findings.MERGED: "with merged experts",
 }
 NOTHING = "–"
+FEW = 5  # mixtures that stand for all those of a file
 MANY = 6  # columns of numbers beyond which a table of domains is turned on its side
 
 
@@ -82,7 +83,7 @@ def recommendation(study: Study) -> Table:
         }
     )
     binding = [f"Binds: {constraint}." for constraint in optimum["binding"]]
-    return Table("Recommended mixture: share of the training tokens", frame, (_predicted(study), *binding))
+    return Table("Recommended mixture: share of the training tokens", frame, (predicted(study), *binding))
 
 
 def proof(study: Study) -> Table:
@@ -135,6 +136,13 @@ def with_row(table: Table, label: str, cells: pd.Series) -> Table:
     return replace(table, frame=pd.concat([frame, row]).rename_axis(str(frame.index.name)))
 
 
+def predicted_losses(losses: pd.DataFrame) -> Table:
+    """Predicted losses [M, J] of the first few mixtures, and how many there are."""
+    there = f"the first {FEW} of {len(losses)} mixtures" if len(losses) > FEW else f"{len(losses)} mixtures"
+    frame = losses.iloc[:FEW].map("{:.4f}".format).rename_axis("mixture")
+    return Table(f"Predicted losses of {there}", _lying(frame, "domain"))
+
+
 def shares_of(mixtures: pd.DataFrame) -> Table:
     """What the compared mixtures are, [M, K]; domains in columns if M is large."""
     frame = mixtures.T.map(_percent).rename_axis("domain")
@@ -182,7 +190,7 @@ def times(study: Study) -> Table:
     return Table("Time of each stage", frame.map("{:,.1f}".format))
 
 
-def _predicted(study: Study) -> str:
+def predicted(study: Study) -> str:
     """The predicted objective of the recommended mixture, and how far it is from that of the best rival.
 
     A rival that breaks the constraints is named if it is better; one that obeys them can be where more than the
@@ -197,9 +205,12 @@ def _predicted(study: Study) -> str:
     if allowed.any():
         name, gap = gaps[allowed].idxmin(), gaps[allowed].min()
         why = ", which the regressor is less sure of" if optimum.get("beta", 0) > 0 else ""
-        parts.append(
-            f"{gap:.4f} below {name}, the next best prediction" if gap >= 0 else f"{-gap:.4f} above {name}{why}"
-        )
+        if not round(gap, 4):
+            parts.append(f"level with {name}, the next best prediction")
+        else:
+            parts.append(
+                f"{gap:.4f} below {name}, the next best prediction" if gap > 0 else f"{-gap:.4f} above {name}{why}"
+            )
     if (gaps[~allowed] < 0).any():
         parts.append(f"{-gaps[~allowed].min():.4f} above {gaps[~allowed].idxmin()}, which breaks the constraints")
     return f"{', '.join(parts)}."

@@ -12,6 +12,7 @@ from mde.optimization import objectives, search, surface
 from mde.optimization.constraints import Constraints
 from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
+from mde.reporting import tables
 from mde.stages import problem
 from mde.stages.fit import Observations, observations
 from mde.stages.predict import Predictor
@@ -112,9 +113,12 @@ def optimize(
     )
     study.write_arrays("surface.npz", _surface(predictor, bounds, best.mixture, seed))
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
+    print(tables.predicted(study))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
     _say(binding, epochs, predictions)
+    following = ("report", "shows more") if study.is_swarm else ("prove", "trains it and its rivals")
+    print(f"`mde {following[0]} --study={study}` {following[1]}")
 
 
 def _search(

@@ -8,6 +8,7 @@ import pandas as pd
 from mde.regression import features as feature_sets
 from mde.regression import swarm
 from mde.regression.designs import knows_deviation
+from mde.reporting import tables
 from mde.stages.accuracy import AccuracyPredictor
 from mde.study import Study
 
@@ -35,6 +36,7 @@ def predict(study: Study, mixtures: str, output: str) -> None:
         table = table.assign(**accuracies)
         columns |= {name: name for name in accuracies}
     swarm.write(output, swarm.Table(table, wanted.id_column, columns))
+    print(f"{tables.predicted_losses(table[names])}\n\nsee {output}")
 
 
 class Predictor:

@@ -6,7 +6,7 @@ from mde.study import Study
 
 
 def report(study: Study) -> None:
-    """Writes report.html and prints the tables of whatever stages are done.
+    """Prints the tables of whatever stages are done, and writes report.html.
 
     Raises:
       UserError: there is nothing to show.
@@ -15,3 +15,4 @@ def report(study: Study) -> None:
         raise UserError(f"{study} holds nothing to report; run `mde prepare --study={study}` first")
     print(tables.text(study))
     study.write_text("report.html", page.html(study))
+    print(f"\nsee {study.root / 'report.html'}")

@@ -37,6 +37,7 @@ def test_recommendation(study):
         ({}, ["uniform", "proportional", "best observed"], 0, "2.1000 nats per token (2.0000 to 2.2000)."),
         ({"uniform": 2.05}, [], 1, "(2.0000 to 2.2000), 0.0500 above uniform, which the regressor is less sure of."),
         ({"uniform": 2.05}, [], 0, "(2.0000 to 2.2000), 0.0500 above uniform."),
+        ({"uniform": 2.10004}, [], 0, "(2.0000 to 2.2000), level with uniform, the next best prediction."),
     ],
 )
 def test_a_recommendation_is_compared_with_what_the_constraints_allow(study, objectives, broken, beta, says):

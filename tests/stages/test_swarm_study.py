@@ -45,6 +45,9 @@ def fitted(files, tmp_path, capsys):
 def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
     folder, mixtures, losses = files
     cli.main(["optimize", f"--study={fitted}", "--refits=5"])
+    said = capsys.readouterr().out
+    assert "\nPredicted: " in said
+    assert f"`mde report --study={fitted}`" in said
     shares = Study(fitted).read_json("optimum.json", "optimize")["shares"]
     grid = simplex.space_filling(20000, 3, seed=2)
     slopes = np.linalg.lstsq(np.sqrt(mixtures), losses - 3, rcond=None)[0].mean(axis=1)
@@ -54,13 +57,19 @@ def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
     cli.main(
         ["predict", f"--regressor={fitted}", f"--mixtures={folder / 'mixtures.csv'}", f"--output={tmp_path}/p.csv"]
     )
+    said = capsys.readouterr().out
+    assert "the first 5 of 40 mixtures" in said
+    assert f"see {tmp_path}/p.csv" in said
     predicted = pd.read_csv(tmp_path / "p.csv", index_col="run")
+    assert all(f"{loss:.4f}" in said for loss in predicted["news"].iloc[:5])
     # Ridge keeps a little of its penalty even where the truth is linear.
     np.testing.assert_allclose(predicted[["news", "code"]], losses.loc[predicted.index], atol=2e-3)
 
-    capsys.readouterr()
-    cli.main(["report", f"--study={fitted}"])
-    assert "Recommended mixture" in capsys.readouterr().out
+    for _ in range(2):
+        cli.main(["report", f"--study={fitted}"])
+        said = capsys.readouterr().out
+        assert "Recommended mixture" in said
+        assert f"see {fitted}/report.html" in said
     page = (fitted / "report.html").read_text()
     assert "books:old" in page
     assert "mde prove" not in page
