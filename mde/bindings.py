@@ -7,6 +7,7 @@ import argparse
 import ast
 import functools
 import inspect
+import os
 import re
 import types
 import typing
@@ -131,10 +132,15 @@ def _value(flag: str, text: str, hint: Any) -> Any:
 
 @functools.cache
 def _search_the_repository() -> None:
-    """Lets gin find the shipped files, and what they include, from any directory."""
+    """Lets gin find the shipped files, and what they include, from any directory.
+
+    Its other reader looks for a file among Python's modules: it fails at a folder that could be one, and logs an error
+    before the next place is tried.
+    """
     import gin
 
     gin.add_config_file_search_path(str(REPOSITORY))
+    gin.config._FILE_READERS = [(open, os.path.isfile)]
 
 
 def _gin_error(message: str, used: Mapping[str, Callable[..., Any]]) -> UserError:
