@@ -161,8 +161,9 @@ class Constraints:
         for what, value in (("budget", self.budget), ("max_epochs", self.max_epochs)):
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise UserError(f"constraints: {what}={value}, expected a positive number")
-        if self.max_epochs is not None and (self.tokens is None or self.budget is None):
-            raise UserError(f"constraints: max_epochs={self.max_epochs:g} needs the tokens of the domains and a budget")
+        for what, needed in (("tokens, those that there are by domain", self.tokens), ("a budget", self.budget)):
+            if self.max_epochs is not None and needed is None:
+                raise UserError(f"constraints: max_epochs={self.max_epochs:g} needs {what}")
         for name in self.prior or ():
             self._known(name, "prior")
         if (self.max_kl is not None or self.kl_penalty) and self.prior is None:
