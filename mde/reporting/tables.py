@@ -83,7 +83,21 @@ def recommendation(study: Study) -> Table:
         }
     )
     binding = [f"Binds: {constraint}." for constraint in optimum["binding"]]
-    return Table("Recommended mixture: share of the training tokens", frame, (predicted(study), *binding))
+    return Table(
+        "Recommended mixture: share of the training tokens", frame, (predicted(study), *binding, *_edges(shares))
+    )
+
+
+def _edges(shares: pd.DataFrame) -> list[str]:
+    """Why recommended shares lie at an edge of their intervals or beyond, if some do; 0.1% is what a table shows."""
+    share, low, high = (shares[column].round(3) for column in (findings.RECOMMENDED, "low", "high"))
+    at = shares.index[(low < high) & (share > 0) & ((share <= low) | (share >= high))]
+    if at.empty:
+        return []
+    return [
+        f"At an edge of its interval: {', '.join(at)}. Intervals hold the optima of refits on half of the observations "
+        "each, the recommendation is the optimum on all; with few refits it can lie at an edge or beyond."
+    ]
 
 
 def proof(study: Study) -> Table:
@@ -93,14 +107,14 @@ def proof(study: Study) -> Table:
     frame = pd.DataFrame(
         {
             "predicted": found["predicted"].map("{:.4f}".format),
-            f"{optimum['interval_level']:.0%} interval": [
-                f"{low:.4f} to {high:.4f}"
-                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
-            ],
             "measured": found["measured"].map("{:.4f}".format),
             "difference": list(map(difference, found["difference"], found["error"])),
             "as predicted": list(map(difference_interval, found["low_difference"], found["high_difference"])),
             "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
+            f"{optimum['interval_level']:.0%} interval": [
+                f"{low:.4f} to {high:.4f}"
+                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
+            ],
         }
     )
     frame.loc[findings.RECOMMENDED, ["difference", "as predicted"]] = NOTHING
