@@ -1,6 +1,6 @@
 """How far the found mixture, and its predicted loss, hang on the observations at hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from mde.errors import UserError
 from mde.regression.designs import fit_many
 
 FEW = 32  # rows up to which every row is left out alone
+BATCH = 10  # refits at once
 FOLDS = 5  # parts that are left out of more rows than that
 BUDGET = 2e8  # cubed rows, summed over the halves, that an expensive regressor is fitted on
 
@@ -23,6 +24,7 @@ def half_sample_optima(
     value: Callable[[Any, np.ndarray], np.ndarray],
     n: int = 200,
     seed: int = 0,
+    shown: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> np.ndarray:
     """The candidate of least value in each of n refits on half of the observations, [n].
 
@@ -38,6 +40,7 @@ def half_sample_optima(
       value: of a fitted clone and the candidates' features, what is minimised, [C].
       n: number of halves; an expensive regressor is given fewer, at most 50.
       seed: of the halves.
+      shown: goes through the batches of refits, for a bar.
 
     Raises:
       UserError: numbers of rows that do not agree, fewer than 6 observations, or no refit asked for.
@@ -50,8 +53,11 @@ def half_sample_optima(
         n = min(n, max(10, min(50, int(BUDGET / half**3))))
     rng = np.random.default_rng(seed)
     halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
-    refits = fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])
-    return np.array([np.argmin(value(one, candidate_design)) for one in refits])
+    best: list[Any] = []
+    for batch in shown([halves[i : i + BATCH] for i in range(0, n, BATCH)]):
+        refits = fit_many(estimator, [(design[rows], observed[rows]) for rows in batch])
+        best += [np.argmin(value(one, candidate_design)) for one in refits]
+    return np.array(best)
 
 
 def objective_intervals(

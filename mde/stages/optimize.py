@@ -226,6 +226,13 @@ def _resampled(
         return problem.values(refitted, candidates, goal) + cost
 
     best = uncertainty.half_sample_optima(
-        design, losses, predictor.design(pool), predictor.regressor, value, refits or REFITS, seed
+        design,
+        losses,
+        predictor.design(pool),
+        predictor.regressor,
+        value,
+        refits or REFITS,
+        seed,
+        lambda batches: tqdm(batches, "refits", unit=f"{uncertainty.BATCH} refits"),
     )
     return pool[best]
