@@ -4,9 +4,11 @@ import argparse
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 from mde import hosts
@@ -84,6 +86,7 @@ def _commands() -> argparse.ArgumentParser:
         usage="mde COMMAND [--help] ...",
         description=f"Find the mixture of text domains a language model should be pre-trained on.\n\n{listing}",
     )
+    parser.add_argument("--version", action="version", version=f"mde {metadata.version('mde')}")
     parser.add_argument("command", choices=HELP, metavar="command", help="`mde COMMAND --help` lists its arguments")
     return parser
 
@@ -94,7 +97,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
     from mde.stages import pipeline
 
     demo = name == "demo"
-    described = HELP[name] if demo else (inspect.getdoc(pipeline.command(name)) or "").split("\nArgs:")[0]
+    described = HELP[name] if demo else re.split(r"\n(?:Args|Raises):", inspect.getdoc(pipeline.command(name)) or "")[0]
     parser = _Parser(prog=f"mde {name}", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
