@@ -11,6 +11,7 @@ from commands import ROOT
 from mde import cli
 from mde.errors import UserError
 from mde.optimization import simplex
+from mde.regression import validation
 from mde.stages import fit
 from mde.stages.predict import Predictor
 from mde.study import Study
@@ -86,6 +87,29 @@ def test_observations_survive_the_way_out_and_in(fitted, files, tmp_path):
         found = again.mixtures()[list(mixtures)]
         np.testing.assert_allclose(found.loc[mixtures.index], mixtures, rtol=1e-15, atol=1e-18)
         pd.testing.assert_frame_equal(again.losses().loc[losses.index], losses, check_exact=True)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 10])
+def test_a_handful_of_observations_is_fitted_and_fewer_are_refused(files, tmp_path, capsys, rows):
+    _, mixtures, losses = files
+    pair = [f"--mixtures={tmp_path}/m.csv", f"--losses={tmp_path}/l.csv"]
+    mixtures.iloc[:rows].to_csv(tmp_path / "m.csv")
+    losses.loc[mixtures.index[:rows]].to_csv(tmp_path / "l.csv")
+    cli.main(["fit", f"--study={tmp_path}/study", *pair, "--repeats=3", "--regressors=ridge"])
+    assert "chosen: ridge" in capsys.readouterr().out
+    mixtures.iloc[:4].to_csv(tmp_path / "m.csv")
+    losses.loc[mixtures.index[:4]].to_csv(tmp_path / "l.csv")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", f"--study={tmp_path}/study", *pair])
+    assert "4 observations, expected at least 5" in capsys.readouterr().err
+
+
+def test_a_misspelt_regressor_is_refused_before_others_are_fitted(files, tmp_path, monkeypatch):
+    folder, *_ = files
+    monkeypatch.setattr(validation, "judge", lambda *args: pytest.fail("something was fitted"))
+    pair = {"mixtures": str(folder / "mixtures.csv"), "losses": str(folder / "losses.csv")}
+    with pytest.raises(UserError, match="did you mean 'mixing-law'"):
+        fit.fit(Study(tmp_path / "study"), **pair, regressors=["ridge", "mixing_law"])
 
 
 def test_an_edited_file_is_fitted_anew(fitted, files, capsys):
