@@ -34,6 +34,7 @@
     stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
+    .writer                which command writes to the study, while it does
 
 A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
 

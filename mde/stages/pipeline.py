@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mde import buckets, gin_text, hosts
+from mde import buckets, gin_text, hosts, locks
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 from mde.values import described, fits
@@ -24,8 +24,8 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan"),
 )
 WITHOUT_STUDY = ("models", "plan")
-READERS = ("predict", "swarm", "eval", "export")  # tools that need not write to the study
 UNRECORDED = (*TOOLS, "report")  # run whenever they are asked for
+READERS = ("predict", "swarm", "eval", "export", "report")  # need no other command to wait, and wait for none
 
 
 def command(name: str) -> Callable[..., None]:
@@ -78,18 +78,25 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
       Whether it ran.
 
     Raises:
-      UserError: an unknown stage or argument, an earlier stage that has not been run since what it is made from, or a
-        place that cannot be written to.
+      UserError: an unknown stage or argument, an earlier stage that has not been run since what it is made from, a
+        place that cannot be written to, or another command that writes to the study.
     """
     resolved = arguments(name, given)
     if name in WITHOUT_STUDY:
         command(name)(**resolved)
         return True
-    if name in UNRECORDED:
-        if name not in READERS:
-            buckets.check_writable(study.root)
+    if name in READERS:
         command(name)(study, **resolved)
         return True
+    with locks.writing(study.root, name):
+        if name in TOOLS:
+            buckets.check_writable(study.root)
+            command(name)(study, **resolved)
+            return True
+        return _run_stage(study, name, resolved, given, force)
+
+
+def _run_stage(study: Study, name: str, resolved: Mapping[str, Any], given: Mapping[str, Any], force: bool) -> bool:
     before = _before(study, name, resolved)
     made_of = digest([resolved, before, *_contents(resolved), *_inputs(study, name, resolved)])
     record = f"stages/{name}.json"
