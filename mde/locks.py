@@ -35,7 +35,8 @@ def writing(root: epath.Path, command: str) -> Iterator[None]:
         root.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         other = ""
-        if hosts.is_first() and not buckets.is_bucket(root) and os.access(root, os.W_OK | os.X_OK):
+        there = not buckets.is_bucket(root) and root.is_dir() and os.access(root, os.W_OK | os.X_OK)
+        if hosts.is_first() and there:
             other = _taken(stack, root / FILE, f"mde {command}, process {os.getpid()} on {socket.gethostname()}")
         if hosts.gathered([bool(other)]).any():
             holder = other or "another command"
