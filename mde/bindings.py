@@ -132,7 +132,11 @@ def _value(flag: str, text: str, hint: Any) -> Any:
 
 @functools.cache
 def _search_the_repository() -> None:
-    """Lets gin find the shipped files, and what they include, from any directory."""
+    """Lets gin find the shipped files, and what they include, from any directory.
+
+    Its other reader looks for a file among Python's modules: it fails at a folder that could be one, and logs an error
+    before the next place is tried.
+    """
     import gin
 
     gin.add_config_file_search_path(str(REPOSITORY))

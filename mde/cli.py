@@ -5,9 +5,11 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 from mde import hosts
@@ -93,6 +95,7 @@ def _commands() -> argparse.ArgumentParser:
         usage="mde COMMAND [--help] ...",
         description=f"Find the mixture of text domains a language model should be pre-trained on.\n\n{listing}",
     )
+    parser.add_argument("--version", action="version", version=f"mde {metadata.version('mde')}")
     parser.add_argument("command", choices=HELP, metavar="command", help="`mde COMMAND --help` lists its arguments")
     return parser
 
@@ -103,7 +106,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
     from mde.stages import pipeline
 
     demo = name == "demo"
-    described = HELP[name] if demo else (inspect.getdoc(pipeline.command(name)) or "").split("\nArgs:")[0]
+    described = HELP[name] if demo else re.split(r"\n(?:Args|Raises):", inspect.getdoc(pipeline.command(name)) or "")[0]
     parser = _Parser(prog=f"mde {name}", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
@@ -121,7 +124,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
     gin = parser.add_argument_group("gin", f"bindings look like {'train' if demo else name}.argument = value")
     gin.add_argument("--gin_file", action="append", default=[], help="a file of bindings; later ones override")
     gin.add_argument("--gin_bindings", action="append", default=[], help="one binding; may be repeated")
-    if demo or name not in pipeline.TOOLS:
+    if demo or name not in pipeline.UNRECORDED:
         parser.add_argument("--force", action="store_true", help="run the stage even if it is done")
     return parser
 
@@ -167,7 +170,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
     study = Study("." if name in pipeline.WITHOUT_STUDY else args.study or _default_study(name, given))
     buckets.check(study.root)
     started = time.time()
-    writes = name not in (*pipeline.WITHOUT_STUDY, *pipeline.READERS, "report") and hosts.is_first()
+    writes = name not in (*pipeline.WITHOUT_STUDY, *pipeline.READERS) and hosts.is_first()
     with buckets.alone(study.root) if writes else contextlib.nullcontext():
         for stage in STAGES if demo else [name]:
             begun = time.time()
@@ -176,7 +179,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
             if stage in STAGES:
                 print(f"mde {stage}: {status}", flush=True)
     if demo:
-        print(f"mde demo: {time.time() - started:.0f} s; see {study.root / 'report.html'}")
+        print(f"mde demo: {time.time() - started:.0f} s")
 
 
 def _default_study(name: str, given: dict[str, dict[str, Any]]) -> str:

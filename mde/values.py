@@ -5,6 +5,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Any: "a value"}
+_EXAMPLES = {int: "3", float: ".3", str: "'text'", Sequence[str]: "['web', 'books']", Sequence[float]: "[.1, .3]"}
+
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, as far as arguments go: numbers, text, None, sequences and mappings."""
@@ -23,5 +26,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """A type as a reader knows it."""
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+    """A type in words, with an example where it has to be written in Python's notation."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(described(option) for option in inner if option is not types.NoneType)
+    if origin is Sequence:
+        return f"a list of {described(inner[0])}"
+    if origin is Mapping:
+        return f"{described(inner[1])} by name, such as {{'code': {_EXAMPLES.get(inner[1], '...')}}}"
+    return _WORDS.get(hint) or str(hint)

@@ -219,8 +219,9 @@ class Constraints:
         for what, value in counts.items():
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < np.inf):
                 raise UserError(f"constraints: {what}={value!r}, expected a positive number")
-        if self.max_epochs is not None and (self.tokens is None or self.budget is None):
-            raise UserError(f"constraints: max_epochs={self.max_epochs} needs the tokens of the domains and a budget")
+        for what, needed in (("tokens, those that there are by domain", self.tokens), ("a budget", self.budget)):
+            if self.max_epochs is not None and needed is None:
+                raise UserError(f"constraints: max_epochs={self.max_epochs} needs {what}")
         for name in self.prior or ():
             self._known(name, "prior")
         if (self.max_kl is not None or self.kl_penalty) and self.prior is None:

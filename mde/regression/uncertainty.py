@@ -1,5 +1,6 @@
 """How far the found mixture, and its predicted loss, hang on the observations at hand."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,19 @@ from mde.errors import UserError
 from mde.regression.designs import fit_many, work
 
 FEW = 32  # rows up to which every row is left out alone
+BATCH = 10  # refits at once
 FOLDS = 5  # parts that are left out of more rows than that
 BUDGET = 2e7  # entries of covariance matrices, summed over the halves, that an expensive regressor is fitted on
 MOST = 50  # refits of such a regressor, however few its rows
 
 
 def half_sample_refits(
-    design: np.ndarray, observed: np.ndarray, estimator: BaseEstimator, n: int = 200, seed: int = 0
+    design: np.ndarray,
+    observed: np.ndarray,
+    estimator: BaseEstimator,
+    n: int = 200,
+    seed: int = 0,
+    shown: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> list[Any]:
     """Clones that are each fitted on half of the observations: the spread of their answers is that of an answer.
 
@@ -30,6 +37,7 @@ def half_sample_refits(
       estimator: regressor; it is cloned.
       n: number of halves; an expensive regressor is given fewer, at most 50.
       seed: of the halves.
+      shown: goes through the batches of refits, for a bar.
 
     Raises:
       UserError: numbers of rows that do not agree, fewer than 6 observations, or no refit asked for.
@@ -42,7 +50,10 @@ def half_sample_refits(
         n = min(n, max(10, min(MOST, int(BUDGET / cost))))
     rng = np.random.default_rng(seed)
     halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
-    return fit_many(estimator, [(design[rows], observed[rows]) for rows in halves])
+    refits: list[Any] = []
+    for batch in shown([halves[i : i + BATCH] for i in range(0, n, BATCH)]):
+        refits += fit_many(estimator, [(design[rows], observed[rows]) for rows in batch])
+    return refits
 
 
 def objective_intervals(

@@ -69,7 +69,7 @@ def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[Round]:
     """
     if n_train >= n_rows - 2 or n_train < 2:
         raise UserError(
-            f"{n_train} training mixtures of {n_rows} observations: expected at least 2, and at least 3 held out"
+            f"train_mixtures={n_train} of {n_rows} observations: expected at least 2, and at least 3 held out"
         )
     orders = _orders(n_rows, repeats, seed)
     return [[(np.sort(order[:n_train]), np.sort(order[n_train:]))] for order in orders]

@@ -18,6 +18,7 @@ GROUP_TITLES = {
 }
 NOTHING = "–"
 POOR = 0.5  # R² below which a domain is said to be predicted poorly
+FEW = 5  # mixtures that stand for all those of a file
 MANY = 6  # columns of numbers beyond which a table of domains is turned on its side
 
 
@@ -103,10 +104,22 @@ def recommendation(study: Study) -> Table:
             **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
         }
     )
-    notes = [_predicted(study), *(f"Binds: {constraint}." for constraint in optimum["binding"])]
+    notes = [predicted(study), *(f"Binds: {constraint}." for constraint in optimum["binding"])]
     if study.errors:
         notes.append(f"Error is 1 − value, where more is better: {', '.join(study.errors)}.")
-    return Table("Recommended mixture: share of the training tokens", frame, tuple(notes))
+    return Table("Recommended mixture: share of the training tokens", frame, (*notes, *_edges(shares)))
+
+
+def _edges(shares: pd.DataFrame) -> list[str]:
+    """Why recommended shares lie at an edge of their intervals or beyond, if some do; 0.1% is what a table shows."""
+    share, low, high = (shares[column].round(3) for column in (findings.RECOMMENDED, "low", "high"))
+    at = shares.index[(low < high) & (share > 0) & ((share <= low) | (share >= high))]
+    if at.empty:
+        return []
+    return [
+        f"At an edge of its interval: {', '.join(at)}. Intervals hold the optima of refits on half of the observations "
+        "each, the recommendation is the optimum on all; with few refits it can lie at an edge or beyond."
+    ]
 
 
 def proof(study: Study) -> Table:
@@ -116,14 +129,14 @@ def proof(study: Study) -> Table:
     frame = pd.DataFrame(
         {
             "predicted": found["predicted"].map("{:.4f}".format),
-            f"{optimum['interval_level']:.0%} interval": [
-                f"{low:.4f} to {high:.4f}"
-                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
-            ],
             "measured": found["measured"].map("{:.4f}".format),
             "difference": list(map(difference, found["difference"], found["error"])),
             "as predicted": list(map(difference_interval, found["low_difference"], found["high_difference"])),
             "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
+            f"{optimum['interval_level']:.0%} interval": [
+                f"{low:.4f} to {high:.4f}"
+                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
+            ],
         }
     )
     frame.loc[findings.RECOMMENDED, ["difference", "as predicted"]] = NOTHING
@@ -164,6 +177,13 @@ def with_row(table: Table, label: str, cells: pd.Series) -> Table:
         return replace(table, frame=frame.assign(**{label: cells}))
     row = pd.DataFrame([cells], [label]).reindex(columns=frame.columns)
     return replace(table, frame=pd.concat([frame, row]).rename_axis(str(frame.index.name)))
+
+
+def predicted_losses(losses: pd.DataFrame) -> Table:
+    """Predicted losses [M, J] of the first few mixtures, and how many there are."""
+    there = f"the first {FEW} of {len(losses)} mixtures" if len(losses) > FEW else f"{len(losses)} mixtures"
+    frame = losses.iloc[:FEW].map("{:.4f}".format).rename_axis("mixture")
+    return Table(f"Predicted losses of {there}", _lying(frame, "domain"))
 
 
 def shares_of(mixtures: pd.DataFrame) -> Table:
@@ -230,7 +250,7 @@ def times(study: Study) -> Table:
     return Table("Time of each stage", frame.map("{:,.1f}".format))
 
 
-def _predicted(study: Study) -> str:
+def predicted(study: Study) -> str:
     """The predicted objective of the recommended mixture, and how far it is from that of the best rival.
 
     A rival that breaks the constraints is named if it is better; one that obeys them can be where more than the
@@ -246,9 +266,12 @@ def _predicted(study: Study) -> str:
     if allowed.any():
         name, gap = gaps[allowed].idxmin(), gaps[allowed].min()
         why = ", which the regressor is less sure of" if optimum.get("beta", 0) > 0 else ""
-        parts.append(
-            f"{gap:.4f} below {name}, the next best prediction" if gap >= 0 else f"{-gap:.4f} above {name}{why}"
-        )
+        if not round(gap, 4):
+            parts.append(f"level with {name}, the next best prediction")
+        else:
+            parts.append(
+                f"{gap:.4f} below {name}, the next best prediction" if gap > 0 else f"{-gap:.4f} above {name}{why}"
+            )
     if (gaps[~allowed] < 0).any():
         parts.append(f"{-gaps[~allowed].min():.4f} above {gaps[~allowed].idxmin()}, which breaks the constraints")
     return f"{', '.join(parts)}."

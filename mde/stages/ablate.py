@@ -60,7 +60,7 @@ def ablate(
 
     Args:
       study: a prepared study.
-      preset: name of the model.
+      preset: name of the model; `mde models` lists them.
       steps: optimizer steps of the model of one unit, which has text for as many; a union of n has n times as many.
       batch_size: sequences a step.
       seq_len: predicted tokens a sequence.

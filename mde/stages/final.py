@@ -61,7 +61,7 @@ def final(
         mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), shares by domain, or these under a name of
         your own, such as {'human': {'web': .7, 'code': .3}}. The first one, or the recommended, is what others are
         compared with.
-      preset: name of the model; that of the study by default.
+      preset: name of the model, as `mde models` lists them; that of the study by default.
       seeds: runs of each mixture.
       batch_size: sequences a step; those of the study by default.
       seq_len: predicted tokens a sequence; those of the study by default.

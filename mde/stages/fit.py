@@ -19,6 +19,7 @@ from mde.stages.elsewhere import Files
 from mde.study import Domains, Study
 
 BASELINES = ("lambda", "sqrt", "log")
+LEAST = 5  # observations that can be judged out of fold
 CURVE_REPEATS = 10  # splits of each point of a learning curve
 CLEARLY = 2  # standard errors by which another must beat `auto`: the least of two dozen is partly luck
 
@@ -61,12 +62,14 @@ def fit(
         pattern.
       families: evaluation domains that count together, by a name of your own, such as
         {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
-      train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest are held out.
+      train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest,
+        at least 3, are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
         the first of them only.
       folds: parts of the observations, each held out once in every repeat, instead of a random part; as many as there
         are observations to leave one out.
-      regressors: names of regressors.
+      regressors: names of regressors: auto, ridge, gbm, gbm-regmix, gp, ridge-residual, gbm-residual, gp-residual,
+        mixing-law, log-linear, bimix, power-law, alone, mean.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
         evaluated features of each, and transforms the mixture itself.
       curve_sizes: numbers of training mixtures of the learning curves, which the best feature set of each regressor
@@ -86,6 +89,8 @@ def fit(
         sets = features or default_features(regressor, evaluated)
         methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
     methods = list(dict.fromkeys(methods))
+    for method in methods:
+        estimators.make(*method)  # an unknown name is refused before any work is done
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     with progress.of_methods("fit", len(methods)) as advance:
         judged = validation.judge(
@@ -137,7 +142,10 @@ def _rounds(
 ) -> tuple[int, list[Round]]:
     """How many observations are fitted on at least, and the rounds that methods are judged on."""
     if folds is None:
-        train_mixtures = observations * 4 // 5 if train_mixtures is None else train_mixtures
+        if train_mixtures is None:
+            if observations < LEAST:
+                raise UserError(f"{observations} observations, expected at least {LEAST}: 2 to fit on, 3 held out")
+            train_mixtures = min(observations * 4 // 5, observations - 3)
         return train_mixtures, validation.splits(observations, train_mixtures, repeats, seed)
     if train_mixtures is not None:
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")

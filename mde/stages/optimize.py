@@ -1,5 +1,6 @@
 """`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mde.optimization import objectives, refinement, search, surface
 from mde.optimization.constraints import Constraints
 from mde.optimization.objectives import Objective
 from mde.regression import uncertainty
+from mde.reporting import tables
 from mde.stages import problem
 from mde.stages.fit import Observations, observations
 from mde.stages.mixtures import BEST_OBSERVED
@@ -122,9 +124,12 @@ def optimize(
     around = _surface(predictor, bounds, best.mixture, seed)
     study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
     print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
+    print(tables.predicted(study))
     if refits is not None and len(resampled) < refits:
         print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
     _say(binding, epochs, predictions, study.unit_of(goal.counted(domains.evaluation)))
+    following = ("report", "shows more") if study.is_swarm else ("prove", "trains it and its rivals")
+    print(f"`mde {following[0]} --study={study}` {following[1]}")
 
 
 def _search(
@@ -233,7 +238,8 @@ def _resampled(
     pool = np.concatenate([table.to_numpy(), bounds.region.sample(candidates, seed + 1)])
     pool = pool[bounds.region.contains(pool)]
     design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
-    fitted = uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed)
+    bar = functools.partial(tqdm, desc="refits", unit=f"{uncertainty.BATCH} refits")
+    fitted = uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed, bar)
 
     def values(mixtures: np.ndarray) -> np.ndarray:
         design, cost = predictor.design(mixtures), bounds.penalty(mixtures)

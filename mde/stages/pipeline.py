@@ -24,9 +24,8 @@ TOOLS = (
     *("eval", "export", "import", "models", "plan", "design"),
 )
 WITHOUT_STUDY = ("models", "plan", "design")
-READERS = ("predict", "swarm", "eval", "export")  # tools that need not write to the study
-# What tools leave that the report shows.
-SHOWN = ("scale.json", "ablation/*.csv", "reweighting/*.csv", "final/*/summary.csv")
+UNRECORDED = (*TOOLS, "report")  # run whenever they are asked for
+READERS = ("predict", "swarm", "eval", "export", "report")  # need not write to the study, and wait for none
 
 
 def command(name: str) -> Callable[..., None]:
@@ -67,7 +66,7 @@ def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) -> bool:
-    """Runs a stage unless it was done with the same arguments on the same inputs; a tool runs always.
+    """Runs a stage unless it was done with the same arguments on the same inputs; a tool and the report run always.
 
     Args:
       study: the study.
@@ -86,9 +85,11 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     if name in WITHOUT_STUDY:
         command(name)(**resolved)
         return True
+    if name in READERS:
+        command(name)(study, **resolved)
+        return True
     if name in TOOLS:
-        if name not in READERS:
-            buckets.check_writable(study.root)
+        buckets.check_writable(study.root)
         command(name)(study, **resolved)
         return True
     before = _before(study, name, resolved)
@@ -143,7 +144,7 @@ def _taken_back(study: Study, record: str) -> Iterator[None]:
 
 
 def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
-    """What the stage before did and when, and through its digest all before that; `report` reads whatever there is.
+    """What the stage before did and when, and through its digest all before that.
 
     Raises:
       UserError: a stage before was not run, or has not been run since one that comes before it was.
@@ -155,9 +156,6 @@ def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
     earlier = study.stages[: study.stages.index(stage)]
     found = {name: study.read_json(f"stages/{name}.json", name) for name in earlier if _is_recorded(study, name)}
     stamps = [[record["digest"], record["finished"]] for record in found.values()]
-    if stage == "report":
-        left = [path for pattern in SHOWN for path in sorted(study.root.glob(pattern))]
-        return stamps + [digest(path.read_text()) for path in left]
     for i, name in enumerate(earlier):
         if name not in found:
             raise UserError(f"study {study}: {stage!r} needs {name!r}; run `mde {name} --study={study}` first")

@@ -25,7 +25,7 @@ def plan(
     """Compiles the train step for devices that are not there; prints memory a device, FLOPs and time.
 
     Args:
-      preset: name of the model.
+      preset: name of the model; `mde models` lists them.
       mesh: devices along each axis: pool (models), data (parts of a batch), model (parts of a matrix).
       batch_size: sequences a step of each model.
       seq_len: predicted tokens a sequence.

@@ -11,7 +11,7 @@ from mde.optimization import objectives
 from mde.regression import features as feature_sets
 from mde.regression import swarm
 from mde.regression.designs import knows_deviation
-from mde.reporting import judged
+from mde.reporting import judged, tables
 from mde.reporting import page as pages
 from mde.stages.accuracy import AccuracyPredictor
 from mde.study import Study, write_aside
@@ -53,6 +53,7 @@ def predict(study: Study, mixtures: str, output: str, losses: str | None = None,
         table = table.assign(**accuracies)
         columns |= {name: name for name in accuracies}
     swarm.write(output, swarm.Table(table, wanted.id_column, columns, study.errors))
+    print(f"{tables.predicted_losses(table[names])}\n\nsee {output}")
     if measured is not None:
         choice = study.read_json("fit/choice.json", "fit")
         goal = objectives.weights(choice["objective"], study.domains.evaluation, study.domains.training)

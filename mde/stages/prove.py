@@ -1,11 +1,14 @@
 """`mde prove`: train the recommended mixture and its rivals, and see who wins."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from mde import hosts
 from mde.errors import check_positive
+from mde.reporting import findings, tables
 from mde.stages import comparison
 from mde.stages.mixtures import RECOMMENDED, mixtures, objective_of, objective_record
 from mde.stages.train import train_runs
@@ -47,6 +50,10 @@ def prove(
     losses = comparison.scored(study, scoring, table, "proof/")
     study.write_json("proof/objective.json", objective_record(study))
     study.write_table("proof/summary.csv", summary(study, table, losses, predicted))
+    if hosts.is_first():
+        won = findings.verdict(findings.proof(study))
+        print(dataclasses.replace(tables.proof(study), notes=(won,)))
+        print(f"\n`mde report --study={study}` shows the rest")
 
 
 def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:

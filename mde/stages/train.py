@@ -53,9 +53,11 @@ def train(
 ) -> None:
     """Trains the pool: one expert a domain (one-hot mixtures) and the observations a regressor is fitted on.
 
+    With `--mixture` it trains full models on the mixtures that were found, and no pool: see `mde final --help`.
+
     Args:
       study: a prepared study.
-      preset: name of the model.
+      preset: name of the model; `mde models` lists them.
       steps: optimizer steps of every expert and observation.
       batch_size: sequences a step.
       seq_len: predicted tokens a sequence.

@@ -99,6 +99,7 @@ def train_pool(
             total=total, unit="tok", unit_scale=True, desc="train", mininterval=1.0, disable=not hosts.is_first()
         ) as bar,
     ):
+        bar.set_postfix_str("compiling")
         for wave, real in waves(waiting, shape.pool):
             trainer.train(wave, real, bar, termination)
             if _agreed((), termination.asked)[0]:  # after the last look at it

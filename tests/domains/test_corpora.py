@@ -56,13 +56,13 @@ def test_the_forms_of_a_domain():
             r"domain 'a': \['x.txt', 'y.txt'\], expected a place .a file, a folder or a pattern",
         ),
         ({"a": 5}, "domain 'a': 5, expected a place"),
-        ({"a": {"files": ["x"]}}, r"domain 'a': files = \['x'\], expected str"),
-        ({"a": {"files": "x", "validation": ["y"]}}, r"domain 'a': validation = \['y'\], expected str | None"),
+        ({"a": {"files": ["x"]}}, r"domain 'a': files = \['x'\], expected text"),
+        ({"a": {"files": "x", "validation": ["y"]}}, r"domain 'a': validation = \['y'\], expected text"),
         (
             {"a": {"files": "x", "domain_field": "kind", "domains": {"v": 3}}},
             "domain 'a': domains = {'v': 3}, expected",
         ),
-        ({"a": {"files": "x", "text_field": 3}}, "domain 'a': text_field = 3, expected str"),
+        ({"a": {"files": "x", "text_field": 3}}, "domain 'a': text_field = 3, expected text"),
     ],
 )
 def test_what_is_no_domain(domains, expected):

@@ -122,7 +122,7 @@ def test_labels_that_are_none_of_the_choices(tmp_path):
         ({"t t": "x"}, "task 't t': a name has"),
         ({"t": {"files": "x", "format": "text"}}, "unknown format of task 't' 'text'"),
         ({"t": ["x.jsonl"]}, r"task 't': \['x.jsonl'\], expected a place"),
-        ({"t": {"files": "x", "choices": [1]}}, r"task 't': choices = \[1\], expected str"),
+        ({"t": {"files": "x", "choices": [1]}}, r"task 't': choices = \[1\], expected text"),
     ],
 )
 def test_what_is_no_task(tasks, expected):

@@ -89,7 +89,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
         ("sweep.grid = {'fit.repeat': [1]}", ["'repeat'", "did you mean 'repeats'"]),
         ("sweep.grid = {'fti.repeats': [1]}", ["'fti.repeats'", "did you mean 'fit.repeats'"]),
         ("sweep.grid = {'repeats': [1]}", ["'repeats'", "known are"]),
-        ("sweep.grid = {'fit.repeats': ['many']}", ["fit.repeats = 'many'", "expected int"]),
+        ("sweep.grid = {'fit.repeats': ['many']}", ["fit.repeats = 'many'", "expected a whole number"]),
         ("sweep.grid = {'train.steps': [1]}", ["'train.steps'", "run only fit"]),
         ("sweep.grid = {'fit.repeats': []}", ["'fit.repeats'", "at least one value"]),
         ("sweep.grid = {'fit.repeats': 3}", ["at least one value, got 3"]),

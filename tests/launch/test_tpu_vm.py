@@ -230,7 +230,7 @@ def test_no_binding_is_a_command(standins, launched):
         ([V4, *FLAGS, "--", "optimize", "--study=studies/demo"], "in a bucket"),
         ([V4, *FLAGS, *OPTIMIZE, "--refit=3"], "did you mean '--refits'"),
         ([V4, *FLAGS, *OPTIMIZE, "--gin_bindings=optimize.refit = 3"], "did you mean 'refits'"),
-        ([V4, *FLAGS, *OPTIMIZE, "--refits=many"], "--refits=many: expected int"),
+        ([V4, *FLAGS, *OPTIMIZE, "--refits=many"], "--refits=many: expected a whole number"),
         ([V5E, *FLAGS, "--", "train", "--study=gs://b/s"], "'train' needs preset"),
         ([V5E, *FLAGS, "--", "train", "--study=gs://b/s", "--mixture=recommended"], "'final' needs steps"),
         ([V5E, *FLAGS, *COMMAND, "--gin_file=nowhere.gin"], "no gin file 'nowhere.gin'"),

@@ -47,7 +47,7 @@ TOKENS = {"web": 1000.0, "code": 100.0, "books": 200.0, "wiki": 300.0, "news": 4
             "'code' has the least share 0.3, but 100 tokens × 2 epochs at a budget of 1,000 allow at most 0.2",
         ),
         ({"tokens": {"web": 1}}, "no tokens of domain 'code'"),
-        ({"max_epochs": 4}, "max_epochs=4 needs the tokens of the domains and a budget"),
+        ({"max_epochs": 4}, "max_epochs=4 needs tokens, those that there are by domain"),
         ({"tokens": TOKENS, "budget": -1}, "budget=-1"),
         ({"tokens": TOKENS, "budget": 1e4, "max_epochs": {"cod": 4}}, "max_epochs 'cod': did you mean 'code'"),
         (

@@ -124,7 +124,7 @@ def test_a_constant_does_not_rank(swarm):
 @pytest.mark.parametrize("n_train", [22, 23, 24, 100, 1])
 def test_too_few_observations_are_refused_with_their_number(swarm, n_train):
     mixtures, _, observed = swarm
-    with pytest.raises(UserError, match=f"{n_train} training mixtures of 24 observations"):
+    with pytest.raises(UserError, match=f"train_mixtures={n_train} of 24 observations"):
         judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], n_train=n_train)
 
 

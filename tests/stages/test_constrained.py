@@ -187,7 +187,7 @@ def test_a_prior_holds_the_mixture(fitted):
     [
         (["--lower={'wbe': 0.1}"], "unknown domain in the constraints' lower bounds 'wbe': did you mean 'web'"),
         (["--lower={'web': 0.7, 'code': 0.5}"], "least shares sum to 1.2"),
-        (["--max_epochs=2"], "needs the tokens of the domains and a budget"),
+        (["--max_epochs=2"], "max_epochs=2 needs tokens"),
         (["--groups={'a': ['web']}", "--group_bounds={'b': [0, 1]}"], "unknown group in group_bounds 'b'"),
         (["--prior=proportional", "--max_kl=1"], "unknown prior 'proportional': known are uniform"),
         (["--frozen={'old': {'web': 0.6, 'cod': 0.4}}"], "frozen group 'old' 'cod': did you mean 'code'"),

@@ -57,14 +57,20 @@ def test_an_experts_mde_loss_is_its_own_loss(finished):
 def test_the_tables_are_printed_and_the_page_is_written(finished):
     study, printed = finished
     assert "ridge" in printed
-    assert "recommended" in printed
+    before, after = printed.split("mde optimize: ")
+    assert re.search(r"recommended: python .*\nPredicted: ", before)
+    assert f"`mde prove --study={study}`" in before
+    proof = after.split("mde prove: ")[0]
+    assert re.search(r"^mixture +predicted .* measured .* rank", proof, re.MULTILINE)
+    assert "The recommended mixture " in proof
+    assert f"see {study}/report.html" in after
     assert (study / "report.html").stat().st_size > 100_000
 
 
 def test_a_second_run_does_nothing_and_says_so(finished):
     before = results(finished[0])
     again = mde(*demo(finished[0]))
-    assert again.count("done before") == 8
+    assert again.count("done before") == 7
     assert results(finished[0]) == before
 
 

@@ -46,6 +46,9 @@ def fitted(files, tmp_path, capsys):
 def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
     folder, mixtures, losses = files
     cli.main(["optimize", f"--study={fitted}", "--refits=5"])
+    said = capsys.readouterr().out
+    assert "\nPredicted: " in said
+    assert f"`mde report --study={fitted}`" in said
     shares = Study(fitted).read_json("optimum.json", "optimize")["shares"]
     grid = simplex.space_filling(20000, 3, seed=2)
     slopes = np.linalg.lstsq(np.sqrt(mixtures), losses - 3, rcond=None)[0].mean(axis=1)
@@ -55,13 +58,19 @@ def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
     cli.main(
         ["predict", f"--regressor={fitted}", f"--mixtures={folder / 'mixtures.csv'}", f"--output={tmp_path}/p.csv"]
     )
+    said = capsys.readouterr().out
+    assert "the first 5 of 40 mixtures" in said
+    assert f"see {tmp_path}/p.csv" in said
     predicted = pd.read_csv(tmp_path / "p.csv", index_col="run")
+    assert all(f"{loss:.4f}" in said for loss in predicted["news"].iloc[:5])
     # Ridge keeps a little of its penalty even where the truth is linear.
     np.testing.assert_allclose(predicted[["news", "code"]], losses.loc[predicted.index], atol=2e-3)
 
-    capsys.readouterr()
-    cli.main(["report", f"--study={fitted}"])
-    assert "Recommended mixture" in capsys.readouterr().out
+    for _ in range(2):
+        cli.main(["report", f"--study={fitted}"])
+        said = capsys.readouterr().out
+        assert "Recommended mixture" in said
+        assert f"see {fitted}/report.html" in said
     page = (fitted / "report.html").read_text()
     assert "books:old" in page
     assert "mde prove" not in page
@@ -78,6 +87,29 @@ def test_observations_survive_the_way_out_and_in(fitted, files, tmp_path):
         found = again.mixtures()[list(mixtures)]
         np.testing.assert_allclose(found.loc[mixtures.index], mixtures, rtol=1e-15, atol=1e-18)
         pd.testing.assert_frame_equal(again.losses().loc[losses.index], losses, check_exact=True)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 10])
+def test_a_handful_of_observations_is_fitted_and_fewer_are_refused(files, tmp_path, capsys, rows):
+    _, mixtures, losses = files
+    pair = [f"--mixtures={tmp_path}/m.csv", f"--losses={tmp_path}/l.csv"]
+    mixtures.iloc[:rows].to_csv(tmp_path / "m.csv")
+    losses.loc[mixtures.index[:rows]].to_csv(tmp_path / "l.csv")
+    cli.main(["fit", f"--study={tmp_path}/study", *pair, "--repeats=3", "--regressors=ridge"])
+    assert "chosen: ridge" in capsys.readouterr().out
+    mixtures.iloc[:4].to_csv(tmp_path / "m.csv")
+    losses.loc[mixtures.index[:4]].to_csv(tmp_path / "l.csv")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", f"--study={tmp_path}/study", *pair])
+    assert "4 observations, expected at least 5" in capsys.readouterr().err
+
+
+def test_a_misspelt_regressor_is_refused_before_others_are_fitted(files, tmp_path, monkeypatch):
+    folder, *_ = files
+    monkeypatch.setattr(validation, "judge", lambda *args: pytest.fail("something was fitted"))
+    pair = {"mixtures": str(folder / "mixtures.csv"), "losses": str(folder / "losses.csv")}
+    with pytest.raises(UserError, match="did you mean 'mixing-law'"):
+        fit.fit(Study(tmp_path / "study"), **pair, regressors=["ridge", "mixing_law"])
 
 
 def test_an_edited_file_is_fitted_anew(fitted, files, capsys):

@@ -1,0 +1,5 @@
+"""`python -m mde`: the command line."""
+
+from mde.cli import main
+
+main()
