@@ -202,6 +202,7 @@ def _report(study: Study, number: int, proposal: Proposal) -> None:
     if (study.root / ROUNDS).exists():
         before = study.read_table(ROUNDS, "iterate")
         before.index = before.index.astype(int)
+        before = before.reindex(columns=table.columns, fill_value=0.0)  # of domains that joined since
         table = pd.concat([before[before.index < number], table])
         table.index.name = "round"
     study.write_table(ROUNDS, table)
