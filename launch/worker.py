@@ -27,7 +27,7 @@ from typing import Any
 from etils import epath
 
 from launch.expansion import Point
-from mde import buckets, cli, gin_text, locks
+from mde import buckets, cli, gin_text
 from mde.errors import UserError
 from mde.stages import pipeline
 from mde.study import STAGES, Study
@@ -48,7 +48,7 @@ LEFT_BY = {
     "report": ("report.html",),
 }
 # What a point never takes over of a study that is a point itself.
-OWN = ("point.json", "point.gin", "attempts.jsonl", "log.txt", "done.json", ".lock", locks.FILE)
+OWN = ("point.json", "point.gin", "attempts.jsonl", "log.txt", "done.json", ".lock")
 PATIENCE = 30  # seconds that a point waits for an earlier attempt at it to be gone
 
 

@@ -1,6 +1,6 @@
 """A study: one directory that holds everything about one mixture problem.
 
-    study.json             domains, their sizes and sources, the tokenizer
+    study.json             domains, which joined later, their sizes and sources, the tokenizer
     corpus.csv             by domain: documents and bytes read, dropped (by reason) and kept, tokens
     problems.csv           what could not be read: file, line, reason
     corpus/                data sets that were built; shards, until they are all done
@@ -35,6 +35,7 @@
     stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
+    before-DOMAIN/         what was found for fewer domains, before this one joined
 
 A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
 
@@ -194,6 +195,11 @@ class Study:
         return Domains(tuple(self.about["training_domains"]), tuple(self.about["evaluation_domains"]))
 
     @property
+    def joined(self) -> tuple[tuple[str, ...], ...]:
+        """The domains that joined the study after it was first prepared, those of each time in their order."""
+        return tuple(map(tuple, self.about.get("joined", ())))
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Those of the evaluation domains that are end tasks, whose answers are scored."""
         return tuple(self.about.get("tasks", ()))
@@ -234,8 +240,15 @@ class Study:
         return ("fit", "optimize", "report") if self.is_swarm else STAGES
 
     def mixtures(self, name: str = "mixtures.csv", made_by: str = "train") -> pd.DataFrame:
-        """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order."""
-        return self.read_table(name, made_by, ["role", "seed", *self.domains.training])
+        """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order.
+
+        A table from before a domain joined the study has no column of it: nothing of it is in those mixtures.
+        """
+        names, later = self.domains.training, {domain for part in self.joined for domain in part}
+        there = self.read_table(name, made_by).columns
+        known = [domain for domain in names if domain in there or domain not in later]
+        table = self.read_table(name, made_by, ["role", "seed", *known])
+        return table.reindex(columns=["role", "seed", *names], fill_value=0.0)
 
     def losses(
         self, name: str = "losses.csv", made_by: str = "score", runs: Iterable[str] | None = None

@@ -30,20 +30,9 @@ from mde.models import decoder
 from mde.study import digest
 from mde.training import checkpoints, pool, runs
 from mde.training.placement import MeshShape
-from mde.training.runs import Run, pending
+from mde.training.runs import Recipe, Run, pending
 
 SEED_RUN = "seed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe(runs.Recipe):
-    """What the runs of a family have in common; the stores are units, or what is set aside for the seed model."""
-
-    def record(self, run: Run) -> dict[str, Any]:
-        """As of any pool, but of what the run reads and nothing else."""
-        record = super().record(run)
-        mixture = {name: share for name, share in record["mixture"].items() if share > 0}
-        return {**record, "mixture": mixture, "data": {name: self.stores[name].digest for name in mixture}}
 
 
 class Text(NamedTuple):

@@ -14,7 +14,7 @@ from mde.domains import hygiene, passes, vocabulary
 from mde.domains.corpora import Shard
 from mde.domains.documents import Settings
 from mde.domains.passes import SPLITS
-from mde.domains.tables import DROPPED, EXACT, HELD_OUT, NEAR, Tally
+from mde.domains.tables import DROPPED, EXACT, HELD_OUT, NEAR, OVERLAP, Tally
 from mde.errors import UserError, unknown
 
 _KEPT = len(DROPPED)
@@ -22,11 +22,12 @@ _KEPT = len(DROPPED)
 
 @dataclasses.dataclass
 class Surveyed:
-    """A shard, what its survey said, and where it left the rest."""
+    """A shard, what its survey said, where it left the rest, and how often others had joined the study before it."""
 
     shard: Shard
     about: dict[str, Any]
     folder: Path
+    joined: int = 0
 
 
 def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> list[np.ndarray]:
@@ -34,6 +35,7 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
 
     Of equal and of nearly equal documents the first stays, over all domains: evaluation text comes before training
     text, so that none of it is trained on; otherwise the order is that of the domains, and of the files in them.
+    What joined a study later comes after all that was there, and decides nothing about it.
     Validation text beyond `settings.validation_bytes` a domain is neither trained nor evaluated on; the smallest
     digests stay.
 
@@ -57,17 +59,19 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
     given = np.repeat([each.shard.corpus.registered is not None for each in surveyed], lengths)
     reason_N = np.full(len(digest_N), _KEPT, np.uint8)
 
-    order = np.argsort(split_N == SPLITS.index("train"), kind="stable")
-    order = order[~given[order]]
-    again = order[~hygiene.first_of_equals(digest_N[order])]
-    reason_N[again] = DROPPED.index(EXACT)
-    if settings.near_duplicates:
-        order = order[reason_N[order] == _KEPT]
-        own = [i for i, each in enumerate(surveyed) if each.shard.corpus.registered is None]
-        row_N = np.cumsum(~given) - 1  # among the signatures, which registered domains have none of
-        signatures = [functools.partial(passes.signatures, surveyed[i].folder) for i in own]
-        near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
-        reason_N[near] = DROPPED.index(NEAR)
+    joined_N = np.repeat([each.joined for each in surveyed], lengths)
+    for number in sorted({each.joined for each in surveyed}):
+        known = np.flatnonzero((joined_N < number) & (reason_N == _KEPT) & ~given)
+        order = np.argsort(split_N == SPLITS.index("train"), kind="stable")
+        order = np.concatenate([known, order[~given[order] & (joined_N[order] == number)]])
+        reason_N[order[~hygiene.first_of_equals(digest_N[order])]] = DROPPED.index(EXACT)
+        if settings.near_duplicates:
+            order = order[reason_N[order] == _KEPT]
+            own = [i for i, each in enumerate(surveyed) if each.shard.corpus.registered is None]
+            row_N = np.cumsum(~given) - 1  # among the signatures, which registered domains have none of
+            signatures = [functools.partial(passes.signatures, surveyed[i].folder) for i in own]
+            near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
+            reason_N[near[joined_N[near] == number]] = DROPPED.index(NEAR)
     for code in range(len(domains)):
         held = (domain_N == code) & (split_N == SPLITS.index("validation")) & ~given
         mine = np.flatnonzero(held & (reason_N == _KEPT))
@@ -93,14 +97,44 @@ def index_runs(
         where: the beginning of the files' names.
         more: runs of words of evaluation text that is in no shard.
     """
-    kept_runs: list[np.ndarray] = []
-    for each, kept in zip(surveyed, keep, strict=True):
-        split = np.load(each.folder / "documents.npz")["split"]
-        staying = kept[split == SPLITS.index("validation")]
-        kept_runs += [run for run, stays in zip(passes.runs(each.folder), staying, strict=False) if stays]
+    kept_runs = [run for each, kept in zip(surveyed, keep, strict=True) for _, run in _runs(each, kept)]
     grams, owners = hygiene.index([*kept_runs, *more])
     np.save(f"{where}.grams.npy", grams)
     np.save(f"{where}.owners.npy", owners)
+
+
+def _runs(each: Surveyed, kept: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The evaluation documents of a shard that stay, with their runs of words."""
+    split = np.load(each.folder / "documents.npz")["split"]
+    places = np.flatnonzero(split == SPLITS.index("validation"))
+    return [(int(n), run) for n, run in zip(places, passes.runs(each.folder), strict=False) if kept[n]]
+
+
+def index_joined(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], where: Path) -> list[tuple[int, int]]:
+    """Keeps the runs of words of the evaluation documents that joined the study, as `index_runs` does.
+
+    Returns:
+        Of each its shard and its place in it. Those that joined first come first: a run that several have is theirs.
+    """
+    order = sorted((i for i, each in enumerate(surveyed) if each.joined), key=lambda i: surveyed[i].joined)
+    found = [((i, n), run) for i in order for n, run in _runs(surveyed[i], keep[i])]
+    grams, owners = hygiene.index([run for _, run in found])
+    np.save(f"{where}.grams.npy", grams)
+    np.save(f"{where}.owners.npy", owners)
+    return [place for place, _ in found]
+
+
+def drop_repeated(
+    surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], places: Sequence[tuple[int, int]], tally: Tally
+) -> list[np.ndarray]:
+    """Which documents stay without these evaluation documents (shard and place in it), which it counts."""
+    left = [kept.copy() for kept in keep]
+    for i, n in set(places):
+        left[i][n] = False
+        stored = np.load(surveyed[i].folder / "documents.npz")
+        domain = surveyed[i].shard.corpus.names[stored["domain"][n]]
+        tally.add(domain, OVERLAP, 1, int(stored["bytes"][n]))
+    return left
 
 
 def check(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], tally: Tally) -> None:

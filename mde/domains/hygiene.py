@@ -163,15 +163,24 @@ class Overlap:
         if not len(self._grams):
             return False
         own = grams(text, self._length)
-        place = np.searchsorted(self._grams, own)
-        place[place == len(self._grams)] = 0
-        found = place[self._grams[place] == own]
+        found = self._places(own)
         if not len(found):
             return False
-        if len(found) >= _HALF * len(own):
-            return True
+        return len(found) >= _HALF * len(own) or len(self._owned(found)) > 0
+
+    def documents(self, text: str) -> np.ndarray:
+        """Numbers of the evaluation documents that the text has half of."""
+        return self._owned(self._places(grams(text, self._length))) if len(self._grams) else np.zeros(0, np.int32)
+
+    def _places(self, own: np.ndarray) -> np.ndarray:
+        """Where the runs of a text are among those of the evaluation text."""
+        place = np.searchsorted(self._grams, own)
+        place[place == len(self._grams)] = 0
+        return place[self._grams[place] == own]
+
+    def _owned(self, found: np.ndarray) -> np.ndarray:
         owners, counts = np.unique(self._owners[found], return_counts=True)
-        return bool((counts >= _HALF * self._sizes[owners]).any())
+        return owners[counts >= _HALF * self._sizes[owners]]
 
 
 def index(grams_by_document: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -148,29 +148,57 @@ def tokenize(
     tokenizer = tokenizers.load(tokenizer_dir)
     check = settings.overlap_words and not shard.corpus.registered
     overlap = _overlap(str(runs), settings.overlap_words) if check else None
-    kept = np.load(keep)
     writer = _Writer(folder, tokenizer)
     overlapping: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    index = 0
-    for found in documents(shard, settings):
-        if not isinstance(found, Document):
-            continue
-        index += 1
-        if index > len(kept):
-            break
-        if not kept[index - 1]:
-            continue
+    for found in _staying(shard, settings, keep):
         if overlap and found.split == "train" and overlap(found.text):
             overlapping[found.domain] += 1
             sizes[found.domain] += len(found.data)
             continue
         writer.add(found)
-    if index != len(kept):
-        raise UserError(f"{shard.pieces[0].path}: changed while it was read; run `mde prepare` again")
     stored = writer.finish()
     counts = [[domain, count, sizes[domain]] for domain, count in sorted(overlapping.items())]
     return _finish(folder, {"stored": stored, "overlap": counts})
+
+
+def repeat(shard: Shard, settings: Settings, folder: Path, keep: Path, runs: Path) -> dict[str, Any]:
+    """A look at training text that was there before some evaluation text: what of it is repeated there.
+
+    Args:
+        shard: what to read.
+        settings: as in the survey.
+        folder: where to.
+        keep: a file [n] bool of the shard's documents.
+        runs: a file of the runs of words of the evaluation text (`hygiene.index`).
+
+    Returns:
+        `documents`: numbers of evaluation documents that a training document which stays has half of.
+    """
+    if (about := done(folder)) is not None:
+        return about
+    folder.mkdir(parents=True, exist_ok=True)
+    overlap = _overlap(str(runs), settings.overlap_words)
+    found: set[int] = set()
+    for document in _staying(shard, settings, keep):
+        if document.split == "train":
+            found.update(overlap.documents(document.text).tolist())
+            advance(len(document.data))
+    return _finish(folder, {"documents": sorted(found)})
+
+
+def _staying(shard: Shard, settings: Settings, keep: Path) -> Iterator[Document]:
+    """The documents of a shard that stay."""
+    kept, index = np.load(keep), 0
+    for found in documents(shard, settings):
+        if isinstance(found, Document):
+            index += 1
+            if index > len(kept):
+                break
+            if kept[index - 1]:
+                yield found
+    if index != len(kept):
+        raise UserError(f"{shard.pieces[0].path}: changed while it was read; run `mde prepare` again")
 
 
 class _Writer:

@@ -152,7 +152,7 @@ def read_numbers(path: epath.PathLike, what: str = "value") -> Table:
 def check_names(domains: Sequence[str]) -> None:
     """Raises UserError at a domain whose column a reader of swarms would not take for one of its name."""
     for name in domains:
-        if _ignored(name) or name in IDS or name != name.strip():
+        if _ignored(name, ()) or name in IDS or name != name.strip():
             raise UserError(
                 f"domain {name!r}: in a CSV file of mixtures this is no name of a domain; call it otherwise"
             )

@@ -11,7 +11,7 @@ from mde.ablation import HOME, correlations, merging
 from mde.ablation import search as searching
 from mde.ablation import unions as sets
 from mde.ablation import units as base
-from mde.ablation.family import Family, Recipe, Text
+from mde.ablation.family import Family, Text
 from mde.ablation.unions import Copies
 from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.scoring import evaluation_set
@@ -21,6 +21,7 @@ from mde.reporting import ablation as reporting
 from mde.stages.train import train_settings
 from mde.study import Study, digest
 from mde.training.placement import MeshShape
+from mde.training.runs import Recipe
 
 
 def ablate(

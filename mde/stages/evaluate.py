@@ -18,6 +18,7 @@ from mde.stages.accuracy import answers
 from mde.stages.score import choice_tasks, evaluation_data, log_probs_of
 from mde.stages.train import load_run, model_config
 from mde.study import Study
+from mde.training.runs import as_written_now
 
 Evaluators = Callable[[np.ndarray], dict[str, np.ndarray]]  # mixtures [C, K] -> losses [C, J] by feature
 
@@ -99,13 +100,18 @@ def _experts(study: Study) -> tuple[EvaluationSet, Columns, list[str]]:
 
 def _merged(study: Study, data: EvaluationSet, experts: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
     records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in experts}
+    digests = {name: study.about["stores"][f"{name}/train"]["digest"] for name in study.domains.training}
     for run, record in records.items():
-        for field, what in (("model", "architecture"), ("data", "tokens")):
-            if record[field] != records[experts[0]][field]:
-                raise UserError(
-                    f"{study.root}/runs/{run}: trained with another {what} than {experts[0]} "
-                    f"({record[field]}, {records[experts[0]][field]}); merged experts need one model and one tokenizer"
-                )
+        told = ""
+        if record["model"] != records[experts[0]]["model"]:
+            told = f"architecture than {experts[0]} ({record['model']}, {records[experts[0]]['model']})"
+        read = as_written_now(record, digests).get("data", {})  # of an imported run nothing is said
+        if not isinstance(read, dict) or any(digests.get(name) != of for name, of in read.items()):
+            told = f"text or tokens than the study's ({read})"
+        if told:
+            raise UserError(
+                f"{study.root}/runs/{run}: trained with another {told}; merged experts need one model and one tokenizer"
+            )
     config = model_config(study)
     losses = MergedLosses(config, (load_run(study, run, config) for run in experts), data, names=experts)
 

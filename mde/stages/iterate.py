@@ -235,6 +235,7 @@ def _report(study: Study, goal: Objective, number: int, proposal: Proposal) -> N
     if (study.root / ROUNDS).exists():
         before = study.read_table(ROUNDS, "iterate")
         before.index = before.index.astype(int)
+        before = before.reindex(columns=table.columns, fill_value=0.0)  # of domains that joined since
         table = pd.concat([before[before.index < number], table])
         table.index.name = "round"
     study.write_table(ROUNDS, table)

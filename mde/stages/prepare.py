@@ -13,6 +13,7 @@ from etils import epath
 from mde import buckets, hosts
 from mde.data import tokens
 from mde.errors import UserError, check_positive, unknown
+from mde.stages import growth
 from mde.stages.tasks import NEXT, TaskStores
 from mde.study import FORMAT, Study, digest
 
@@ -50,6 +51,9 @@ def prepare(
     Text is read as a stream, by several processes, and what they have done is kept if they are killed. Registered
     domains divide and clean their text themselves, so the settings from `text_field` to `on_error` pass them by.
 
+    A study that holds runs grows: named again with all that it had, further domains join it. Its tokenizer and tokens
+    stay as they are, and of the new text goes what repeats theirs.
+
     Args:
       study: where to.
       training_domains: names of registered domains; or by name the place of a domain's text (a file, a folder, a
@@ -80,8 +84,8 @@ def prepare(
 
     Raises:
       UserError: an unknown domain, setting or field, one named twice, fewer than two to train on, no file at a place, a
-        domain or task without a document; a study that holds runs already, trained with another tokenizer or on other
-        text.
+        domain or task without a document; a study that holds runs, and whose domains are not all named again, or have
+        other text, settings, tokenizer or tasks.
     """
     from mde.domains import corpora, end_tasks
     from mde.domains.documents import Settings
@@ -111,6 +115,8 @@ def prepare(
         raise UserError(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
         )
+    parts = growth.parts(study, found)
+    first = [name for corpus in parts[0] if corpus.trained for name in corpus.names]
     settings = Settings(
         corpus_dir=str(_on_disk(study) / "corpus"),
         validation_share=validation_share,
@@ -120,12 +126,12 @@ def prepare(
         overlap_words=overlap_words,
         max_document_bytes=max_document_bytes,
         on_error=on_error,
-        sample_bytes=0 if tokenizer != "train" else _sample_bytes(len(training)),
+        sample_bytes=0 if tokenizer != "train" else _sample_bytes(len(first)),
         seed=seed,
     )
     given = _given_tokenizer(tokenizer, start_token, end_token)
     made = TaskStores(study, asked, continuations, continuation_examples, settings)
-    _Preparation(study, found, made, settings, given, vocab_size, processes or hosts.cores()).run()
+    _Preparation(study, found, parts, made, settings, given, vocab_size, processes or hosts.cores()).run()
 
 
 def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
@@ -180,6 +186,7 @@ class _Preparation:
         self,
         study: Study,
         found: Sequence[Any],
+        parts: Sequence[Sequence[Any]],
         tasks: TaskStores,
         settings: Any,
         given: _Given | None,
@@ -187,6 +194,7 @@ class _Preparation:
         processes: int,
     ):
         self.study, self.found, self.tasks, self.settings, self.given = study, found, tasks, settings, given
+        self.parts = parts  # of what was found, by when it joined the study
         self.vocab_size, self.processes = vocab_size, processes
         self.directory = study.root / "tokenizer"
 
@@ -200,16 +208,23 @@ class _Preparation:
         self.recipe = self._recipe()
         tally = tables.Tally()
         problems = self.tasks.read(tally)
-        self.digests = self._digests()
-        self._check_runs()
+        said = [_facts(self.settings), *self.tasks.digests]
+        self.digests = growth.digests(self.parts, self.sources, self.recipe, said)
+        growth.check(self.study, self.parts, self.sources, self.recipe, self.digests)
         if sum(shard.size for shard in shards) < _SMALL:
             self.processes = 1
         scratch = _scratch(self.study)
         jobs = [(shard, self.settings, scratch / name) for shard, name in zip(shards, names, strict=True)]
         abouts = workers.over(passes.survey, jobs, self.processes, "read")
-        surveyed = [decisions.Surveyed(*parts) for parts in zip(shards, abouts, [j[2] for j in jobs], strict=True)]
+        times = {corpus.name: number for number, part in enumerate(self.parts) for corpus in part}
+        surveyed = [
+            decisions.Surveyed(shard, about, scratch / name, times[shard.corpus.name])
+            for shard, about, name in zip(shards, abouts, names, strict=True)
+        ]
         problems = decisions.surveys(surveyed, tally) + problems
         keep = decisions.decide(surveyed, self.settings, tally)
+        if self.parts[1:] and self.settings.overlap_words:
+            keep = self._without_repeated(surveyed, keep, names, scratch, tally)
         decisions.check(surveyed, keep, tally)
         self.study.changed = True
         self._make_tokenizer(surveyed)
@@ -217,7 +232,7 @@ class _Preparation:
         stores = self._assemble(surveyed, outputs)
         stores |= self.tasks.write(self.tokenizer, self.recipe, stores)
         self.sources |= self.tasks.sources
-        table = tables.table(stores, tally, self.found, self.tasks.names)
+        table = self._table(stores, tally)
         self.study.write_table(_TABLE, table)
         columns = ["file", "line", "reason", "detail"]
         self.study.write_table(_PROBLEMS, pd.DataFrame(problems[:_KEPT], columns=columns).set_index("file"))
@@ -243,37 +258,33 @@ class _Preparation:
         return sources
 
     def _recipe(self) -> str:
-        """Names the tokenizer: everything that decides about it."""
-        training = [name for corpus in self.found if corpus.trained for name in corpus.names]
+        """Names the tokenizer: everything that decides about it; it stays when domains join those of the first time."""
+        training = [name for corpus in self.parts[0] if corpus.trained for name in corpus.names]
         if self.given is not None:
             given = [self.given.kind, self.given.content.hex(), self.given.start_token, self.given.end_token]
             return digest([training, given, [self.sources[name] for name in training]])
         return digest([training, self.vocab_size, self.settings.seed, [self.sources[name] for name in training]])
 
-    def _digests(self) -> dict[str, str]:
-        """By domain and split, a name for its tokens; all text decides which of it is dropped."""
-        everything = digest([self.sources, self.recipe, _facts(self.settings), *self.tasks.digests])
-        return {
-            f"{name}/{split}": digest(
-                [self.recipe, self.sources[name], split, *([] if corpus.registered else [everything])]
-            )
-            for corpus in self.found
-            for split in corpus.splits
-            for name in corpus.names
-        }
+    def _without_repeated(
+        self, surveyed: Sequence[Any], keep: Sequence[np.ndarray], names: Sequence[str], scratch: Path, tally: Any
+    ) -> list[np.ndarray]:
+        """Takes out evaluation text that joined after training text which repeats it: that stays."""
+        from mde.domains import decisions, passes, workers
 
-    def _check_runs(self) -> None:
-        """Raises UserError if the study holds runs, and what they were trained on would be replaced."""
-        if not (self.study.root / "runs").exists():
-            return
-        known = self.study.about["stores"]
-        if self.study.about["tokenizer"] != self.recipe:
-            reason = " that were trained with another tokenizer or on other text"
-        elif any(known[name]["digest"] != made for name, made in self.digests.items() if name.endswith("/train")):
-            reason = ", and other evaluation text or tasks decide anew which of their training text is dropped"
-        else:
-            return
-        raise UserError(f"{self.study}: holds runs{reason}; use another --study")
+        runs = scratch / "joined"
+        places = decisions.index_joined(surveyed, keep, runs)
+        last, shards, jobs = len(self.parts) - 1, [], []
+        for i, each in enumerate(surveyed):
+            corpus, kept = each.shard.corpus, each.folder / "keep.npy"
+            if each.joined < last and corpus.trained and not corpus.registered and each.shard.split != "validation":
+                np.save(kept, keep[i])
+                shards.append(each)
+                folder = scratch / f"{names[i]}-repeated-{digest(list(names))}"
+                jobs.append((each.shard, self.settings, folder, kept, runs))
+        found = set()
+        for each, about in zip(shards, workers.over(passes.repeat, jobs, self.processes, "compare"), strict=True):
+            found |= {places[n] for n in about["documents"] if surveyed[places[n][0]].joined > each.joined}
+        return decisions.drop_repeated(surveyed, keep, sorted(found), tally)
 
     def _make_tokenizer(self, surveyed: Sequence[Any]) -> None:
         """Trains it or copies it, unless it is there."""
@@ -281,7 +292,8 @@ class _Preparation:
 
         if not tokenizers.is_kept(self.directory, self.recipe):
             if self.given is None:
-                samples = decisions.samples(surveyed, self.settings.sample_bytes, self.settings.seed)
+                first = [each for each in surveyed if not each.joined]
+                samples = decisions.samples(first, self.settings.sample_bytes, self.settings.seed)
                 content = vocabulary.train_sentencepiece(samples, self.vocab_size)
                 tokenizers.keep(self.directory, self.recipe, "sentencepiece", content)
             else:
@@ -292,21 +304,43 @@ class _Preparation:
     def _tokenize(
         self, surveyed: Sequence[Any], keep: Sequence[np.ndarray], names: Sequence[str], scratch: Path, tally: Any
     ) -> list[Path]:
-        """Runs the second pass; returns the shards' folders."""
+        """Runs the second pass; returns the shards' folders. Of text that joined earlier the tokens may be there."""
         from mde.domains import decisions, passes, tables, workers
 
-        runs = scratch / "runs"
-        decisions.index_runs(surveyed, keep, runs, self.tasks.runs())
         everything = digest([self.recipe, list(names), *self.tasks.digests])
+        folders = [scratch / f"{name}-{everything}" for name in names]
+        there = {corpus.name for part in self.parts[:-1] for corpus in part if self._is_kept(corpus)}
+        wanted = [i for i, each in enumerate(surveyed) if each.shard.corpus.name not in there]
+        runs = {number: scratch / f"runs-{number}" for number in {surveyed[i].joined for i in wanted}}
+        for number, where in runs.items():
+            known = [i for i, each in enumerate(surveyed) if each.joined <= number]
+            decisions.index_runs([surveyed[i] for i in known], [keep[i] for i in known], where, self.tasks.runs())
         jobs = []
-        for each, kept, name in zip(surveyed, keep, names, strict=True):
-            np.save(each.folder / "keep.npy", kept)
-            folder = scratch / f"{name}-{everything}"
-            jobs.append((each.shard, self.settings, folder, each.folder / "keep.npy", runs, str(self.directory)))
+        for i in wanted:
+            each, kept = surveyed[i], surveyed[i].folder / "keep.npy"
+            np.save(kept, keep[i])
+            jobs.append((each.shard, self.settings, folders[i], kept, runs[each.joined], str(self.directory)))
         for about in workers.over(passes.tokenize, jobs, self.processes, "tokenize"):
             for domain, count, size in about["overlap"]:
                 tally.add(domain, tables.OVERLAP, count, size)
-        return [job[2] for job in jobs]
+        return folders
+
+    def _is_kept(self, corpus: Any) -> bool:
+        """Whether all tokens of a corpus are there."""
+        places = [f"{name}/{split}" for _, split, name in growth.stores([corpus])]
+        return all(_is_store(self.study.root / "tokens" / place, self.digests[place]) for place in places)
+
+    def _table(self, stores: Mapping[str, Any], tally: Any) -> pd.DataFrame:
+        """What became of the documents; of those that joined earlier, what was said then."""
+        from mde.domains import tables
+
+        table = tables.table(stores, tally, self.found, self.tasks.names)
+        earlier = {row for part in self.parts[:-1] for corpus in part for row in (corpus.name, *corpus.names)}
+        if earlier:
+            before = self.study.read_table(_TABLE, "prepare", table.columns)
+            rows = [row for row in table.index if row in earlier and row in before.index]
+            table.loc[rows] = before.loc[rows]
+        return table
 
     def _assemble(self, surveyed: Sequence[Any], outputs: Sequence[Path]) -> dict[str, Any]:
         """Writes the token stores, and says what is in them."""
@@ -316,7 +350,7 @@ class _Preparation:
         stores: dict[str, Any] = {}
         for corpus in self.found:
             folders = [out for each, out in zip(surveyed, outputs, strict=True) if each.shard.corpus is corpus]
-            for domain, split in [(name, split) for split in corpus.splits for name in corpus.names]:
+            for _, split, domain in growth.stores([corpus]):
                 wanted = self.digests[f"{domain}/{split}"]
                 directory = self.study.root / "tokens" / domain / split
                 if not _is_store(directory, wanted):
@@ -335,9 +369,11 @@ class _Preparation:
 
     def _describe(self, stores: Mapping[str, Any]) -> None:
         """Writes `study.json`, the last of all."""
+        growth.set_aside(self.study, self.parts)
         self.study.describe(
             {
                 "format": FORMAT,
+                **({"joined": [growth.names(part) for part in self.parts[1:]]} if self.parts[1:] else {}),
                 "training_domains": [name for corpus in self.found if corpus.trained for name in corpus.names],
                 "evaluation_domains": [*(name for corpus in self.found for name in corpus.names), *self.tasks.names],
                 **({"tasks": self.tasks.names} if self.tasks.names else {}),

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from mde.study import Study, digest
 from mde.training import checkpoints, pool
 from mde.training.metrics import Watching
 from mde.training.placement import MeshShape
-from mde.training.runs import check_seed, imported, pending
+from mde.training.runs import check_seed, pending, recorded
 from mde.training.step import TrainSettings
 
 SEED_RUN = "seed"
@@ -64,7 +64,8 @@ def train(
       learning_rate: peak of the schedule.
       seed_steps: steps of the seed model on the uniform mixture, which all runs continue from; 0 for none.
       seed_learning_rate: its peak; `learning_rate` if None.
-      observations: how many mixtures to draw, spread over the simplex; 0 for experts alone.
+      observations: how many mixtures to draw, spread over the simplex; 0 for experts alone. A domain that joined the
+        study later has as many more as there are a domain.
       mixtures: a CSV file of observations to train instead: an id column `run`, and one column a training domain.
       concentration: of the Dirichlet distribution that they are drawn from.
       seed: of data orders, fresh parameters and the draws.
@@ -98,6 +99,13 @@ def train(
     train_runs(study, about, table, checkpoint_every, checkpoint_minutes, Watching(validate_every, tensorboard))
     study.write_json("training.json", about)
     study.write_table("mixtures.csv", table)
+
+
+def _seed_shares(names: Sequence[str], known: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """The seed model's mixture: equal shares of the domains there were when it was trained, none of later ones."""
+    there = (known or {}).get("mixture", {})
+    read = [name for name in names if there.get(name)] or names
+    return tuple(1 / len(read) if name in read else 0.0 for name in names)
 
 
 def train_settings(
@@ -147,7 +155,6 @@ def train_runs(
     )
     domains = study.domains.evaluation if watching.validate_every else ()
     validation = {name: study.store(name, "validation") for name in domains}
-    data = {"data": digest({name: store.digest for name, store in stores.items()})}
     runs = [
         pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"]), length)
         for (name, row), length in zip(table.iterrows(), steps, strict=True)
@@ -160,12 +167,14 @@ def train_runs(
         watching=watching,
     )
     if about["seed_settings"] is None:
-        train_pool(runs, pool.Recipe(model, settings, stores, None, data, validation), mesh=mesh)
+        train_pool(runs, pool.Recipe(model, settings, stores, None, {}, validation), mesh=mesh)
         return
-    uniform = pool.Run(SEED_RUN, tuple([1 / len(names)] * len(names)), about["seed"])
-    fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, data, validation)
     first = study.whole.root / "runs"
-    origin = {**data, "seed_model": digest(imported(first / SEED_RUN) or fresh.record(uniform))}
+    known = recorded(first / SEED_RUN)
+    shares = _seed_shares(names, known)
+    uniform = pool.Run(SEED_RUN, shares, about["seed"])
+    fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, {}, validation)
+    origin = {"seed_model": digest(known or fresh.record(uniform))}
     recipe = pool.Recipe(model, settings, stores, lambda: load_run(study.whole, SEED_RUN, model), origin, validation)
     pending([uniform], fresh, first)
     pending(runs, recipe, directory)  # refuse before the seed model is paid for
@@ -194,23 +203,36 @@ def _warn_of_repeats(names: list[str], weights_MxK: np.ndarray, budget_M: np.nda
 def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
     """The table of runs: experts, then observations."""
     names = study.domains.training
-    if mixtures is None:
-        none = np.zeros((0, len(names)))
-        law = draws.Law(np.ones(len(names)), (concentration, concentration))
-        drawn = draws.draw(observations, law, seed) if observations else none
-        rows = [f"observation-{i:02d}" for i in range(observations)]
-    else:
-        rows, drawn = _read_mixtures(mixtures, names)
-    weights = np.concatenate([simplex.corners(len(names)), drawn])
-    table = pd.DataFrame(weights, [f"expert-{name}" for name in names] + rows, names)
+    experts = pd.DataFrame(simplex.corners(len(names)), [f"expert-{name}" for name in names], names)
+    observed = _read_mixtures(mixtures, names) if mixtures else _drawn(study, observations, concentration, seed)
+    table = pd.concat([experts, observed])
     table.index.name = "run"
-    table.insert(0, "role", ["expert"] * len(names) + ["observation"] * len(rows))
+    table.insert(0, "role", ["expert"] * len(experts) + ["observation"] * len(observed))
     table.insert(1, "seed", seed)
     return table
 
 
-def _read_mixtures(path: str, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Run names and mixtures of a user's CSV file, its columns in the study's order; sums are exact, or a mistake."""
+def _drawn(study: Study, observations: int, concentration: float, seed: int) -> pd.DataFrame:
+    """Observations over the domains that the study began with, and for each that joined it as many as a domain has.
+
+    Those of a domain that joined are spread over it and all domains before it; the earlier ones stay as they are.
+    """
+    names = list(study.domains.training)
+    joined = [name for part in study.joined for name in part if name in names]
+    begun = [name for name in names if name not in joined]
+    tables = [pd.DataFrame(columns=names, dtype=float)]
+    for count in range(len(begun), len(names) + 1) if observations else ():
+        known, newest = [*begun, *joined][:count], f"{joined[count - len(begun) - 1]}-" if count > len(begun) else ""
+        rows = observations if count == len(begun) else -(-observations // len(begun))
+        law = draws.Law(np.ones(count), (concentration, concentration))
+        drawn = draws.draw(rows, law, seed + count - len(begun))
+        labels = [f"observation-{newest}{i:02d}" for i in range(rows)]
+        tables.append(pd.DataFrame(drawn, labels, known).reindex(columns=names, fill_value=0.0))
+    return pd.concat(tables)
+
+
+def _read_mixtures(path: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """The mixtures of a user's CSV file by run, its columns in the study's order; sums are exact, or a mistake."""
     table = swarm.read_mixtures(path, names, tolerance=1e-6, where="train.mixtures").values
     for run in table.index:
         if not re.fullmatch(r"\w[\w.-]*", run) or run.startswith(RESERVED):
@@ -218,4 +240,4 @@ def _read_mixtures(path: str, names: tuple[str, ...]) -> tuple[list[str], np.nda
                 f"{path}: run {run!r}: expected letters, digits, '_', '-' and '.', "
                 f"and a name that does not start with {' or '.join(RESERVED)}"
             )
-    return list(table.index), table.to_numpy()
+    return table[list(names)]

@@ -11,6 +11,7 @@ from mde.data.tokens import TokenStore
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import DecoderConfig, on_record
+from mde.study import digest
 from mde.training.method import PLAIN, Method
 from mde.training.step import TrainSettings
 
@@ -53,7 +54,8 @@ class Recipe:
       settings: the training; `steps` of it are those of a run that has none of its own.
       stores: token store of each training domain, in the order of every run's weights.
       start: loads the parameters that every run continues from; None for fresh ones.
-      origin: names what `start` and the stores are, for the record beside each checkpoint.
+      origin: names what `start` is, for the record beside each checkpoint; and by `data` the text as a whole, where all
+        runs read all of it.
       validation: text to measure losses on along the way, by domain.
       method: what a run does with its batches.
       references: by name of a run, the finished run beside it that it is compared with, where the method needs one.
@@ -73,11 +75,16 @@ class Recipe:
         return self.settings if run.steps is None else dataclasses.replace(self.settings, steps=run.steps)
 
     def record(self, run: Run) -> dict[str, Any]:
-        """What `run.json` says of a run; two runs with the same record have the same parameters."""
+        """What `run.json` says of a run; two runs with the same record have the same parameters.
+
+        Of the stores it names those that the run reads: one that joins them later changes no run.
+        """
+        mixture = {name: share for name, share in zip(self.stores, run.weights, strict=True) if share}
         return {
             "model": on_record(self.model),
             "training": on_record(self.settings_of(run)),
-            "mixture": dict(zip(self.stores, run.weights, strict=True)),
+            "mixture": mixture,
+            "data": {name: self.stores[name].digest for name in mixture},
             "seed": run.seed,
             **self.origin,
             **self.method.record(),
@@ -87,24 +94,34 @@ class Recipe:
 
 def pending(runs: Sequence[Run], recipe: Recipe, directory: epath.Path) -> list[Run]:
     """The runs that are not done; raises UserError if one of them was trained another way."""
-    return [run for run in runs if not is_done(directory / run.name, recipe.record(run))]
+    digests = {name: store.digest for name, store in recipe.stores.items()}
+    return [run for run in runs if not is_done(directory / run.name, recipe.record(run), digests)]
 
 
-def imported(directory: epath.Path) -> dict[str, Any] | None:
-    """The record of a run that was trained elsewhere, None if it was not."""
+def recorded(directory: epath.Path) -> dict[str, Any] | None:
+    """The record of a run as it is kept, None if it is not done."""
     path = directory / "run.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    return record if "imported" in record else None
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
-    """Whether the run was trained as the record says; raises UserError if it was trained another way."""
-    path = directory / "run.json"
-    if not path.exists():
+def is_done(directory: epath.Path, record: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
+    """Whether the run was trained as the record says.
+
+    Args:
+      directory: of the run.
+      record: how it is to be trained.
+      digests: of the stores that there are, by name.
+
+    Raises:
+      UserError: it was trained another way.
+    """
+    found, wanted = recorded(directory), json.loads(json.dumps(record))
+    if found is None:
         return False
-    found, wanted = json.loads(path.read_text()), json.loads(json.dumps(record))
     if "imported" in found:  # how it was trained is not ours to say, only that it is such a model
         found, wanted = ({"model": _architecture(each["model"])} for each in (found, wanted))
+    elif isinstance(wanted["data"], dict):
+        found = as_written_now(found, digests)
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
@@ -112,6 +129,18 @@ def is_done(directory: epath.Path, record: Mapping[str, Any]) -> bool:
                 f"use another --study, or delete the run to train it anew"
             )
     return True
+
+
+def as_written_now(record: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """A record of an earlier version, which had one digest of all stores and shares of 0, as one of this version.
+
+    It stays as it is if it is one of this version, or if a store has changed since.
+    """
+    names = set(record.get("mixture", ()))
+    if not names <= set(digests) or record.get("data") != digest({name: digests[name] for name in names}):
+        return dict(record)
+    mixture = {name: share for name, share in record["mixture"].items() if share}
+    return {**record, "mixture": mixture, "data": {name: digests[name] for name in mixture}}
 
 
 def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:

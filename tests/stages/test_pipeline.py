@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from etils import epath
 
-from mde import bindings, cli, locks
+from mde import bindings, cli
 from mde.errors import UserError
 from mde.regression import estimators
 from mde.stages import pipeline
@@ -199,40 +198,3 @@ def test_tables_say_which_run_or_domain_they_do_not_have(tmp_path):
 def test_digests_tell_content_apart_and_nothing_else():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
-
-
-HOLDER = """
-import sys, time
-from mde import locks
-from etils import epath
-with locks.writing(epath.Path(sys.argv[1]), "train"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_one_command_at_a_time_writes_and_a_killed_one_is_in_nobodys_way(stages):
-    study, run = stages
-    assert run("prepare")
-    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(study.root)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        for name in ("prepare", "train", "iterate"):
-            with pytest.raises(UserError, match=f"study .*: mde train, process {other.pid} on .* is writing to it"):
-                run(name)
-        assert run("predict")  # who only reads does not wait
-        assert run("report")
-    finally:
-        other.kill()
-        other.wait()
-    assert run("train")
-    assert run("iterate")
-    assert not (study.root / locks.FILE).exists()
-
-
-def test_two_studies_are_written_at_once(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    with locks.writing(epath.Path(tmp_path / "a"), "train"), locks.writing(epath.Path(tmp_path / "b"), "train"):
-        pass

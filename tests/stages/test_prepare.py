@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,9 +163,8 @@ def test_a_study_that_is_prepared_anew_is_known_anew(places):
     assert study.store("web", "train").n_documents > 100
 
 
-@pytest.mark.parametrize("more", [{"evaluation": "news.txt"}, {"tasks": "facts.jsonl"}])
-def test_evaluation_text_is_not_added_to_a_study_with_runs(places, more):
-    """It decides which training text is dropped, and the runs were trained without it."""
+def test_end_tasks_are_not_added_to_a_study_with_runs(places):
+    """They decide which training text is dropped, and the runs were trained without them."""
     jsonl(places / "facts.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0}])
     study = prepared(places, tokenizer="bytes")
     (study.root / "runs").mkdir()
@@ -172,8 +172,51 @@ def test_evaluation_text_is_not_added_to_a_study_with_runs(places, more):
     files = lambda: {path: path.read_bytes() for path in (places / "study").rglob("*") if path.is_file()}  # noqa: E731
     before = files()
     with pytest.raises(UserError, match=r"study: holds runs, and other evaluation text .*; use another --study"):
-        prepared(places, tokenizer="bytes", **{key: {"new": f"{places}/{name}"} for key, name in more.items()})
+        prepared(places, tokenizer="bytes", tasks={"new": f"{places}/facts.jsonl"})
     assert files() == before
+
+
+def test_text_that_joins_gives_way_to_what_is_there(places):
+    """Of the new text goes what is, nearly is, or has half of what runs may have read; theirs stays as it is."""
+    words = text(("code", 0, 5)).split()
+    linked = [
+        " ".join([*words[:20], "another", *words[21:]]),
+        " ".join([*words[:20], "another", *words[21:40], "end", *words[41:]]),
+    ]
+    long = "".join(text(("page", i)) for i in range(3))
+    jsonl(places / "code" / "9.jsonl", [{"text": linked[1]}, {"text": long + text("more", 30)}])
+    settings = {"shortest": 10, "near_duplicates": 0.78, "vocab_size": 360}
+    study = prepared(places, **settings)
+    stays = {
+        (name, split): documents(study, name, split) for name in ("web", "code") for split in ("train", "validation")
+    }
+    assert {" ".join(words) + "\n", linked[1]} < {*stays["code", "train"], *stays["code", "validation"]}
+    assert any(each.startswith(long) for each in stays["code", "train"])
+    (study.root / "runs").mkdir()
+    held = [text(("page", 1)), text(("web", 0, 3)), text("held out"), text("also held out", 200)]
+    again = [linked[0], text(("code", 1, 4)), text("also held out", 200)[:600], *(text(("new", i)) for i in range(20))]
+    jsonl(places / "forum.jsonl", [{"text": each} for each in again])
+    jsonl(places / "held.jsonl", [{"text": each} for each in held])
+    (places / "news.txt").write_text(text("news", 300))
+    training = {
+        "forum": {"files": f"{places}/forum.jsonl", "validation": f"{places}/held.jsonl"},
+        "web": f"{places}/web/*.jsonl.zst",
+        "code": f"{places}/code",
+    }
+    for repeated in range(3):
+        if repeated == 2:
+            shutil.rmtree(study.root / "tokens" / "code")  # is made anew as it was
+        study = prepared(places, training, {"news": f"{places}/news.txt"}, **settings)
+        assert study.joined == (("forum", "news"),)
+        assert {key: documents(study, *key) for key in stays} == stays
+        assert sorted(documents(study, "forum", "train")) == sorted(text(("new", i)) for i in range(20))
+        assert sorted(documents(study, "forum", "validation")) == sorted(held[2:])
+        rows = table(study)
+        assert rows.loc["forum", ["exact_duplicate_documents", "near_duplicate_documents"]].tolist() == [2, 1]
+        assert rows.loc["forum", "overlap_documents"] == 2
+        assert rows.loc["forum", "documents"] == len(held) + len(again)
+    assert study.domains.training == ("forum", "web", "code")
+    assert documents(study, "news", "validation")
 
 
 def test_what_is_dropped_is_counted(places):

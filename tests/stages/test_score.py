@@ -132,13 +132,15 @@ def test_a_model_that_gives_no_number_is_named(study):
             score(Study(study), **ARGUMENTS)
 
 
-@pytest.mark.parametrize(("field", "what"), [("model", "architecture"), ("data", "tokens")])
+@pytest.mark.parametrize(
+    ("field", "what"), [("model", "architecture than expert-python"), ("data", "text or tokens than the study's")]
+)
 def test_experts_of_another_kind_are_not_merged(study, field, what):
     opened = Study(study)
     record = study / "runs" / "expert-wiki" / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {field: "another"}))
     score(opened, **ARGUMENTS)
-    with pytest.raises(UserError, match=f"expert-wiki: trained with another {what} than expert-python"):
+    with pytest.raises(UserError, match=f"expert-wiki: trained with another {what}"):
         evaluators(opened, opened.read_json("evaluators.json", "evaluate"))
 
 

@@ -550,10 +550,10 @@ def test_an_imported_run_is_done_if_it_is_such_a_model(recipe, tmp_path):
     directory.mkdir()
     model = {**recipe.record(A)["model"], "dtype": "bfloat16"}
     (directory / "run.json").write_text(json.dumps({"imported": {"from": "elsewhere"}, "model": model}))
-    assert is_done(directory, recipe.record(A))
+    assert is_done(directory, recipe.record(A), {})
     wide = dataclasses.replace(recipe, model=preset("tiny", 64, d_ff=64))
     with pytest.raises(UserError, match="trained with model d_ff=96, not 64"):
-        is_done(directory, wide.record(A))
+        is_done(directory, wide.record(A), {})
 
 
 def test_after_a_loss_that_was_not_finite_a_better_recipe_does_not_inherit_its_states(recipe, tmp_path, together):
