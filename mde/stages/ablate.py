@@ -196,10 +196,6 @@ class _Corpus:
         tokens: int,
         seed_share: float,
     ):
-        if sources and not isinstance(units, int):
-            raise UserError(
-                f"sources={list(sources)!r} and units={dict(units)!r} are given, expected one: units names its sources"
-            )
         self._study, self._share = study, seed_share
         known = study.domains.training
         named = list(sources or known) if isinstance(units, int) else list(units)

@@ -139,7 +139,6 @@ def refused(monkeypatch, capsys):
         ("--sources=news,cpp", ["training domain", "'news'"]),
         ("--units={'wikis': 2}", ["'wikis'", "did you mean 'wiki'"]),
         ("--units=3", ["units=3", "at least one for each of"]),
-        ("--units={'cpp': 1} --sources=['wiki']", ["sources=['wiki']", "units names its sources"]),
         ("--units=100000", ["units=100000", "there is text for python"]),
         ("--units={'cpp': 99999, 'wiki': 1}", ["domain 'cpp'", "not for 99999"]),
         ("--unions=2 --upsampled=0", ["2 unions", "at least 3"]),
