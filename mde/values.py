@@ -32,6 +32,8 @@ def described(hint: Any) -> str:
         return " or ".join(described(option) for option in inner if option is not types.NoneType)
     if origin is Sequence:
         return f"a list of {described(inner[0])}"
+    if origin is Mapping and typing.get_origin(inner[1]) is Mapping:
+        return "a number by name for each name, such as {'all': {'code': .3}}"
     if origin is Mapping:
         return f"{described(inner[1])} by name, such as {{'code': {_EXAMPLES.get(inner[1], '...')}}}"
     return _WORDS.get(hint) or str(hint)

@@ -50,9 +50,10 @@ def natural(
     found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
     if budget and max_epochs:
         epochs = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(domains, max_epochs)
-        caps = np.array([tokens[name] * epochs.get(name, np.inf) / budget for name in domains])
-        if caps.sum() >= 1:
-            found[UNIMAX] = dict(zip(domains, unimax(np.minimum(caps, 1)).tolist(), strict=True))
+        most = np.array([tokens[name] * epochs.get(name, np.inf) for name in domains])
+        if most.sum() >= budget:
+            caps = np.minimum(most / budget, 1)
+            found[UNIMAX] = dict(zip(domains, unimax(caps).tolist(), strict=True))
     return found
 
 
