@@ -81,7 +81,7 @@ def fit_by_domain(study: Study) -> Table:
     note = (
         "The worst predicted come first. R² is the part of the variance over mixtures that is predicted, 0 for always "
         f"the mean; it is below {POOR} for {poor} of {len(found)}. Regret: what the held-out mixture that is predicted "
-        "best has above the best of them, nats per token."
+        f"best has above the best of them, {study.unit_of(map(str, found.index))}."
     )
     return Table("The chosen regressor by evaluation domain, out of fold", frame, (note,))
 
