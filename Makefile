@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STUDY ?= studies/demo
 
-.PHONY: install demo test test-all lint format docs notebooks bench tpu clean
+.PHONY: install demo test test-stages test-rooms test-all lint format docs notebooks bench tpu clean
 
 install: $(STAMP)
 
@@ -23,8 +23,14 @@ tpu:
 demo: $(STAMP)
 	$(BIN)/mde demo --study=$(STUDY)
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+# Two halves; `make -j2 test` runs them at once.
+test: test-stages test-rooms
+
+test-stages: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' tests/stages
+
+test-rooms: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/stages
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest --hypothesis-profile=exploring
