@@ -55,7 +55,7 @@ TOKENS = {"web": 1000.0, "code": 100.0, "books": 200.0, "wiki": 300.0, "news": 4
             r"max_epochs\['code'\]=0, expected a positive number",
         ),
         ({"tokens": TOKENS, "budget": 1e4, "max_epochs": {}}, "max_epochs={}, expected a positive number"),
-        ({"max_epochs": {"code": 4}}, "needs the tokens of the domains and a budget"),
+        ({"max_epochs": {"code": 4}}, "needs tokens, those that there are by domain"),
         ({"frozen": {"old": {"web": 1, "cod": 1}}}, "frozen group 'old' 'cod': did you mean 'code'"),
         ({"frozen": {"old": {"web": 0, "code": 0}}}, "ratios of frozen group 'old' sum to 0, expected a positive"),
         ({"frozen": {"old": {}}}, "ratios of frozen group 'old' sum to 0"),
