@@ -45,7 +45,7 @@ class Auto(RegressorMixin, BaseEstimator):
       candidates: pairs (unfitted regressor, feature set); by default Gaussian processes on the cube root and on the
         logarithm of the mixture, on the evaluated features, and on both together, and beside them ridge on evaluated
         features with and without the logarithm. Without evaluated features, processes on the mixture, its cube root and
-        its logarithm, and the mixing law if all losses are positive.
+        its logarithm, and the mixing law if all losses are positive and there are two rows for each of its parameters.
       folds: of the inner cross-validation.
       seed: of its splits.
     """
@@ -81,7 +81,10 @@ class Auto(RegressorMixin, BaseEstimator):
         checked = [check_fit(X, y) for X, y in tables]
         for design, losses in checked:
             self._check(design.shape, losses)
-        candidates = self._candidates(positive=all((losses > 0).all() for _, losses in checked))
+        laws = [_has_law(design, losses) for design, losses in checked]
+        if len(set(laws)) > 1:  # other candidates, so not fitted together
+            return [self.fit_many([table])[0] for table in tables]
+        candidates = self._candidates(laws[0])
         fitted, deviations, residuals = [], [], []
         for regressor, features in candidates:
             parts = [(self._part(features, design), losses) for design, losses in checked]
@@ -148,12 +151,12 @@ class Auto(RegressorMixin, BaseEstimator):
         ]
         return lambda row: sum(weight * losses(design(row)) for weight, losses, design in parts)
 
-    def _candidates(self, positive: bool) -> list[Candidate]:
+    def _candidates(self, law: bool) -> list[Candidate]:
         if self.candidates is not None:
             return [(regressor, features) for regressor, features in self.candidates]
         if not self.evaluated:
             processes = [(GaussianProcess(), features) for features in ("cbrt", "log", "lambda")]
-            return [*processes, (MixingLaw(), "lambda")] if positive else processes
+            return [*processes, (MixingLaw(), "lambda")] if law else processes
         together = "+".join(self.evaluated)
         sets = (f"{together}+cbrt", f"{together}+log", together, "cbrt")
         lines = (f"{self.evaluated[0]}+log", together)  # where a process goes back to its mean, these go on
@@ -215,6 +218,11 @@ class Auto(RegressorMixin, BaseEstimator):
         ratio = np.divide(residual_RJ, deviation_RJ, out=np.ones_like(residual_RJ), where=deviation_RJ > 0)
         rows = len(losses_RJ)
         self.calibration_ = float(np.sqrt((DOUBT + rows * np.mean(ratio**2)) / (DOUBT + rows)))
+
+
+def _has_law(design: np.ndarray, losses: np.ndarray) -> bool:
+    """Whether a mixing law can be told from these rows: with few it goes through them, and anywhere beyond."""
+    return len(losses) >= 2 * (1 + design.shape[-1]) and bool((losses > 0).all())
 
 
 def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE) -> np.ndarray:

@@ -82,9 +82,11 @@ def test_without_features_its_optimum_is_near_the_truth_s_and_better_than_any_ru
         assert regret < 0.25 * (losses.mean(axis=1).min() - everywhere)
 
 
-def test_losses_that_are_not_positive_have_no_law():
+def test_losses_that_are_not_positive_and_too_few_rows_have_no_law():
     mixtures, _, observed = swarm()
     assert Auto().fit(mixtures, observed - 10).chosen_ == ("cbrt", "log", "lambda")
+    assert Auto().fit(mixtures[:10], observed[:10]).chosen_ == ("cbrt", "log", "lambda", "lambda")
+    assert Auto().fit(mixtures[:9], observed[:9]).chosen_ == ("cbrt", "log", "lambda")  # five parameters
 
 
 def test_many_rows_use_errors_in_closed_form(monkeypatch):
@@ -98,6 +100,7 @@ def test_many_rows_use_errors_in_closed_form(monkeypatch):
 def test_fitting_many_is_fitting_each():
     mixtures, _, observed = swarm()
     tables = [(mixtures[train], observed[train]) for ((train, _),) in splits(24, 14, 3, seed=0)]
+    tables.append((mixtures[:8], observed[:8]))  # too few for a law
     for one, (X, y) in zip(Auto().fit_many(tables), tables, strict=True):
         alone = Auto().fit(X, y)
         np.testing.assert_allclose(one.predict(mixtures), alone.predict(mixtures), atol=1e-9)
