@@ -50,7 +50,7 @@ def test_a_swarm_that_train_and_fit_read(design, tmp_path, capsys):
     drawn = train._read_mixtures(str(tmp_path / "mixtures.csv"), NAMES)
     assert list(drawn.index) == list(shares.index)
     np.testing.assert_allclose(drawn.to_numpy(), shares.to_numpy(), atol=1e-15)
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # lines are wrapped, and paths are long or short
     assert "40 mixtures of 4 domains" in printed
     assert f"{shares['web'].mean():.2%}" in printed
     assert not list(tmp_path.glob("*.partial"))
