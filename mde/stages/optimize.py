@@ -241,8 +241,12 @@ def _resampled(
     bar = functools.partial(tqdm, desc="refits", unit=f"{uncertainty.BATCH} refits")
     fitted = uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed, bar)
 
-    def values(mixtures: np.ndarray) -> np.ndarray:
-        design, cost = predictor.design(mixtures), bounds.penalty(mixtures)
-        return np.stack([problem.values(refitted, design, goal) + cost for refitted in fitted])
+    with tqdm(desc="their optima", total=ROUNDS + 1, unit="round") as rounds:
 
-    return refinement.refine_together(values, bounds.region, pool, ROUNDS, candidates // 2, seed)
+        def values(mixtures: np.ndarray) -> np.ndarray:
+            design, cost = predictor.design(mixtures), bounds.penalty(mixtures)
+            found = np.stack([problem.values(refitted, design, goal) + cost for refitted in fitted])
+            rounds.update()
+            return found
+
+        return refinement.refine_together(values, bounds.region, pool, ROUNDS, max(candidates // 4, 1), seed)
