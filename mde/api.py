@@ -18,6 +18,7 @@ from mde.optimization.losses import Loss
 from mde.reporting import ablation, figures, findings, scaling, tables
 from mde.reporting.table import Table
 from mde.stages import pipeline, problem
+from mde.stages.mixtures import tokens_of
 from mde.stages.predict import Predictor
 
 Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
@@ -101,7 +102,8 @@ class Study(study.Study):
         """
         predictor = self.predictor()
         domains = self.domains
-        bounds = problem.constraints(self, **constraints)
+        tokens = constraints.pop("tokens", None) or tokens_of(self)
+        bounds = problem.constraints(domains.training, tokens, **constraints)
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(self, predictor, goal, bounds, method)

@@ -78,7 +78,7 @@ def design(
         raise UserError(f"{place}: a folder, expected the CSV file to write")
     names, counts = _domains(tokens, prior)
     swarm.check_names(names)
-    bounds = problem.constraints_of(
+    bounds = problem.constraints(
         names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl
     )
     centre = bounds.prior_mixture

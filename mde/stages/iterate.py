@@ -16,6 +16,7 @@ from mde.optimization.region import Region
 from mde.regression import estimators
 from mde.regression import features as feature_sets
 from mde.stages import problem
+from mde.stages.mixtures import tokens_of
 from mde.stages.predict import evaluated
 from mde.study import Study
 
@@ -78,8 +79,9 @@ def iterate(
     check_positive(rounds=rounds, batch=batch, checkpoint_every=checkpoint_every)
     if not threshold >= 0:
         raise UserError(f"threshold={threshold!r}, expected zero or more")
+    names, counts = study.domains.training, tokens or tokens_of(study)
     bounds = problem.constraints(
-        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, 0.0, frozen
+        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, 0.0, frozen
     )
     goal = objectives.make(
         problem.objective_or_chosen(study, objective), study.domains.evaluation, study.domains.training

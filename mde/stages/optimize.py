@@ -16,7 +16,7 @@ from mde.regression import uncertainty
 from mde.reporting import tables
 from mde.stages import problem
 from mde.stages.fit import Observations, observations
-from mde.stages.mixtures import BEST_OBSERVED
+from mde.stages.mixtures import BEST_OBSERVED, tokens_of
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -75,8 +75,9 @@ def optimize(
       seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
+    names, counts = study.domains.training, tokens or tokens_of(study)
     bounds = problem.constraints(
-        study, lower, upper, fixed, groups, group_bounds, tokens, budget, max_epochs, prior, max_kl, kl_penalty, frozen
+        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen
     )
     choice = study.read_json("fit/choice.json", "fit")
     name = problem.objective_or_chosen(study, objective)

@@ -16,7 +16,7 @@ from mde.regression import features as feature_sets
 from mde.regression.designs import knows_deviation
 from mde.regression.laws import MixingLaw
 from mde.stages.fit import Observations
-from mde.stages.mixtures import BEST_OBSERVED, Shares, natural, tokens_of
+from mde.stages.mixtures import BEST_OBSERVED, Shares, natural
 from mde.stages.predict import Predictor
 from mde.study import Study
 
@@ -57,33 +57,6 @@ def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | S
 
 
 def constraints(
-    study: Study,
-    lower: Shares | None = None,
-    upper: Shares | None = None,
-    fixed: Shares | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    group_bounds: Mapping[str, Sequence[float]] | None = None,
-    tokens: Shares | None = None,
-    budget: float | None = None,
-    max_epochs: float | Shares | None = None,
-    prior: str | Shares | None = None,
-    max_kl: float | None = None,
-    kl_penalty: float = 0.0,
-    frozen: Mapping[str, Shares] | None = None,
-) -> Constraints:
-    """The constraints of a search, as its arguments say; tokens are those of the study where none are given.
-
-    Raises:
-      UserError: as `constraints_of`.
-    """
-    tokens = tokens or tokens_of(study)
-    named = study.domains.training
-    return constraints_of(
-        named, tokens, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen
-    )
-
-
-def constraints_of(
     names: tuple[str, ...],
     tokens: Shares | None,
     lower: Shares | None = None,
@@ -99,6 +72,11 @@ def constraints_of(
     frozen: Mapping[str, Shares] | None = None,
 ) -> Constraints:
     """The constraints on mixtures of these domains, as the arguments of commands say.
+
+    Args:
+      names: the domains.
+      tokens: that there are of each, if that is known.
+      lower: this and the others are those of `mde optimize`.
 
     Raises:
       UserError: as `Constraints`; bounds of a group that is not there, or that are not two; an unknown prior.
