@@ -69,15 +69,14 @@ def read_swarm(
       losses: the file of losses.
       higher: columns of the losses of which more is better, between 0 and 1, by names or patterns; they become errors.
       incomplete: `refuse` or `drop` a run that only one of the files has, or that has no number in some column.
-      ignore: columns of either file that are no domains, by names or patterns.
+      ignore: columns that are no domains, if they are there, by names or patterns.
 
     Raises:
       UserError: a file that `read_mixtures` refuses; an incomplete run, or none that is complete; a metric in `higher`
-        that is not there, or not between 0 and 1; a column in `ignore` that neither file has.
+        that is not there, or not between 0 and 1.
     """
     if incomplete not in INCOMPLETE:
         raise unknown("value of incomplete", incomplete, INCOMPLETE)
-    matching("column in ignore", ignore, dict.fromkeys([*_lines(mixtures, "")[0], *_lines(losses, "")[0]]))
     trained, observed = (_read(path, "", ignore, advice=True) for path in (mixtures, losses))
     gaps = _gaps(trained.values, observed.values, mixtures, losses)
     kept = [run for run in trained.values.index if run not in gaps]
@@ -87,6 +86,11 @@ def read_swarm(
         raise UserError(f"{losses}: no run is complete; the first, {next(iter(gaps.values()))}")
     trained, observed = (replace(one, values=one.values.loc[kept], dropped=gaps) for one in (trained, observed))
     return Swarm(_rescaled(trained, ROUNDED, mixtures), _with_errors(observed, higher, losses))
+
+
+def check_ignored(ignore: Sequence[str], *files: epath.PathLike) -> None:
+    """Raises UserError at a name or pattern of columns to ignore that none of the files has."""
+    matching("column in ignore", ignore, dict.fromkeys(name for path in files for name in _lines(path, "")[0]))
 
 
 def read_mixtures(

@@ -36,6 +36,7 @@ class Files:
             raise UserError("--unit is empty, expected words such as 'bits per byte'")
         if (study.root / "study.json").exists() and not study.is_swarm:
             raise UserError(f"study {study} has observations of its own; give another --study")
+        swarm.check_ignored(self.ignore, self.mixtures, self.losses)
         found = swarm.read_swarm(self.mixtures, self.losses, self.higher, self.incomplete, self.ignore)
         for why in found.losses.dropped.values():
             print(f"dropped: {why}")

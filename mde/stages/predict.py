@@ -1,6 +1,6 @@
 """`mde predict`: what the chosen regressor says of any mixtures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,15 @@ from mde.study import Study, write_aside
 LEAST = 3  # runs that have ranks to speak of
 
 
-def predict(study: Study, mixtures: str, output: str, losses: str | None = None, page: str | None = None) -> None:
+def predict(
+    study: Study,
+    mixtures: str,
+    output: str,
+    losses: str | None = None,
+    page: str | None = None,
+    incomplete: str = "refuse",
+    ignore: Sequence[str] = (),
+) -> None:
     """Predicts the losses of mixtures, with their standard deviations where the regressor has them.
 
     With the measured losses of the same runs it prints how well these are predicted and ranked, by the objective of
@@ -33,14 +41,17 @@ def predict(study: Study, mixtures: str, output: str, losses: str | None = None,
         were scored.
       losses: a CSV file of what these runs measured: a column `run`, and one an evaluation domain, or some of them.
       page: an HTML file to write: the scores, and predicted against measured losses.
+      incomplete: refuse or drop a run that has no row in the file of losses, or a gap there; it is predicted anyway.
+      ignore: columns of either file that are no domains, by names or patterns, beside those that `mde fit` was told of.
 
     Raises:
       UserError: what is wrong with a file; a run that only one of them has, fewer than three runs, an unknown domain.
     """
     if page and not losses:
         raise UserError("--page shows predictions beside measured losses: give --losses too")
-    wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=study.about.get("ignored", ()))
-    measured = _measured(study, mixtures, losses) if losses else None
+    ignored = [*study.about.get("ignored", ()), *ignore]
+    wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=ignored)
+    measured = _measured(study, swarm.read_swarm(mixtures, losses, (), incomplete, ignored), losses) if losses else None
     predicted, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
     names = list(study.domains.evaluation)
     columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}
@@ -57,17 +68,16 @@ def predict(study: Study, mixtures: str, output: str, losses: str | None = None,
     if measured is not None:
         choice = study.read_json("fit/choice.json", "fit")
         goal = objectives.weights(choice["objective"], study.domains.evaluation, study.domains.training)
-        found = judged.Judged(table[names], measured, goal)
+        found = judged.Judged(table.loc[measured.index, names], measured, goal)
         print(judged.table(found))
         if page:
             title = f"Mixture study: {study.root.name}"
             write_aside(epath.Path(page), pages.document(title, {judged.TITLE: judged.body(found)}).encode())
 
 
-def _measured(study: Study, mixtures: str, losses: str) -> pd.DataFrame:
-    """Measured losses [R, <= J] of the runs whose mixtures are wanted, in their order."""
-    known = study.domains.evaluation
-    found = swarm.read_swarm(mixtures, losses, ignore=study.about.get("ignored", ())).losses.values
+def _measured(study: Study, runs: swarm.Swarm, losses: str) -> pd.DataFrame:
+    """Measured losses [<= R, <= J] of the runs whose mixtures are wanted, in their order."""
+    known, found = study.domains.evaluation, runs.losses.values
     for name in found:
         if name not in known:
             raise unknown(f"domain in {losses}", name, known)

@@ -179,7 +179,7 @@ def test_columns_that_are_no_domains_are_named(pair):
     assert list(trained.values) == ["web", "code"]
     assert list(observed.values) == ["news"]
     with pytest.raises(UserError, match="unknown column in ignore 'Stat': did you mean 'State'"):
-        swarm.read_swarm(*pair(mixtures, losses), ignore=["Stat"])
+        swarm.check_ignored(["State", "Stat"], *pair(mixtures, losses))
     assert list(swarm.read_mixtures(pair(mixtures, losses)[0], ["web", "code"], ignore=["State"]).values) == [
         "web",
         "code",

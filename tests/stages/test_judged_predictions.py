@@ -1,5 +1,6 @@
 """`mde predict --losses`: a swarm's predictions, held to runs that it has not seen."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,32 @@ def test_runs_of_another_level_are_ranked(study, others, capsys):
     page = (others / "p.html").read_text()
     assert "Predicted against measured" in page
     assert "other3" in page
+
+
+def test_failed_runs_are_predicted_and_not_judged(study, others, capsys):
+    losses = pd.read_csv(others / "l.csv", index_col="run")
+    losses.loc["other3", "web"] = np.nan
+    losses.drop(index="other5").assign(State="finished").to_csv(others / "l.csv")
+    with pytest.raises(SystemExit):
+        predict(study, others)
+    assert "--ignore='State'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict(study, others, "--ignore=State")
+    assert "--incomplete=drop" in capsys.readouterr().err
+    assert not (others / "p.csv").exists()
+    predict(study, others, "--ignore=State", "--incomplete=drop")
+    assert "the measured losses of 8 runs" in capsys.readouterr().out
+    assert len(pd.read_csv(others / "p.csv")) == 10
+
+
+def test_columns_that_fit_was_told_to_ignore_need_not_be_there(study, others, capsys):
+    about = json.loads((study / "study.json").read_text())
+    try:
+        (study / "study.json").write_text(json.dumps(about | {"ignored": ["State"]}))
+        predict(study, others)
+    finally:
+        (study / "study.json").write_text(json.dumps(about))
+    assert "the measured losses of 10 runs" in capsys.readouterr().out
 
 
 def test_some_of_the_domains_are_enough(study, others, capsys):
@@ -133,7 +160,8 @@ def test_regmix_ranks_models_of_its_size_and_a_thousand_times_that(size, tmp_pat
     cli.main(["predict", study, *runs, f"--output={tmp_path / 'p.csv'}"])
     out = capsys.readouterr().out
     count, published, near = PUBLISHED[size]
-    row = next(line.split() for line in out.splitlines() if line.startswith(target))
+    scores = out[out.index("Predictions held to") :]
+    row = next(line.split() for line in scores.splitlines() if line.startswith(target))
     assert 100 * float(row[1]) == pytest.approx(published, abs=near)
     assert row[-1] == "1"  # the best of them is found
     assert f"the measured losses of {count} runs" in out
