@@ -33,7 +33,7 @@ def design(
     groups: Mapping[str, Sequence[str]] | None = None,
     group_bounds: Mapping[str, Sequence[float]] | None = None,
     budget: float | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Shares | None = None,
     max_kl: float | None = None,
     seed: int = 0,
 ) -> None:
@@ -59,7 +59,7 @@ def design(
       groups: domains by a name of your own, to draw in two levels: the sums of the groups, then the shares in each.
       group_bounds: least and greatest sum of the shares, by group.
       budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
       max_kl: greatest KL divergence from the prior, nats.
       seed: of the draws.
 
