@@ -220,7 +220,7 @@ def _mixing_law(k: int, j: int, rng: np.random.Generator) -> Truth:
 
 
 def _shared_factors(k: int, response: np.ndarray, rng: np.random.Generator, factors: int = 6) -> Truth:
-    """Targets of a few shared mixing laws, moved by the mixture by about `response` [J]: evaluations of the same skills.
+    """Targets of a few shared mixing laws, whose responses to the mixture are about `response` [J].
 
     Each law has three domains that pull strongly.
     """
