@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+TRAINING = 1_000_000  # the seed of the proxy runs and their noise: not one that anyone asks for
 Truth = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses without noise [C, J]
 Draws = Callable[[int, np.random.Generator], np.ndarray]  # n, generator -> mixtures [n, K]
 Deviation = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> standard deviation of a run's losses [C, J]
@@ -40,10 +41,13 @@ class Swarm:
         return self.truth(mixtures) + self.noise(mixtures, seed)
 
 
-def law(k: int, n: int, j: int = 6, seed: int = 0, noise: float = 0.01) -> Swarm:
-    """Each loss is a mixing law, floor + factor * exp(-λ @ pulls): a target's own domain pulls most."""
+def law(k: int, n: int, j: int = 6, seed: int = 0, noise: float = 0.01, tails: float = np.inf) -> Swarm:
+    """Each loss is a mixing law, floor + factor * exp(-λ @ pulls): a target's own domain pulls most.
+
+    Noise is normal, or has Student's t distribution with `tails` degrees of freedom.
+    """
     rng = np.random.default_rng([seed, 0])
-    return _swarm(f"law-{k}x{n}", _mixing_law(k, j, rng), _dirichlet(k, rng), _constant(noise, j), n, seed)
+    return _swarm(f"law-{k}x{n}", _mixing_law(k, j, rng), _dirichlet(k, rng), _constant(noise, j), n, seed, tails)
 
 
 def power(k: int, n: int, j: int = 6, seed: int = 0, noise: float = 0.01) -> Swarm:
@@ -138,16 +142,28 @@ def replicates(k: int = 5, n: int = 10, j: int = 6, seed: int = 0, seeds: int = 
     """n mixtures, each trained with several seeds, one after another."""
     swarm = law(k, n, j, seed, noise)
     mixtures = np.repeat(swarm.mixtures, seeds, axis=0)
+    name = f"replicates-{k}x{n}x{seeds}"
+    return replace(swarm, name=name, mixtures=mixtures, losses=swarm.runs(mixtures, TRAINING))
+
+
+def fitted(name: str, truth: Truth, mixtures: np.ndarray, n: int = 40, seed: int = 0, noise: float = 0.01) -> Swarm:
+    """Runs of real mixtures [M, K], at random, whose truth is a regressor that was fitted on real losses."""
+
+    def draw(count: int, rng: np.random.Generator) -> np.ndarray:
+        return mixtures[rng.choice(len(mixtures), size=count, replace=count > len(mixtures))]
+
+    return _swarm(name, truth, draw, _constant(noise, truth(mixtures[:1]).shape[1]), n, seed)
+
+
+def thinned(swarm: Swarm, most: int) -> Swarm:
+    """The same with at most so many of its targets, evenly spaced."""
+    targets = np.unique(np.linspace(0, swarm.losses.shape[1] - 1, most).astype(int))
     return replace(
-        swarm, name=f"replicates-{k}x{n}x{seeds}", mixtures=mixtures, losses=swarm.runs(mixtures, _training(seed))
+        swarm,
+        losses=swarm.losses[:, targets],
+        truth=lambda points: swarm.truth(points)[:, targets],
+        noise=lambda points, seed: swarm.noise(points, seed)[:, targets],
     )
-
-
-def heavy_tailed(k: int = 5, n: int = 40, j: int = 6, seed: int = 0, noise: float = 0.01) -> Swarm:
-    """Mixing laws; noise has Student's t distribution with two degrees of freedom."""
-    rng = np.random.default_rng([seed, 0])
-    truth, draw = _mixing_law(k, j, rng), _dirichlet(k, rng)
-    return _swarm(f"heavy-tailed-{k}x{n}", truth, draw, _constant(noise, j), n, seed, tails=2.0)
 
 
 def diverged(swarm: Swarm, nats: float, row: int, target: int | None = None) -> Swarm:
@@ -165,7 +181,7 @@ SWARMS: dict[str, Callable[..., Swarm]] = {
     "clean-7x60": functools.partial(law, 7, 60, 7, noise=0.002),
     "clean-5x26": functools.partial(law, 5, 26, 5, noise=0.002),
     "replicates": replicates,
-    "heavy-tailed": heavy_tailed,
+    "heavy-tailed": functools.partial(law, 5, 40, tails=2.0),
     "noise": pure_noise,
     "sparse": sparse,
     "virtual": virtual,
@@ -177,8 +193,6 @@ SWARMS: dict[str, Callable[..., Swarm]] = {
 def _swarm(
     name: str, truth: Truth, draw: Draws, deviation: Deviation, n: int, seed: int, tails: float = np.inf
 ) -> Swarm:
-    """`tails` are the degrees of freedom of the noise."""
-
     def noise(points: np.ndarray, noise_seed: int) -> np.ndarray:
         sigma, rng = deviation(points), np.random.default_rng([seed, 1, noise_seed])
         return sigma * (rng.normal(size=sigma.shape) if tails == np.inf else rng.standard_t(tails, size=sigma.shape))
@@ -186,13 +200,8 @@ def _swarm(
     def drawn(count: int, draw_seed: int) -> np.ndarray:
         return draw(count, np.random.default_rng([seed, 2, draw_seed]))
 
-    mixtures = drawn(n, _training(seed))
-    return Swarm(name, mixtures, truth(mixtures) + noise(mixtures, _training(seed)), truth, drawn, noise)
-
-
-def _training(seed: int) -> int:
-    """The seed of the proxy runs and their noise: far from those that anyone asks for."""
-    return 1_000_000 + seed
+    mixtures = drawn(n, TRAINING)
+    return Swarm(name, mixtures, truth(mixtures) + noise(mixtures, TRAINING), truth, drawn, noise)
 
 
 def _dirichlet(k: int, rng: np.random.Generator, spread: float = 1.0) -> Draws:
