@@ -55,6 +55,7 @@ notebooks: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.evaluators
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.trust $(if $(REGMIX),--regmix=$(REGMIX))
 	test -z "$(REGMIX)" || $(BIN)/python -m benchmarks.regressors --regmix=$(REGMIX)
 
 clean:

@@ -58,6 +58,7 @@ DIVERGED = ("law-5x24", "power-8x32")  # swarms to which a diverged run is added
 HARMS = [(nats, whole) for nats in (1.0, 5.0, 1e3) for whole in (False, True)]
 CHOICES = (*DIVERGED, "heteroscedastic-5x24", "heavy-tailed", "replicates", "virtual", "accuracies", "noise")
 CHOICE_HARMS = (None, (5.0, False), (5.0, True))
+MARK = "<!-- tables: python -m benchmarks.trust -->"  # before and after the tables on a page
 FAILURES = (UserError, ValueError, np.linalg.LinAlgError)  # of a fit: listed, and its error is not finite
 
 
@@ -108,12 +109,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     started, tasks = time.perf_counter(), plan(args)
     rows = pd.DataFrame([row for found in work(tasks, args.jobs) for row in found])
-    trust_tables.show(rows, args.only)
-    print()
+    tables = trust_tables.tables(rows, args.only)
+    tables += f"\n{len(tasks)} tasks, {args.splits} splits, at most {args.targets} targets, {args.jobs} processes, "
+    tables += f"{time.perf_counter() - started:.0f} s.\n"
+    print(tables)
     for (swarm, method, reason), count in rows.value_counts(["swarm", "method", "failed"]).items():
         print(f"failed: {method} on {swarm}, {count} times: {reason}")
-    print(f"{len(tasks)} tasks, {args.splits} splits, at most {args.targets} targets, {args.jobs} processes,", end=" ")
-    print(f"{time.perf_counter() - started:.0f} s")
+    if args.page:
+        before, _, rest = args.page.read_text().partition(MARK)
+        args.page.write_text(f"{before}{MARK}\n\n{tables}\n{MARK}{rest.partition(MARK)[2]}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -125,8 +129,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--regmix", type=Path, help="folder of RegMix's CSV files")
     parser.add_argument("--splits", type=int, help="10 by default; a fifth of them for swarms of 256 runs and more")
     parser.add_argument("--targets", type=int, help="16 by default; at most 8 for swarms of 256 runs and more")
+    parser.add_argument("--page", type=Path, help="a page of the docs, whose tables are replaced")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args(arguments)
+    if args.page and args.page.read_text().count(MARK) != 2:
+        raise UserError(f"{args.page}: expected two lines {MARK}, around the tables")
     args.splits = args.splits or (2 if args.quick else 10)
     args.targets = args.targets or (6 if args.quick else 16)
     return args
@@ -278,10 +285,11 @@ def at_the_recommended(
     mean, deviation = predict_with_deviation(model, features(found.mixture[None]))
     if not np.isnan(deviation).all():
         missed = swarm.runs(np.repeat(found.mixture[None], NEW, axis=0), 1000 + split) - mean
-        weights = np.full(len(mean[0]), 1 / len(mean[0]))
-        reach = REACH * objective_deviation(model, deviation, weights)
         row["covered, recommended"] = np.mean(np.abs(missed) <= REACH * deviation)
-        row["covered, objective"] = np.mean(np.abs(missed @ weights) <= reach)
+        if hasattr(model, "correlation_"):  # without it the objective's interval is wide beyond use
+            weights = np.full(len(mean[0]), 1 / len(mean[0]))
+            reach = REACH * objective_deviation(model, deviation, weights)
+            row["covered, objective"] = np.mean(np.abs(missed @ weights) <= reach)
     return row
 
 

@@ -6,16 +6,24 @@ import numpy as np
 import pandas as pd
 
 
-def show(rows: pd.DataFrame, parts: Sequence[str]) -> None:
-    """Prints the tables of these parts, as far as there are rows for them."""
-    tables = (("error", errors), ("coverage", coverage), ("regret", regrets), ("regret", diverged), ("choice", choices))
-    for part, tabulate in tables:
+def tables(rows: pd.DataFrame, parts: Sequence[str]) -> str:
+    """Those of these parts, as far as there are rows for them."""
+    known_tables = (
+        ("error", errors),
+        ("coverage", coverage),
+        ("regret", regrets),
+        ("regret", diverged),
+        ("choice", choices),
+    )
+    found = []
+    for part, tabulate in known_tables:
         known = rows if tabulate in (diverged, choices) else rows[rows["harm"] == ""]
         if part in parts and part in known and known[part].notna().any():
-            tabulate(known[known[part].notna()])
+            found.append(tabulate(known[known[part].notna()]))
+    return "\n".join(filter(None, found))
 
 
-def errors(rows: pd.DataFrame) -> None:
+def errors(rows: pd.DataFrame) -> str:
     wide = rows.pivot(index=["swarm", "split"], columns="method", values="error").reindex(_names(rows), level="swarm")
     ratio = _by_swarm(wide["auto"] / wide.drop(columns="auto").min(axis=1))
     auto = _by_swarm(_auto(rows))
@@ -26,10 +34,10 @@ def errors(rows: pd.DataFrame) -> None:
         "auto, worst target": auto["worst target"].max(),
     }
     title = "Squared error on new runs ÷ that of the mean (mean over targets, median over splits)"
-    markdown(title, _by_swarm(wide[_methods(rows)]).median().assign(**added))
+    return markdown(title, _by_swarm(wide[_methods(rows)]).median().assign(**added))
 
 
-def coverage(rows: pd.DataFrame) -> None:
+def coverage(rows: pd.DataFrame) -> str:
     names = {
         "coverage": "new runs",
         "covered, worst target": "worst target",
@@ -40,10 +48,11 @@ def coverage(rows: pd.DataFrame) -> None:
     for method in _methods(rows):
         means = _by_swarm(rows[rows["method"] == method].reindex(columns=["swarm", *names])).mean()
         parts |= {f"{method}: {name}": means[column] for column, name in names.items()}
-    markdown("Coverage of 90% intervals (mean over splits)", pd.DataFrame(parts))
+    table = pd.DataFrame(parts).dropna(axis=1, how="all")
+    return markdown("Coverage of 90% intervals (mean over splits)", table)
 
 
-def regrets(rows: pd.DataFrame) -> None:
+def regrets(rows: pd.DataFrame) -> str:
     auto = _by_swarm(_auto(rows))
     added = {
         "auto, worst split": 1e3 * auto["regret"].max(),
@@ -51,23 +60,23 @@ def regrets(rows: pd.DataFrame) -> None:
         "auto worse than the best run": auto["lost"].apply(lambda lost: f"{int(lost.sum())} of {len(lost)}"),
     }
     table = 1e3 * rows.pivot_table("regret", "swarm", "method", sort=False)[_methods(rows)]
-    markdown("Regret of the recommended mixture, nats ×10⁻³ (mean over splits)", table.assign(**added))
+    return markdown("Regret of the recommended mixture, nats ×10⁻³ (mean over splits)", table.assign(**added))
 
 
-def diverged(rows: pd.DataFrame) -> None:
+def diverged(rows: pd.DataFrame) -> str:
     """Splits with a diverged run beside the same without."""
     harmed, sound = rows[rows["harm"] != ""], rows[rows["harm"] == ""]
     if harmed.empty:
-        return
+        return ""
     means = harmed.pivot_table("regret", ["swarm", "harm"], "method", sort=False)[_methods(rows)]
     without = sound.pivot_table("regret", "swarm", "method", sort=False)[_methods(rows)]
     table = means / without.reindex(means.index.get_level_values("swarm")).to_numpy()
     auto = 1e3 * _auto(harmed).groupby(["swarm", "harm"], sort=False)["regret"].agg(["mean", "max"])
     added = {"auto, nats ×10⁻³": auto["mean"], "auto, worst split": auto["max"]}
-    markdown("Regret with a diverged run ÷ without (means over splits)", table.assign(**added))
+    return markdown("Regret with a diverged run ÷ without (means over splits)", table.assign(**added))
 
 
-def choices(rows: pd.DataFrame) -> None:
+def choices(rows: pd.DataFrame) -> str:
     grouped = rows.groupby(["swarm", "harm"], sort=False)
     counted = (("no answer", "nothing"), ("chose the mean", "mean"), ("chose auto", "auto"))
     counts = {name: (rows["choice"] == value).groupby([rows["swarm"], rows["harm"]]).sum() for name, value in counted}
@@ -78,14 +87,13 @@ def choices(rows: pd.DataFrame) -> None:
         "max ratio": ratio.max(),
     }
     title = "What `mde fit` chooses; squared error of its objective on new runs ÷ that of the mean"
-    markdown(title, pd.DataFrame({"fits": grouped.size()}).assign(**counts, **added))
+    return markdown(title, pd.DataFrame({"fits": grouped.size()}).assign(**counts, **added))
 
 
-def markdown(title: str, table: pd.DataFrame) -> None:
+def markdown(title: str, table: pd.DataFrame) -> str:
     text = table.map(lambda value: value if isinstance(value, str) else number(value)).reset_index()
-    print(f"\n**{title}**\n\n| {' | '.join(text.columns)} |\n|{' --- |' * text.shape[1]}")
-    for row in text.itertuples(index=False):
-        print(f"| {' | '.join(map(str, row))} |")
+    lines = [list(text.columns), ["---"] * text.shape[1], *text.itertuples(index=False)]
+    return f"**{title}**\n\n" + "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def number(value: float) -> str:
