@@ -160,7 +160,8 @@ def plan(args: argparse.Namespace) -> list[Task]:
             tasks += [task._replace(split=s, harm=harm, parts=("regret",)) for harm in HARMS for s in splits]
         if "choice" in args.only and name not in public and (name in CHOICES or args.swarm):
             harms = CHOICE_HARMS if name in DIVERGED else (None,)
-            tasks += [task._replace(split=s, harm=harm, parts=("choice",)) for harm in harms for s in splits]
+            few = task._replace(parts=("choice",), targets=min(targets, LARGE_TARGETS))
+            tasks += [few._replace(split=s, harm=harm) for harm in harms for s in splits]
     return sorted(tasks, key=lambda task: "x512" not in task.swarm and task.swarm != "wide")
 
 
@@ -313,7 +314,7 @@ def choose(task: Task) -> list[dict[str, Any]]:
             files[what] = str(Path(name) / f"{what}.csv")
             pd.DataFrame(table).add_prefix(what).rename("run{}".format).to_csv(files[what], index_label="run")
         try:
-            study = Study(Path(name) / "study").run("fit", **files, repeats=10, curve_sizes=[])
+            study = Study(Path(name) / "study").run("fit", **files, repeats=5, curve_sizes=[])
             chosen = study.read_json("fit/choice.json", "fit")["regressor"]
             mean = study.predictor()(new).mean(axis=1)
         except FAILURES as failure:
