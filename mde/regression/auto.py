@@ -1,13 +1,13 @@
-"""The default regressor: a blend of regressors on several feature sets, weighed by inner cross-validation."""
+"""The default regressor: a blend of regressors on several feature sets, weighted by honest cross-validation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
@@ -15,39 +15,82 @@ from mde.regression import designs
 from mde.regression.designs import adopt, check_fit, check_predict, fit_many, predict_with_deviation
 from mde.regression.features import assemble, traceable
 from mde.regression.gaussian_process import GaussianProcess
+from mde.regression.groups import group_folds, mixture_groups
 from mde.regression.laws import MixingLaw
 from mde.regression.ridge import Ridge
-from mde.regression.uncertainty import shrunk_correlation
+from mde.regression.robust import Outlier, clipped, find_outliers, robust_spread
+from mde.regression.support import Support
+from mde.regression.uncertainty import calibration, shrunk_correlation
 
 Candidate = tuple[BaseEstimator, str]  # an unfitted regressor and the feature set it sees
 
 FOLDS = 4
-MANY = 96  # rows from which a process's hyper-parameters hardly hang on a row, and closed-form errors are used
-SHRINKAGE = 1.0  # how hard weights are pulled to equality, in units of the best candidate's squared error
-DOUBT = 8.0  # rows' worth of belief that the deviations are right before residuals are looked at
+SHRINKAGE = 1.0  # how strongly weights are pulled to their centre, in units of the best candidate's squared error
+CAUTION = 1.0  # standard errors that are taken off what predictions are worth beside the mean
+HARDLY = 0.02  # of the typical variation of a domain's weight: with less, nothing can be learnt from it
+BEYOND = 0.25  # how far features and predictions may leave what the proxy runs covered, in parts of its range
+
+
+@dataclass
+class _Table:
+    """One fit of a blend: its data, and what was learnt from the inner folds.
+
+    Attributes:
+      design: [R, K] or [R, J, E + K].
+      losses: [R, J], as observed.
+      cleaned: [R, J], the losses that are fitted: outlying ones are replaced by what the other proxy runs predict.
+      folds: the test rows of each inner fold; replicates are together.
+      candidates: what is blended.
+      fitted: each candidate, fitted on all rows.
+      predicted: [M, R, J], each row predicted by candidates that had not seen its mixture.
+      deviation: [M, R, J], the standard deviations they gave; NaN from those that do not know.
+      mean: [R, J], the mean of the losses in the other folds.
+      failed: by candidate's number, why it cannot be used.
+    """
+
+    design: np.ndarray
+    losses: np.ndarray
+    cleaned: np.ndarray
+    folds: list[np.ndarray]
+    candidates: list[Candidate]
+    fitted: list[Any] = field(default_factory=list)
+    predicted: np.ndarray = field(default_factory=lambda: np.empty(0))
+    deviation: np.ndarray = field(default_factory=lambda: np.empty(0))
+    mean: np.ndarray = field(default_factory=lambda: np.empty(0))
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 class Auto(RegressorMixin, BaseEstimator):
-    """Weighs candidates by their errors on rows they were not fitted on; knows what it chose and how sure it is.
+    """Blends candidates by their errors on mixtures they were not fitted on; knows what it chose and how sure it is.
 
     Its design holds the J own columns of each evaluated feature first and then the mixture, as
     `assemble("mde[0]+mde[1]+lambda", ...)` makes it, [R, J, E + K]; with no evaluated feature it is the mixtures, [R,
     K]. The candidates' feature sets are made from it inside, so that cross-validation of an `Auto` is nested.
 
-    The weights are those of least squared out-of-fold error (Breiman, Stacked regressions, 1996), not negative, of sum
-    one, the same for all targets, and pulled towards equality, so that candidates which are about as good share about
-    equally and only a bad one is left out. Errors are measured in units of each target's standard deviation. Candidates
-    are refitted in every inner fold, hyper-parameters and all; from `MANY` rows on, those that know their leave-one-out
-    errors without a refit are asked for them instead.
+    Weights are those of least squared out-of-fold error (Breiman, Stacked regressions, 1996), not negative, of sum one:
+    first for all targets together, pulled towards equality, then for each target, pulled towards the common ones. Every
+    candidate is refitted in every inner fold, hyper-parameters and all, and replicates stay in one fold. What the blend
+    says beyond the mean counts as far as out-of-fold rows bear it out, minus a standard error, so a target that does
+    not respond to the mixture is predicted by its mean.
+
+    It cannot explode. Features count as far as `BEYOND` outside the range of the proxy runs, predictions of a candidate
+    reach as far outside the range of the losses, and beyond the reach of the runs (`Support`) predictions fall back to
+    the mean. A loss that is far from what the other runs predict (`find_outliers`) is replaced by that prediction.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
-      candidates: pairs (unfitted regressor, feature set); by default Gaussian processes on the cube root and on the
-        logarithm of the mixture, on the evaluated features, and on both together, and beside them ridge on evaluated
-        features with and without the logarithm. Without evaluated features, processes on the mixture, its cube root and
-        its logarithm, and the mixing law if all losses are positive and there are two rows for each of its parameters.
+      candidates: pairs (unfitted regressor, feature set); by default ridge and Gaussian processes on
+        functions of the mixture, and the mixing law. With evaluated features, processes and ridge on these with and
+        without functions of the mixture, and a process on the mixture alone.
       folds: of the inner cross-validation.
       seed: of its splits.
+
+    Attributes:
+      weights_: [M, J] of the candidates; what is left of one is the weight of the mean.
+      inner_error_: [M, J], mean squared out-of-fold error in units of the target's variance.
+      outliers_: losses that do not fit, as `Outlier`s.
+      failed_: by candidate, why it was not used.
+      out_of_fold_: [R, J], the blend's residuals on rows it had not seen; out_of_fold_deviation_ their predicted size.
     """
 
     calibrated = True  # its deviations have been held against out-of-fold errors
@@ -65,74 +108,57 @@ class Auto(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def work(self, rows: int, targets: int) -> float:
-        """What a fit costs, in the unit of its candidates: each is fitted on all rows, and on fewer than `MANY` on
-        those of every inner fold as well.
-        """
-        folds = [rows, *([rows - rows // self.folds] * self.folds if rows < MANY else [])]
-        return sum(designs.work(regressor, part, targets) for regressor, _ in self._candidates(True) for part in folds)
+        """What a fit costs, in the unit of its candidates: each is fitted on all rows and on those of every fold."""
+        parts = [rows, *[rows - rows // self.folds] * self.folds]
+        return sum(designs.work(regressor, part, targets) for regressor, _ in self._candidates() for part in parts)
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
-        """Fits `regressors_` on all rows, their `weights_`, `inner_error_` and the calibration of deviations."""
+        """Fits the candidates (`regressors_`, on the feature sets `chosen_`), their weights and the calibration."""
         adopt(self, self.fit_many([(X, y)])[0])
         return self
 
     def fit_many(self, tables: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Self]:
         """A fitted clone for each (X, y); their inner folds are fitted in common batches."""
-        checked = [check_fit(X, y) for X, y in tables]
-        for design, losses in checked:
-            self._check(design.shape, losses)
-        laws = [_has_law(design, losses) for design, losses in checked]
-        if len(set(laws)) > 1:  # other candidates, so not fitted together
-            return [self.fit_many([table])[0] for table in tables]
-        candidates = self._candidates(laws[0])
-        fitted, deviations, residuals = [], [], []
-        for regressor, features in candidates:
-            parts = [(self._part(features, design), losses) for design, losses in checked]
-            whole = fit_many(regressor, parts)
-            left_out = self._left_out(regressor, parts, whole)
-            fitted.append(whole)
-            residuals.append([residual for residual, _ in left_out])
-            deviations.append([deviation for _, deviation in left_out])
-        blends = []
-        for i, (design, losses) in enumerate(checked):
-            blend = clone(self)
-            blend.design_shape_ = design.shape[1:]
-            blend.chosen_ = tuple(features for _, features in candidates)
-            blend.regressors_ = [whole[i] for whole in fitted]
-            blend._weigh(
-                np.stack([residual[i] for residual in residuals]), np.stack([d[i] for d in deviations]), losses
-            )
-            blends.append(blend)
-        return blends
+        prepared = [self._prepare(*check_fit(X, y)) for X, y in tables]
+        self._fit_candidates(prepared)
+        # The first look at outlying losses was rough. Where the blend sees others, all is fitted once more.
+        if unlike := [table for table in prepared if self._clean_again(table)]:
+            self._fit_candidates(unlike)
+        return [self._blend(table) for table in prepared]
 
     def predict(self, X: npt.ArrayLike, return_std: bool = False) -> Any:
-        """Losses [C, J], nats per token; with `return_std` also the standard deviation of a new run's losses, [C, J].
+        """Losses [C, J] in the losses' unit; with `return_std` also the standard deviation of a new run's, [C, J].
 
-        The deviations hold both the candidates' own and their disagreement, and are scaled to the out-of-fold errors.
+        The deviations hold the candidates' own and their disagreement, and are scaled to the out-of-fold errors.
         """
         check_is_fitted(self)
         design = check_predict(X, self.design_shape_)
-        used = [i for i, weight in enumerate(self.weights_) if weight > 0]
-        weights = self.weights_[used, None, None]
-        parts = [(self.regressors_[i], self._part(self.chosen_[i], design)) for i in used]
+        inside = self.inputs_(design)
+        means, deviations = [], []
+        for i, regressor in enumerate(self.regressors_):
+            part = self._part(self.chosen_[i], inside)
+            mean, deviation = (
+                predict_with_deviation(regressor, part) if return_std else (regressor.predict(part), np.nan)
+            )
+            means.append(np.clip(mean, self.lowest_, self.highest_))
+            deviations.append(np.where(np.isnan(deviation), self.inner_deviation_[i], deviation))
+        trust_C1 = self._trust(design)[:, None]
+        blend, deviation = _blended(self.weights_, self.mean_, np.stack(means), np.stack(deviations), self.spread_)
+        trusted = self.mean_ + trust_C1 * (blend - self.mean_)
         if not return_std:
-            return np.sum(weights * np.stack([regressor.predict(part) for regressor, part in parts]), axis=0)
-        both = [predict_with_deviation(regressor, part) for regressor, part in parts]
-        means, deviations = (np.stack(values) for values in zip(*both, strict=True))
-        deviations = np.where(np.isnan(deviations), self.inner_deviation_[used, None], deviations)
-        mean = np.sum(weights * means, axis=0)
-        return mean, self.calibration_ * _blended(weights, means - mean, deviations)
+            return trusted
+        return trusted, self.calibration_ * np.hypot(deviation, (1 - trust_C1) * (self.highest_ - self.lowest_) / 2)
 
     def describe(self) -> str:
-        """What was chosen, in a line: each candidate's feature set, weight and inner R², the mean over targets."""
+        """What was chosen, in a line: each candidate's feature set, weight and inner R², means over the targets."""
         check_is_fitted(self)
-        order = np.argsort(-self.weights_, kind="stable")
+        weights, errors = self.weights_.mean(axis=1), self.inner_error_.mean(axis=1)
+        rest = 1 - weights.sum()
         parts = [
-            f"{type(self.regressors_[i]).__name__}({self.chosen_[i]}) {self.weights_[i]:.0%} "
-            f"(inner R² {1 - self.inner_error_[i]:.3f})"
-            for i in order
+            f"{type(self.regressors_[i]).__name__}({self.chosen_[i]}) {weights[i]:.0%} (inner R² {1 - errors[i]:.3f})"
+            for i in np.argsort(-weights, kind="stable")
         ]
-        return "blend of " + ", ".join(parts)
+        return "blend of " + ", ".join([*parts, *([f"the mean {rest:.0%}"] if rest > 0.005 else [])])
 
     def jax_predict(self) -> Any:
         """A pure JAX function from one row of the design, [K] or [J, E + K], to its losses [J].
@@ -140,27 +166,44 @@ class Auto(RegressorMixin, BaseEstimator):
         Raises:
           UserError: a candidate that has no such form.
         """
+        import jax.numpy as jnp
+
         check_is_fitted(self)
-        for regressor in self.regressors_:
+        parts = []
+        for i, regressor in enumerate(self.regressors_):
             if not hasattr(regressor, "jax_predict"):
                 raise UserError(f"{type(regressor).__name__} has no form that JAX can differentiate")
-        parts = [
-            (float(weight), regressor.jax_predict(), traceable(features, self.evaluated))
-            for weight, regressor, features in zip(self.weights_, self.regressors_, self.chosen_, strict=True)
-            if weight > 0
-        ]
-        return lambda row: sum(weight * losses(design(row)) for weight, losses, design in parts)
+            parts.append((self.weights_[i], regressor.jax_predict(), traceable(self.chosen_[i], self.evaluated)))
+        known, spacing, n = self.support_.mixtures, self.support_.spacing, len(self.evaluated)
+        limits = (self.lowest_, self.highest_)
 
-    def _candidates(self, law: bool) -> list[Candidate]:
+        def losses(row: Any) -> Any:
+            inside = jnp.clip(row, self.inputs_.low, self.inputs_.high)
+            each = [w * (jnp.clip(f(design(inside)), *limits) - self.mean_) for w, f, design in parts]
+            distance = jnp.min(jnp.sum(jnp.abs((row if row.ndim == 1 else row[0, n:]) - known), axis=1)) / 2
+            trust = jnp.minimum(1, spacing / jnp.maximum(distance, 1e-12)) ** 2
+            return self.mean_ + trust * sum(each)
+
+        return losses
+
+    def _candidates(self) -> list[Candidate]:
         if self.candidates is not None:
-            return [(regressor, features) for regressor, features in self.candidates]
+            return list(self.candidates)
         if not self.evaluated:
             processes = [(GaussianProcess(), features) for features in ("cbrt", "log", "lambda")]
-            return [*processes, (MixingLaw(), "lambda")] if law else processes
+            return [(Ridge(), "sqrt"), (Ridge(), "log"), (MixingLaw(), "lambda"), *processes]
         together = "+".join(self.evaluated)
         sets = (f"{together}+cbrt", f"{together}+log", together, "cbrt")
         lines = (f"{self.evaluated[0]}+log", together)  # where a process goes back to its mean, these go on
-        return [*((GaussianProcess(), features) for features in sets), *((Ridge(), features) for features in lines)]
+        processes = [(GaussianProcess(), features) for features in sets]
+        return [*processes, *((Ridge(), features) for features in lines)]
+
+    def _prepare(self, design: np.ndarray, losses: np.ndarray) -> _Table:
+        self._check(design.shape, losses)
+        mixtures = self._mixtures(design)
+        folds = group_folds(mixture_groups(mixtures), self.folds, self.seed)
+        cleaned = clipped(np.log(mixtures + 0.01), losses, folds)
+        return _Table(design, losses, cleaned, folds, self._candidates())
 
     def _check(self, shape: tuple[int, ...], losses: np.ndarray) -> None:
         expected = 3 if self.evaluated else 2
@@ -171,79 +214,180 @@ class Auto(RegressorMixin, BaseEstimator):
                 + (wanted if self.evaluated else "mixtures, [R, K]")
             )
         if self.folds < 2 or len(losses) < 3:
-            raise UserError(f"{len(losses)} observations, {self.folds} inner folds: expected at least 3 and 2")
+            raise UserError(f"{len(losses)} proxy runs, {self.folds} inner folds: expected at least 3 and 2")
+
+    def _mixtures(self, design: np.ndarray) -> np.ndarray:
+        return design if design.ndim == 2 else design[:, 0, len(self.evaluated) :]
 
     def _part(self, features: str, design: np.ndarray) -> np.ndarray:
         """A candidate's design."""
-        n = len(self.evaluated)
-        mixtures = design if design.ndim == 2 else design[:, 0, n:]
-        return assemble(features, mixtures, {name: design[:, :, i] for i, name in enumerate(self.evaluated)})
+        named = {name: design[:, :, i] for i, name in enumerate(self.evaluated)}
+        return assemble(features, self._mixtures(design), named)
 
-    def _left_out(
-        self, regressor: BaseEstimator, parts: list[tuple[np.ndarray, np.ndarray]], whole: list[Any]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Residuals and predicted deviations of every row of each table, by candidates that had not seen it."""
-        if min(len(losses) for _, losses in parts) >= MANY and hasattr(whole[0], "leave_one_out"):
-            return [one.leave_one_out() for one in whole]
-        folds = [
-            list(KFold(min(self.folds, len(losses)), shuffle=True, random_state=self.seed).split(losses))
-            for _, losses in parts
-        ]
-        if hasattr(whole[0], "left_out"):
-            errors = [one.left_out([test for _, test in rows]) for one, rows in zip(whole, folds, strict=True)]
-            return [(residual, np.full_like(residual, np.nan)) for residual in errors]
-        every = [(d[train], y[train]) for (d, y), rows in zip(parts, folds, strict=True) for train, _ in rows]
-        inner = iter(fit_many(regressor, every))
-        found = []
-        for (design, losses), rows in zip(parts, folds, strict=True):
-            residual, deviation = np.empty_like(losses), np.empty_like(losses)
-            for _, test in rows:
-                mean, deviation[test] = predict_with_deviation(next(inner), design[test])
-                residual[test] = losses[test] - mean
-            found.append((residual, deviation))
-        return found
+    def _fit_candidates(self, tables: list[_Table]) -> None:
+        """Each table's candidates, fitted on all rows and on those of every fold, in batches over the tables."""
+        for table in tables:
+            shape = (len(table.candidates), *table.losses.shape)
+            table.fitted, table.failed = [None] * len(table.candidates), {}
+            table.predicted, table.deviation = np.full(shape, np.nan), np.full(shape, np.nan)
+            table.mean = np.empty_like(table.losses)
+            for rows in table.folds:
+                table.mean[rows] = np.delete(table.cleaned, rows, axis=0).mean(axis=0)
+        for number in range(max(len(table.candidates) for table in tables)):
+            self._fit_candidate(number, [table for table in tables if number < len(table.candidates)])
 
-    def _weigh(self, residual_MRJ: np.ndarray, deviation_MRJ: np.ndarray, losses_RJ: np.ndarray) -> None:
-        scale_J = losses_RJ.std(axis=0)
-        scale_J = np.where(scale_J > 0, scale_J, 1.0)
-        errors_MN = (residual_MRJ / scale_J).reshape(len(residual_MRJ), -1)
-        self.inner_error_ = np.mean(errors_MN**2, axis=1)
-        self.weights_ = stacking_weights(errors_MN.T)
-        self.inner_deviation_ = np.sqrt(np.mean(residual_MRJ**2, axis=1))
-        deviation_MRJ = np.where(np.isnan(deviation_MRJ), self.inner_deviation_[:, None], deviation_MRJ)
-        weights = self.weights_[:, None, None]
-        residual_RJ = np.sum(weights * residual_MRJ, axis=0)
-        self.correlation_ = shrunk_correlation(residual_RJ)
-        deviation_RJ = _blended(weights, residual_MRJ - residual_RJ, deviation_MRJ)
-        ratio = np.divide(residual_RJ, deviation_RJ, out=np.ones_like(residual_RJ), where=deviation_RJ > 0)
-        rows = len(losses_RJ)
-        self.calibration_ = float(np.sqrt((DOUBT + rows * np.mean(ratio**2)) / (DOUBT + rows)))
+    def _fit_candidate(self, number: int, tables: list[_Table]) -> None:
+        regressor, features = tables[0].candidates[number]
+        jobs, places = [], []
+        for table in tables:
+            for rows in (np.empty(0, int), *table.folds):
+                kept = np.setdiff1d(np.arange(len(table.losses)), rows)
+                part = self._part(features, _Inputs(table.design[kept], len(self.evaluated))(table.design))
+                jobs.append((part[kept], table.cleaned[kept]))
+                places.append((table, rows, part[rows]))
+        for (table, rows, part), job, fitted in zip(places, jobs, fit_many(regressor, jobs), strict=True):
+            if not len(rows):
+                table.fitted[number] = fitted
+                continue
+            mean, table.deviation[number, rows] = predict_with_deviation(fitted, part)
+            if not np.isfinite(mean).all():
+                table.failed[number] = "predicted a loss that is not finite"
+            table.predicted[number, rows] = np.clip(mean, *_extended(job[1]))
+
+    def _clean_again(self, table: _Table) -> bool:
+        """Replaces outlying losses by what the blend predicts of them; whether these are others than before."""
+        blend, _, outliers = self._out_of_fold(table)
+        found = np.zeros(table.losses.shape, bool)
+        for one in outliers:
+            found[one.row, one.target] = True
+        before = table.cleaned != table.losses
+        table.cleaned = np.where(found, blend, table.losses)
+        return bool((before != found).any())
+
+    def _out_of_fold(self, table: _Table) -> tuple[np.ndarray, np.ndarray, list[Outlier]]:
+        """Predictions [R, J] of rows that the blend had not seen, their deviations, and losses that do not fit."""
+        predicted = np.nan_to_num(table.predicted)  # of a candidate that failed, whose weight is zero
+        typical_M1J = np.sqrt(np.mean((predicted - table.cleaned) ** 2, axis=1))[:, None]
+        deviation = np.where(np.isnan(table.deviation), typical_M1J, table.deviation)
+        blend, expected = _blended(self._weights(table), table.mean, predicted, deviation, table.cleaned.std(axis=0))
+        return blend, expected, find_outliers(table.losses - blend, robust_spread(table.losses), expected)
+
+    def _errors(self, table: _Table) -> np.ndarray:
+        """Out-of-fold errors of the candidates in units of each target's standard deviation, [M, R, J]."""
+        scale_J = table.cleaned.std(axis=0)
+        return (table.predicted - table.cleaned) / np.where(scale_J > 0, scale_J, 1.0)
+
+    def _weights(self, table: _Table) -> np.ndarray:
+        """[M, J]; a candidate that failed has none."""
+        used = [m for m in range(len(table.candidates)) if m not in table.failed]
+        if not used:
+            raise UserError("no candidate of `auto` could be fitted: " + "; ".join(table.failed.values()))
+        errors = self._errors(table)[used]
+        best_J = np.sqrt((errors**2).sum(axis=1).min(axis=0))
+        each = errors / np.where(best_J > 0, best_J, 1.0)
+        common = stacking_weights(each.reshape(len(used), -1).T, SHRINKAGE)
+        weights = np.zeros((len(table.candidates), errors.shape[2]))
+        for j in range(errors.shape[2]):
+            weights[used, j] = stacking_weights(errors[:, :, j].T, SHRINKAGE, common)
+        blend = np.sum(weights[:, None] * np.nan_to_num(table.predicted), axis=0)
+        return weights * _believed(blend - table.mean, table.cleaned - table.mean)
+
+    def _blend(self, table: _Table) -> Self:
+        """A fitted clone."""
+        one = clone(self)
+        kept = [m for m in range(len(table.candidates)) if m not in table.failed]
+        blend, deviation, one.outliers_ = self._out_of_fold(table)
+        one.design_shape_ = table.design.shape[1:]
+        one.chosen_ = tuple(table.candidates[m][1] for m in kept)
+        one.regressors_ = [table.fitted[m] for m in kept]
+        one.failed_ = {
+            f"{type(table.candidates[m][0]).__name__}({table.candidates[m][1]})": why for m, why in table.failed.items()
+        }
+        one.weights_ = self._weights(table)[kept]
+        one.inner_error_ = np.mean(self._errors(table)[kept] ** 2, axis=1)
+        one.inner_deviation_ = np.sqrt(np.mean((table.predicted[kept] - table.cleaned) ** 2, axis=1))
+        one.mean_, one.spread_ = table.cleaned.mean(axis=0), table.cleaned.std(axis=0)
+        one.lowest_, one.highest_ = _extended(table.cleaned)
+        one.inputs_ = _Inputs(table.design, len(self.evaluated))
+        one.support_ = Support(self._mixtures(table.design))
+        one.out_of_fold_, one.out_of_fold_deviation_ = table.cleaned - blend, deviation
+        one.correlation_ = shrunk_correlation(one.out_of_fold_)
+        one.calibration_ = calibration(one.out_of_fold_, one.out_of_fold_deviation_)
+        return one
+
+    def _trust(self, design: np.ndarray) -> np.ndarray:
+        """How much of the difference to the mean is believed, [C]: all of it as near to a run as runs are to others."""
+        distance = self.support_.distance(self._mixtures(design))
+        return np.minimum(1, self.support_.spacing / np.maximum(distance, 1e-12)) ** 2
 
 
-def _has_law(design: np.ndarray, losses: np.ndarray) -> bool:
-    """Whether a mixing law can be told from these rows: with few it goes through them, and anywhere beyond."""
-    return len(losses) >= 2 * (1 + design.shape[-1]) and bool((losses > 0).all())
-
-
-def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE) -> np.ndarray:
-    """Weights [M] on the simplex of least squared blended error plus `shrinkage` times distance from equal weights.
+def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE, centre: np.ndarray | None = None) -> np.ndarray:
+    """Weights [M] on the simplex of least squared blended error plus `shrinkage` times squared distance from a centre.
 
     Args:
       errors: [N, M], out-of-fold errors of M candidates in a common unit.
       shrinkage: in units of the best candidate's sum of squared errors.
+      centre: [M], weights to be near to; equal ones by default.
     """
     n_candidates = errors.shape[1]
+    centre = np.full(n_candidates, 1 / n_candidates) if centre is None else centre
     unit = np.sqrt((errors**2).sum(axis=0).min())
     if unit == 0:
         return np.eye(n_candidates)[(errors**2).sum(axis=0).argmin()]
     pull = np.sqrt(shrinkage) * np.eye(n_candidates)
     heavy = np.full((1, n_candidates), 1e4)  # the weights sum to one, to eight digits
     rows = np.vstack([errors / unit, pull, heavy])
-    goal = np.concatenate([np.zeros(len(errors)), np.full(n_candidates, np.sqrt(shrinkage) / n_candidates), [1e4]])
+    goal = np.concatenate([np.zeros(len(errors)), np.sqrt(shrinkage) * centre, [1e4]])
     weights, _ = nnls(rows, goal)
     return weights / weights.sum()
 
 
-def _blended(weights: np.ndarray, offsets: np.ndarray, deviations: np.ndarray) -> np.ndarray:
-    """Standard deviation of a mixture of distributions with these offsets from its mean."""
-    return np.sqrt(np.sum(weights * (deviations**2 + offsets**2), axis=0))
+def _believed(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Part of the predicted differences to the mean that out-of-fold rows bear out, by target, [J], between 0 and 1.
+
+    The slope of observed [R, J] on predicted differences [R, J], minus one standard error of it.
+    """
+    squares = np.maximum((predicted**2).sum(axis=0), 1e-300)
+    error = np.sqrt((predicted**2 * (observed - predicted) ** 2).sum(axis=0))
+    return np.clip(((predicted * observed).sum(axis=0) - CAUTION * error) / squares, 0, 1)
+
+
+def _blended(
+    weights_MJ: np.ndarray, mean: np.ndarray, predicted_MCJ: np.ndarray, deviation_MCJ: np.ndarray, spread_J: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, [C, J] both, of a mixture of distributions; what is left of one is the mean's."""
+    weights, rest = weights_MJ[:, None], 1 - weights_MJ.sum(axis=0)
+    blend = mean + np.sum(weights * (predicted_MCJ - mean), axis=0)
+    variance = np.sum(weights * (deviation_MCJ**2 + (predicted_MCJ - blend) ** 2), axis=0)
+    return blend, np.sqrt(np.maximum(variance + rest * (spread_J**2 + (mean - blend) ** 2), 1e-24))
+
+
+class _Inputs:
+    """Brings designs to what was covered by the proxy runs that a blend is fitted on.
+
+    Features count as far as `BEYOND` outside of their range. The weight of a domain that hardly varies, or in a single
+    run only, is set to its mean: it would explain whatever else was odd about that run.
+
+    Args:
+      design: that is fitted on.
+      n_evaluated: number of own columns that come before the mixture.
+    """
+
+    def __init__(self, design: np.ndarray, n_evaluated: int):
+        self.low, self.high = (bound.copy() for bound in _extended(design))
+        mixtures = design if design.ndim == 2 else design[:, 0, n_evaluated:]
+        off = np.sort(np.abs(mixtures - np.median(mixtures, axis=0)), axis=0)
+        spread = np.sqrt(np.mean(off[:-1] ** 2, axis=0))  # without the run that is farthest off
+        self.unused = spread <= HARDLY * np.median(spread)
+        fixed = np.flatnonzero(self.unused) + (0 if design.ndim == 2 else n_evaluated)
+        self.low[..., fixed] = self.high[..., fixed] = design.mean(axis=0)[..., fixed]
+
+    def __call__(self, design: np.ndarray) -> np.ndarray:
+        """The design as candidates are given it."""
+        return np.clip(design, self.low, self.high)
+
+
+def _extended(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The range of each column, extended by `BEYOND` of it on both sides."""
+    low, high = table.min(axis=0), table.max(axis=0)
+    return low - BEYOND * (high - low), high + BEYOND * (high - low)

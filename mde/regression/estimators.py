@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.dummy import DummyRegressor
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError, unknown
@@ -21,6 +20,7 @@ from mde.regression.designs import check_fit, check_predict, own
 from mde.regression.features import evaluated_parts
 from mde.regression.gaussian_process import GaussianProcess
 from mde.regression.laws import BiMix, MixingLaw, PowerLaw
+from mde.regression.mean import Mean
 from mde.regression.ridge import Ridge
 
 THREADS = 2  # that fit trees, each those of a target
@@ -101,14 +101,6 @@ class Alone(RegressorMixin, BaseEstimator):
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
         return check_predict(X, self.design_shape_)[:, :, 0].copy()
-
-
-class Mean(DummyRegressor):
-    """Always the mean of the observations it was fitted on."""
-
-    def predict(self, X: npt.ArrayLike) -> np.ndarray:
-        """Losses [C, J], nats per token."""
-        return super().predict(X).reshape(len(np.asarray(X)), -1)  # scikit-learn drops the axis of a single target
 
 
 class Residual(RegressorMixin, BaseEstimator):

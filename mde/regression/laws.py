@@ -4,27 +4,32 @@ Each law says which design it takes. Losses may be in any unit: what is fitted t
 that factor, but for a power law, which has no coefficient of its own, and for a Huber loss.
 """
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
 from mde.regression import batched
 from mde.regression.designs import check_fit, check_predict
+from mde.regression.robust import robust_spread
 
-FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # starts: what remains, as a share of the least loss observed
-LEAST_FREE = 0.01  # of a direction that a group alone decides, how much the other rows are taken to know of it
-SPIKE = 40.0  # a wider range of exponents is a needle around one run: a factor e for every 2.5% of share
+FLOORS = (0.01, 0.05, 0.2, 0.6, 2.0)  # starts: how far below the lowest loss the floor is, in ranges of the losses
+HIGHEST = 3.0  # what a law says of one domain alone, above its floor, in ranges of the observed losses, at most
+PULL = 0.01  # what one standard deviation of effect counts in a fit, in standard deviations of the losses
+RIDGE = 1e-3  # of the linear fits that the search starts from
 
 
 class MixingLaw(RegressorMixin, BaseEstimator):
     """The data mixing law, `loss = c + k * exp(t . λ)` with c and k positive (arXiv 2403.16952, equation 7).
 
-    Shares sum to one, so k is told apart from t by letting t sum to zero. The design is the mixtures, [R, K].
+    Weights sum to one, so k is told apart from t by letting t sum to zero. The design is the mixtures, [R, K]. The
+    law is convex, so its largest value is at a corner of the simplex: there it is at most `HIGHEST` times the range of
+    the observed losses above its floor, so that no prediction explodes. A weak pull of the exponents towards each
+    other decides where the runs do not.
 
     Args:
       huber: residual, in the unit of the losses, beyond which the loss of the fit is linear. Infinity is least
@@ -41,58 +46,45 @@ class MixingLaw(RegressorMixin, BaseEstimator):
             raise UserError(
                 f"a mixing law takes mixtures (features 'lambda'), [R, K], not a design of shape {design.shape}"
             )
-        if (losses <= 0).any():
-            raise UserError(f"a mixing law takes positive losses, not {losses.min():.4g}")
-        starts = np.concatenate([self._start(design, losses, share) for share in FLOORS])
+        top_J = np.log(HIGHEST * np.maximum(np.ptp(losses, axis=0), 1e-9))
+        pull_J = PULL * losses.std(axis=0)
+        centre = (np.eye(design.shape[1]) - 1 / design.shape[1]) * design.std(axis=0)
 
         def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            with np.errstate(over="ignore"):
-                floor = np.exp(parameters[:, :1])
-                term = np.exp(parameters[:, 1:] @ design.T)
-            slopes = np.concatenate(
-                [np.repeat(floor[:, :, None], len(design), axis=1), term[:, :, None] * design[None]], axis=2
+            """Predictions of the runs, and after them the pulls on the exponents, which should be zero."""
+            top, pull = top_J[which % len(top_J), None], pull_J[which % len(pull_J), None]
+            corners, bend = top - np.logaddexp(0, parameters[:, 1:]), -special.expit(parameters[:, 1:])
+            floor = parameters[:, :1]
+            term = np.exp(corners @ design.T)
+            slopes = term[:, :, None] * design * bend[:, None]
+            pulls = pull[:, None] * centre.T * bend[:, None]
+            ones = np.ones((len(which), len(design), 1))
+            zeros = np.zeros((len(which), len(centre), 1))
+            return (
+                np.hstack([floor + term, pull * (corners @ centre)]),
+                np.concatenate([np.dstack([ones, slopes]), np.dstack([zeros, pulls])], axis=1),
             )
-            return floor + term, slopes
 
-        found = self._fitted(law, losses, starts, np.inf)
+        observed = np.vstack([losses, np.zeros((design.shape[1], losses.shape[1]))])
+        starts = np.concatenate([self._start(design, losses, part) for part in FLOORS])
+        found = self._fitted(law, observed, _below(starts, top_J), np.inf)
         if np.isfinite(self.huber):
             # A run that diverged holds least squares fast; flat laws at the median do not see it.
-            starts = np.vstack([found, *(self._flat(design, losses, share) for share in (0.3, 0.8))])
-            found = self._fitted(law, losses, starts, self.huber)
-        exponents_JK = found[:, 1:]
+            flat = np.vstack([self._flat(design, losses, part) for part in (1.0, 5.0)])
+            starts = np.vstack([found, _below(flat, top_J)])
+            found = self._fitted(law, observed, starts, self.huber)
+        exponents_JK = top_J[:, None] - np.logaddexp(0, found[:, 1:])
         mean_J = exponents_JK.mean(axis=1)
-        self.floor_, self.factor_ = np.exp(found[:, 0]), np.exp(mean_J)
+        self.floor_, self.factor_ = found[:, 0], np.exp(mean_J)
         self.exponents_ = (exponents_JK - mean_J[:, None]).T
         self.design_shape_ = design.shape[1:]
-        predicted_JR, slopes = law(found, np.arange(len(found)))
-        self.residual_, self.tangent_ = (losses.T - predicted_JR).T, _basis(slopes)
         return self
-
-    def left_out(self, groups: Sequence[np.ndarray]) -> np.ndarray:
-        """What each row's loss misses its prediction by when its group of rows is left out, [R, J], without a refit.
-
-        As for a linear model, which the law is taken for at its fit: least squares without a group F have the residuals
-        (I - H_FF)^-1 r_F there, H the projection onto the law's tangent.
-        """
-        check_is_fitted(self)
-        found = np.empty_like(self.residual_)
-        for rows in groups:
-            tangent_JFP = self.tangent_[:, rows]
-            free_JF, axes_JFF = np.linalg.eigh(np.eye(len(rows)) - tangent_JFP @ tangent_JFP.swapaxes(1, 2))
-            turned = np.einsum("jfe,fj->je", axes_JFF, self.residual_[rows]) / np.maximum(free_JF, LEAST_FREE)
-            found[rows] = np.einsum("jfe,je->fj", axes_JFF, turned)
-        return found
-
-    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """`left_out` of single rows, [R, J], and NaN for its deviation, which a law does not know."""
-        found = self.left_out(list(np.arange(len(self.residual_))[:, None]))
-        return found, np.full_like(found, np.nan)
 
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
         design = check_predict(X, self.design_shape_)
-        # As it was fitted: k belongs to every share, which tells when rows sum to one only nearly.
+        # As it was fitted: k belongs to every weight, which tells when rows sum to one only nearly.
         return self.floor_ + np.exp(design @ (self.exponents_ + np.log(self.factor_)))
 
     def jax_predict(self) -> Any:
@@ -104,27 +96,29 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         return lambda mixture: self.floor_ + jnp.exp(mixture @ exponents_KJ)
 
     @staticmethod
-    def _start(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
-        """[J, 1 + K]: with c known, the logarithm is linear."""
-        floor_J = losses.min(axis=0) * max(share, 1e-3)
-        exponents_KJ = np.linalg.lstsq(design, np.log(losses - floor_J), rcond=1e-6)[0]
-        return np.hstack([np.log(floor_J)[:, None], exponents_KJ.T])
+    def _start(design: np.ndarray, losses: np.ndarray, part: float) -> np.ndarray:
+        """[J, 1 + K]: with c known, the logarithm is linear; a small ridge where there are few runs."""
+        floor_J = losses.min(axis=0) - part * np.maximum(np.ptp(losses, axis=0), 1e-9)
+        logs = np.log(losses - floor_J)
+        level_J = logs.mean(axis=0)
+        k = design.shape[1]
+        normal = design.T @ design + RIDGE * len(design) / k * np.eye(k)
+        exponents_JK = np.linalg.solve(normal, design.T @ (logs - level_J)).T
+        return np.hstack([floor_J[:, None], exponents_JK + level_J[:, None]])
 
     @staticmethod
-    def _fitted(law: batched.Model, losses: np.ndarray, starts: np.ndarray, huber: float) -> np.ndarray:
-        """The best of the starts, [J, 1 + K], spikes only where there is nothing else."""
-        n_targets = losses.shape[1]
-        found, value = batched.least_squares(law, np.tile(losses.T, (len(starts) // n_targets, 1)), starts, huber)
-        spike = np.ptp(found[:, 1:], axis=1) > SPIKE
-        return _best(found, np.where(spike, value.max(initial=0) + value, value), n_targets)
+    def _fitted(law: batched.Model, observed: np.ndarray, starts: np.ndarray, huber: float) -> np.ndarray:
+        """The best of the starts, [J, 1 + K]."""
+        n_targets = observed.shape[1]
+        repeated = np.tile(observed.T, (len(starts) // n_targets, 1))
+        return _best(*batched.least_squares(law, repeated, starts, huber), n_targets)
 
     @staticmethod
-    def _flat(design: np.ndarray, losses: np.ndarray, share: float) -> np.ndarray:
-        """[J, 1 + K]: the median everywhere, this share of it as floor."""
+    def _flat(design: np.ndarray, losses: np.ndarray, part: float) -> np.ndarray:
+        """[J, 1 + K]: the median everywhere, the floor so many robust deviations below it."""
         median_J1 = np.median(losses, axis=0)[:, None]
-        return np.hstack(
-            [np.log(share * median_J1), np.repeat(np.log((1 - share) * median_J1), design.shape[1], axis=1)]
-        )
+        depth_J1 = part * np.maximum(robust_spread(losses), 1e-9)[:, None]
+        return np.hstack([median_J1 - depth_J1, np.repeat(np.log(depth_J1), design.shape[1], axis=1)])
 
 
 class PowerLaw(RegressorMixin, BaseEstimator):
@@ -257,10 +251,10 @@ def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]
     return design.transpose(1, 0, 2)
 
 
-def _basis(slopes: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns of each matrix [J, R, P]; zeros for directions that nothing depends on."""
-    left_JRP, values_JP, _ = np.linalg.svd(slopes, full_matrices=False)
-    return left_JRP * (values_JP > 1e-9 * values_JP[:, :1])[:, None]
+def _below(starts: np.ndarray, top_J: np.ndarray) -> np.ndarray:
+    """Parameters whose corners, [B, 1 + K], lie below the highest allowed: softplus distances from there."""
+    top_B1 = np.tile(top_J, len(starts) // len(top_J))[:, None]
+    return np.hstack([starts[:, :1], np.log(np.expm1(np.clip(top_B1 - starts[:, 1:], 0.05, 300)))])
 
 
 def _best(found: np.ndarray, value: np.ndarray, n_targets: int) -> np.ndarray:

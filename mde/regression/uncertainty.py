@@ -131,3 +131,22 @@ def _check_tables(design: np.ndarray, observed: np.ndarray) -> None:
         raise UserError(f"{len(design)} rows of features for {len(observed)} observations")
     if len(observed) < 6:
         raise UserError(f"{len(observed)} observations: expected at least 6, to be fitted again on a part of them")
+
+
+def calibration(
+    residual_RJ: np.ndarray, deviation_RJ: np.ndarray, level: float = 0.9, belief: float = 8.0
+) -> np.ndarray:
+    """What standard deviations are multiplied by, by target, [J], so that normal intervals hold new runs at this level.
+
+    The quantile of each target's own out-of-fold ratios of error to deviation, with all targets' ratios mixed in as if
+    they were `belief` more rows, one row more than there are, as in conformal prediction (Vovk et al., 2005).
+    """
+    rows, targets = residual_RJ.shape
+    ratio = np.divide(np.abs(residual_RJ), deviation_RJ, out=np.zeros_like(residual_RJ), where=deviation_RJ > 0)
+    values = np.concatenate([ratio, np.repeat(ratio.reshape(-1, 1), targets, axis=1)])
+    weights = np.concatenate([np.ones(rows), np.full(ratio.size, belief / ratio.size)])
+    needed = min(level * (rows + belief + 1), rows + belief)
+    order = np.argsort(values, axis=0)
+    reached = np.cumsum(weights[order], axis=0) >= needed - 1e-9
+    found = np.take_along_axis(np.take_along_axis(values, order, axis=0), reached.argmax(axis=0)[None], axis=0)[0]
+    return np.maximum(found / norm.ppf((1 + level) / 2), 1e-3)
