@@ -29,8 +29,8 @@ def half_sample_refits(
     """Clones that are each fitted on half of the mixtures: the spread of their answers is that of an answer.
 
     Halves are drawn without replacement: the delete-d jackknife with d = G / 2 of G mixtures (Shao and Wu, Annals of
-    Statistics, 1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies of
-    a row, so that a regressor which tunes itself by cross-validation tunes itself honestly; replicates, runs of one
+    Statistics, 1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies
+    of a row, so that a regressor which tunes itself by cross-validation tunes itself honestly; replicates, runs of one
     mixture, stay together.
 
     Args:

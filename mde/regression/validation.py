@@ -183,7 +183,7 @@ def judge(
     goal = np.where(np.isnan(truth[:, objective > 0]).any(axis=1), np.nan, observed @ objective)
     overall, by_domain, errors = [], [], {}
     for method in methods:
-        label = dict(zip(("regressor", "features"), method, strict=True))
+        label: dict[str, Any] = dict(zip(("regressor", "features"), method, strict=True))
         if method in failed:
             overall.append(label | {"n": 0, "failed": failed[method]})
             by_domain += [label | {"domain": domain} for domain in domains]
