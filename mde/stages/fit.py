@@ -156,7 +156,8 @@ def fit(
         )
     if best == MEAN:
         print(choice.NOTHING)
-    print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}, Spearman {spearman:.3f}")
+    ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
+    print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
     if noise:
         print(choice.told_of_noise(noise, mse))
     if best[0] == "auto":

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from mde.errors import UserError
-from mde.regression.power import power_of_seeds, seeds_needed
+from mde.regression.power import power_of_seeds, proxy_runs_needed, seeds_needed
 
 
 @pytest.mark.parametrize(("seeds", "difference", "comparisons"), [(3, 3.0, 1), (5, 2.0, 1), (8, 2.5, 3), (20, 0.9, 1)])
@@ -46,5 +46,27 @@ def test_bad_arguments():
         seeds_needed(-1, 0.1)
     with pytest.raises(UserError, match="power"):
         seeds_needed(1, 0.1, power=0.01)
-    with pytest.raises(UserError, match="1,000,000 seeds"):
+    with pytest.raises(UserError, match="1,000,000 runs"):
         seeds_needed(1, 1e-6)
+
+
+def test_proxy_runs_needed_is_that_of_simulated_regressions():
+    """Least squares on λ of 4 domains (5 parameters with the intercept, of which the simplex leaves 4)."""
+    noise, difference, domains = 0.05, 0.06, 4
+    runs = proxy_runs_needed(noise, difference, domains)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2000):
+        design = rng.dirichlet(np.ones(domains), runs)
+        # two mixtures of the swarm's own kind, the second worse by the difference
+        first, second = rng.dirichlet(np.ones(domains), 2)
+        contrast = second - first
+        slopes = difference * contrast / (contrast @ contrast)
+        losses = design @ slopes + noise * rng.normal(size=runs)
+        fitted, squares, *_ = np.linalg.lstsq(design, losses, rcond=None)
+        variance = squares[0] / (runs - domains)
+        error = np.sqrt(variance * contrast @ np.linalg.inv(design.T @ design) @ contrast)
+        found.append(abs(contrast @ fitted) > stats.t.ppf(0.975, runs - domains) * error)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.08)
+    assert proxy_runs_needed(0.0, difference, domains) == domains + 1
+    assert proxy_runs_needed(noise, difference / 2, domains) > 3 * runs
