@@ -75,8 +75,8 @@ def design(
       comparisons: with how many baselines the recommended mixture will be compared, for Holm's correction.
 
     Raises:
-      UserError: no domains; neither an output nor a difference; no noise; settings or constraints that make no sense, or
-        that too few draws obey.
+      UserError: no domains; neither an output nor a difference; no noise; settings or constraints that make no sense,
+        or that too few draws obey.
     """
     if difference is not None:
         print(_needed(difference, noise, comparisons, tokens, prior))
