@@ -17,6 +17,7 @@ CLEARLY = 2  # standard errors by which a difference is clear
 TWICE = 2  # times the error of the best at which a method is passed over, however uncertain the errors are
 SHOWN = 10  # outlying runs, or names of domains, in a message
 NOTHING = "nothing to learn: no regressor predicts better than the mean"
+UNCLEAR = "not clear whether there is anything to learn: the best regressor is within two standard errors of the mean"
 
 
 def choose(judged: Judgement, methods: Sequence[Method], designs: Mapping[str, np.ndarray]) -> Method:
@@ -82,6 +83,14 @@ def _with_failure(judged: Judgement, method: Method, why: str) -> Judgement:
 def _of(table: pd.DataFrame, method: Method) -> pd.Series:
     """Which rows are of a method."""
     return (table["regressor"] == method[0]) & (table["features"] == method[1])
+
+
+def told_of_mean(judged: Judgement, chosen: Method) -> list[str]:
+    """A line where the chosen method is the mean, or not clearly better than it."""
+    if chosen == MEAN:
+        return [NOTHING]
+    found = validation.compare(judged.rounds[[MEAN, chosen]], judged.ratio)
+    return [] if found["excess"][MEAN] > CLEARLY * found["error"].fillna(0)[MEAN] else [UNCLEAR]
 
 
 def unresponsive(judged: Judgement, chosen: Method, methods: Sequence[Method]) -> list[str]:

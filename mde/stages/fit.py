@@ -154,8 +154,8 @@ def fit(
             f"{len(unresponsive)} of {len(inputs.domains)} evaluation domains do not respond to the mixture: no better "
             f"than the mean on {choice.listed(unresponsive)}"
         )
-    if best == MEAN:
-        print(choice.NOTHING)
+    for line in choice.told_of_mean(judged, best):
+        print(line)
     ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
     print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
     if noise:

@@ -45,15 +45,21 @@ def fit(tmp_path, capsys):
 
 
 def test_shuffled_losses_have_nothing_to_learn(fit):
+    """Some are predicted a little better than by the mean, by luck; then that is said not to be clear."""
     mixtures, losses = swarm(32)
-    shuffled = losses.sample(frac=1, random_state=3).set_axis(losses.index)
-    study, said = fit(mixtures, shuffled)
-    assert "nothing to learn: no regressor predicts better than the mean" in said
-    chosen = study.read_json("fit/choice.json", "fit")
-    assert (chosen["regressor"], chosen["features"]) == ("mean", "lambda")
-    table = findings.regressors(study).set_index("group")
-    assert table.loc["mean", "mse"] <= table["mse"].min()
-    assert "nothing to learn" in str(tables.regressors(study))
+    choices = []
+    for seed in range(6):
+        study, said = fit(mixtures, losses.sample(frac=1, random_state=seed).set_axis(losses.index))
+        chosen = study.read_json("fit/choice.json", "fit")
+        choices.append(chosen["regressor"])
+        assert (choice.NOTHING in said) == (chosen["regressor"] == "mean")
+        assert choice.NOTHING in said or choice.UNCLEAR in said
+        table = findings.regressors(study).set_index("group")
+        if chosen["regressor"] == "mean":
+            assert table.loc["mean", "mse"] <= table["mse"].min()
+            assert "nothing to learn" in str(tables.regressors(study))
+    assert "mean" in choices
+    assert choice.UNCLEAR not in fit(mixtures, losses)[1]
 
 
 def test_an_outlying_run_is_named_not_scored_and_left_out_when_asked(fit):
