@@ -96,7 +96,8 @@ def test_a_handful_of_observations_is_fitted_and_fewer_are_refused(files, tmp_pa
     mixtures.iloc[:rows].to_csv(tmp_path / "m.csv")
     losses.loc[mixtures.index[:rows]].to_csv(tmp_path / "l.csv")
     cli.main(["fit", f"--study={tmp_path}/study", *pair, "--repeats=3", "--regressors=ridge"])
-    assert "chosen: ridge" in capsys.readouterr().out
+    # with 2 mixtures to fit on there is nothing better than their mean
+    assert f"chosen: {'mean' if rows == 5 else 'ridge'} on" in capsys.readouterr().out
     mixtures.iloc[:4].to_csv(tmp_path / "m.csv")
     losses.loc[mixtures.index[:4]].to_csv(tmp_path / "l.csv")
     with pytest.raises(SystemExit):
