@@ -9,6 +9,8 @@ that less is better of all.
 
 import csv
 import io
+import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,14 @@ IDS = ("run", "run_id", "index")
 IGNORED = ("name", "index")
 INCOMPLETE = ("refuse", "drop")
 AFFIXES = (("train_", ""), ("metric/", "_val_loss"))
+# What is in tables of runs and is no loss, by name; and by size: no loss in nats or bits is so large.
+COUNTS = {
+    *("model_size", "size", "n_params", "num_params", "params", "parameters", "n_parameters", "non_embedding_params"),
+    *("n_tokens", "num_tokens", "tokens", "train_tokens", "step", "steps", "n_steps", "num_steps", "global_step"),
+    *("seed", "data_seed", "flops", "train_flops", "epoch", "epochs", "batch_size", "seq_len", "n_layers", "d_model"),
+}
+FAR = 1000.0
+ACCURACIES = {"acc", "accuracy", "exact_match", "em", "f1", "win_rate", "winrate", "bleu", "rouge"}
 ROUNDED = 0.01  # how far the sum of published shares may be from 1: they are rounded
 
 
@@ -61,6 +71,7 @@ def read_swarm(
     higher: Sequence[str] = (),
     incomplete: str = "refuse",
     ignore: Sequence[str] = (),
+    lower: Sequence[str] = (),
 ) -> Swarm:
     """Mixtures [R, K] and losses [R, J] of the same runs, in the order of the mixtures.
 
@@ -70,14 +81,17 @@ def read_swarm(
       higher: columns of the losses of which more is better, between 0 and 1, by names or patterns; they become errors.
       incomplete: `refuse` or `drop` a run that only one of the files has, or that has no number in some column.
       ignore: columns that are no domains, if they are there, by names or patterns.
+      lower: columns that are losses, whatever they look like, by names or patterns.
 
     Raises:
-      UserError: a file that `read_mixtures` refuses; an incomplete run, or none that is complete; a metric in `higher`
-        that is not there, or not between 0 and 1.
+      UserError: a file that `read_mixtures` does not accept; an incomplete run, or none that is complete; a metric in
+        `higher` that is not there, or not between 0 and 1; columns that look like counts, or like accuracies, and are
+        named neither in `higher` nor in `lower`.
     """
     if incomplete not in INCOMPLETE:
         raise unknown("value of incomplete", incomplete, INCOMPLETE)
     trained, observed = (_read(path, "", ignore, advice=True) for path in (mixtures, losses))
+    _check_columns(trained, observed, higher, lower, mixtures, losses)
     gaps = _gaps(trained.values, observed.values, mixtures, losses)
     kept = [run for run in trained.values.index if run not in gaps]
     if gaps and incomplete == "refuse":
@@ -232,6 +246,60 @@ def _read(path: epath.PathLike, where: str, ignore: Sequence[str] = (), advice: 
         [_number(path, run, header[i], line[i], advice) for i in used] for run, line in zip(runs, lines, strict=True)
     ]
     return Table(pd.DataFrame(rows, pd.Index(runs, name="run"), list(columns)), id_column, columns)
+
+
+def _check_columns(
+    trained: Table,
+    observed: Table,
+    higher: Sequence[str],
+    lower: Sequence[str],
+    mixtures: epath.PathLike,
+    losses: epath.PathLike,
+) -> None:
+    """Raises UserError at columns that are no mixture weights or no losses by their look."""
+    said = matching(f"metric in lower, column of {losses}", lower, observed.columns)
+    told = {*said, *matching(f"metric in higher, column of {losses}", higher, observed.columns)}
+    if both := [name for name in said if any(matches(name, pattern) for pattern in higher)]:
+        raise UserError(f"column {both[0]!r} is named in both --higher and --lower")
+    for table, path, what in ((trained, mixtures, "mixture weight"), (observed, losses, "loss")):
+        known = told if table is observed else set()
+        odd = [name for name in table.columns if name not in known and _is_count(name, table.values[name])]
+        if odd:
+            first = table.values[odd[0]]
+            more = f" (and {len(odd) - 1} more columns)" if odd[1:] else ""
+            keep = ", or --lower=... if they are losses" if table is observed else ""
+            raise UserError(
+                f"{path}: column {odd[0]!r}{more} is no {what}: values from {first.min():g} to {first.max():g}; "
+                f"--ignore={','.join(table.columns[name] for name in odd)} leaves it out{keep}"
+            )
+    accuracies = [name for name in observed.columns if name not in told and _is_accuracy(name, observed.values[name])]
+    if accuracies:
+        names = ",".join(accuracies)
+        percent = bool((observed.values[accuracies].to_numpy() > 1).any())
+        raise UserError(
+            f"{losses}: {', '.join(map(repr, accuracies))} look like accuracies; say --higher={names} if more is better"
+            f"{' (and divide percentages by 100)' if percent else ''}, or --lower={names} if less is"
+        )
+
+
+def _is_count(name: str, values: pd.Series) -> bool:
+    """Whether a column holds sizes, steps or seeds: by its values, or by its name where they are whole numbers."""
+    known = values[np.isfinite(values)]
+    if known.empty:
+        return False
+    named = "_".join(_words(name)) in COUNTS and bool((known == known.round()).all())
+    return named or known.abs().median() >= FAR
+
+
+def _is_accuracy(name: str, values: pd.Series) -> bool:
+    """Whether a column has an accuracy's name and values between 0 and 1, or 0 and 100."""
+    words, known = _words(name), values[np.isfinite(values)]
+    named = bool(ACCURACIES & {*words, *map("_".join, itertools.pairwise(words))})
+    return (named or "pass@" in name.lower()) and bool(known.between(0, 100).all())
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z0-9]+", name.lower())
 
 
 def _with_errors(losses: Table, higher: Sequence[str], path: epath.PathLike) -> Table:

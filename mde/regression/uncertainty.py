@@ -9,10 +9,11 @@ from sklearn.base import BaseEstimator, clone
 
 from mde.errors import UserError
 from mde.regression.designs import fit_many, work
+from mde.regression.groups import group_folds, mixture_groups
 
-FEW = 32  # rows up to which every row is left out alone
+FEW = 32  # mixtures up to which every mixture is left out alone
 BATCH = 10  # refits at once
-FOLDS = 5  # parts that are left out of more rows than that
+FOLDS = 5  # parts that are left out of more mixtures than that
 BUDGET = 2e7  # entries of covariance matrices, summed over the halves, that an expensive regressor is fitted on
 MOST = 50  # refits of such a regressor, however few its rows
 
@@ -25,11 +26,12 @@ def half_sample_refits(
     seed: int = 0,
     shown: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> list[Any]:
-    """Clones that are each fitted on half of the observations: the spread of their answers is that of an answer.
+    """Clones that are each fitted on half of the mixtures: the spread of their answers is that of an answer.
 
-    Halves are drawn without replacement: the delete-d jackknife with d = R / 2 (Shao and Wu, Annals of Statistics,
-    1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies of a row, so
-    that a regressor which tunes itself by cross-validation tunes itself honestly.
+    Halves are drawn without replacement: the delete-d jackknife with d = G / 2 of G mixtures (Shao and Wu, Annals of
+    Statistics, 1989), for which the spread of the refits is that of the estimate, with no factor. They have no copies
+    of a row, so that a regressor which tunes itself by cross-validation tunes itself honestly; replicates, runs of one
+    mixture, stay together.
 
     Args:
       design: features of the observations, [R, F] or [R, J, F].
@@ -40,16 +42,17 @@ def half_sample_refits(
       shown: goes through the batches of refits, for a bar.
 
     Raises:
-      UserError: numbers of rows that do not agree, fewer than 6 observations, or no refit asked for.
+      UserError: numbers of rows that do not agree, fewer than 6 mixtures, or no refit asked for.
     """
     if n < 1:
         raise UserError(f"{n} refits, expected at least one")
-    _check_tables(design, observed)
-    half = (len(observed) + 1) // 2
-    if cost := work(estimator, half, observed.shape[1]):
+    groups = _check_tables(design, observed)
+    count = groups.max() + 1
+    half = (count + 1) // 2
+    if cost := work(estimator, (len(observed) + 1) // 2, observed.shape[1]):
         n = min(n, max(10, min(MOST, int(BUDGET / cost))))
     rng = np.random.default_rng(seed)
-    halves = [np.sort(rng.permutation(len(observed))[:half]) for _ in range(n)]
+    halves = [np.flatnonzero(np.isin(groups, rng.permutation(count)[:half])) for _ in range(n)]
     refits: list[Any] = []
     for batch in shown([halves[i : i + BATCH] for i in range(0, n, BATCH)]):
         refits += fit_many(estimator, [(design[rows], observed[rows]) for rows in batch])
@@ -67,8 +70,9 @@ def objective_intervals(
 ) -> np.ndarray:
     """Low and high objective of a run of each candidate, [C, 2], nats per token.
 
-    A regressor whose deviations are calibrated out of fold is asked for them. Another is refitted without each row, or
-    each of five folds of many rows, and its residuals make the interval, so that whatever it gets wrong is in it: CV+,
+    A regressor whose deviations are calibrated out of fold is asked for them. Another is refitted without each mixture,
+    or each of five folds of many mixtures, and its residuals make the interval, so that whatever it gets wrong is in
+    it: CV+,
     which holds a new run at least 2 level - 1 of the time and in practice about level (Barber et al., Annals of
     Statistics, 2021, theorem 1 and section 3). Ask for candidates chosen beforehand.
 
@@ -82,11 +86,11 @@ def objective_intervals(
       seed: of the folds.
 
     Raises:
-      UserError: numbers of rows or of domains that do not agree, fewer than 6 observations, an impossible level.
+      UserError: numbers of rows or of domains that do not agree, fewer than 6 mixtures, an impossible level.
     """
     if not 0 < level < 1:
         raise UserError(f"interval level {level}, expected a share between 0 and 1")
-    _check_tables(design, observed)
+    groups = _check_tables(design, observed)
     if np.shape(objective) != (observed.shape[1],):
         raise UserError(f"objective of shape {np.shape(objective)} for {observed.shape[1]} evaluation domains")
     rows = len(observed)
@@ -95,9 +99,9 @@ def objective_intervals(
         mean, deviations = fitted.predict(candidate_design, return_std=True)
         reach = norm.ppf((1 + level) / 2) * objective_deviation(fitted, deviations, objective)
         return np.stack([mean @ objective - reach, mean @ objective + reach], axis=1)
-    order = np.random.default_rng(seed).permutation(rows)
-    parts = np.array_split(order, rows if rows <= FEW else FOLDS)
-    kept = [np.setdiff1d(order, part) for part in parts]
+    count = int(groups.max()) + 1
+    parts = group_folds(groups, count if count <= FEW else FOLDS, seed)
+    kept = [np.setdiff1d(np.arange(rows), part) for part in parts]
     left_out, residual = np.empty((rows, len(candidate_design))), np.empty((rows, 1))
     for one, part in zip(fit_many(estimator, [(design[rest], observed[rest]) for rest in kept]), parts, strict=True):
         left_out[part] = one.predict(candidate_design) @ objective
@@ -126,11 +130,15 @@ def shrunk_correlation(residual: np.ndarray, belief: float = 8.0) -> np.ndarray:
     return correlation / diagonal[:, None] / diagonal
 
 
-def _check_tables(design: np.ndarray, observed: np.ndarray) -> None:
+def _check_tables(design: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """The label of each row's mixture, [R]."""
     if len(design) != len(observed):
-        raise UserError(f"{len(design)} rows of features for {len(observed)} observations")
-    if len(observed) < 6:
-        raise UserError(f"{len(observed)} observations: expected at least 6, to be fitted again on a part of them")
+        raise UserError(f"{len(design)} rows of features for {len(observed)} proxy runs")
+    groups = mixture_groups(design)
+    if (count := groups.max() + 1) < 6:
+        runs = f"{len(observed)} proxy runs" + (f" of {count} mixtures" if count != len(observed) else "")
+        raise UserError(f"{runs}: expected at least 6 mixtures, to be fitted again on a part of them")
+    return groups
 
 
 def calibration(

@@ -1,7 +1,8 @@
-"""Out-of-fold judgement: how well a regressor predicts mixtures it was not fitted on.
+"""Cross-validation: how well a regressor predicts mixtures it was not fitted on.
 
 A round is a list of splits (training rows, held-out rows) whose held-out predictions are scored together: one random
-split, or the folds of a partition. Whatever a regressor tunes, it tunes inside the training rows.
+split, or the folds of a partition. Replicates (runs of one mixture) are always on the same side of a split. Whatever a
+regressor tunes, it tunes inside the training rows.
 """
 
 import warnings
@@ -12,14 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError, reason, unknown
 from mde.regression import estimators, scores
 from mde.regression.designs import fit_many, predict_with_deviation, work
+from mde.regression.groups import replicate_variance
+from mde.regression.robust import Outlier, find_outliers, robust_spread
+from mde.regression.scores import corrected_error
 from mde.regression.uncertainty import objective_deviation
 
 Method = tuple[str, str]  # regressor, feature set
 Split = tuple[np.ndarray, np.ndarray]  # training rows, held-out rows
 Round = list[Split]
+
+MEAN: Method = ("mean", "lambda")  # the trivial baseline
+FAILURES = (ValueError, ArithmeticError, RuntimeError)  # of numbers, which a regressor may have; others are bugs
 
 # Entries of covariance matrices (rows² × targets, of each process of a blend), summed over the splits:
 BUDGET = 1e7  # that an expensive method may be fitted on
@@ -45,51 +52,75 @@ class Judgement:
     """What `judge` found.
 
     Attributes:
-      objective: a row a method: `regressor`, `features`, then the scores of `mde.regression.scores` on the objective,
-        each the mean over the rounds with its standard error (`mse`, `mse_se`, ...), and `n`, the number of rounds. The
-        rounds share their observations, so a standard error speaks of the choice of training rows, not of new
-        observations. `coverage` is NaN for regressors that do not say how sure they are.
-      domains: the same for every evaluation domain, with a column `domain`.
-      predictions: by method.
-      rounds: a row a round, a column a method: mean squared error on the objective, NaN in rounds that an expensive
-        method was not given.
+      objective: one row per method: `regressor`, `features`, then the scores of `mde.regression.scores` on the
+        objective, each the mean over the rounds with its standard error over new swarms (`mse`, `mse_se`, ...), `n`,
+        the number of rounds, and `failed`, the reason where a method failed (its scores are NaN) and empty elsewhere.
+        `coverage` is NaN for regressors that do not say how sure they are.
+      domains: the same for every evaluation domain, with a column `domain`, and by how much the mean squared error is
+        below that of always predicting the mean, `gain` and `gain_se`, where that is among the methods.
+      predictions: by method that did not fail.
+      rounds: one row per split, one column per method: mean squared error on the objective, NaN in splits that an
+        expensive method was not given; only methods that did not fail.
+      ratio: held-out rows per training row, which the standard error of a difference depends on.
+      outliers: losses that do not fit what the other runs predict, by `find_outliers`; they are not scored.
     """
 
     objective: pd.DataFrame
     domains: pd.DataFrame
     predictions: dict[Method, OutOfFold]
     rounds: pd.DataFrame
+    ratio: float
+    outliers: list[Outlier]
 
 
-def splits(n_rows: int, n_train: int, repeats: int, seed: int) -> list[Round]:
+def splits(groups: int | np.ndarray, n_train: int, repeats: int, seed: int) -> list[Round]:
     """Rounds of one random split each; fewer repeats are a prefix of more.
 
+    Args:
+      groups: a label per row, [R], from `groups.mixture_groups`; or the number of rows, all of different mixtures.
+      n_train: mixtures that are trained on.
+      repeats: number of rounds.
+      seed: of the splits.
+
     Raises:
-      UserError: fewer than 3 rows would be held out (no rank correlation), fewer than 2 trained on, or no repeat.
+      UserError: fewer than 3 mixtures would be held out (no rank correlation), fewer than 2 trained on, or no repeat.
     """
-    if n_train >= n_rows - 2 or n_train < 2:
+    labels, count = _labels(groups)
+    if n_train >= count - 2 or n_train < 2:
         raise UserError(
-            f"train_mixtures={n_train} of {n_rows} observations: expected at least 2, and at least 3 held out"
+            f"train_mixtures={n_train} of {_said(labels, count)}: expected at least 2, and at least 3 held out"
         )
-    orders = _orders(n_rows, repeats, seed)
-    return [[(np.sort(order[:n_train]), np.sort(order[n_train:]))] for order in orders]
+    orders = _orders(count, repeats, seed)
+    return [[(_rows(labels, order[:n_train]), _rows(labels, order[n_train:]))] for order in orders]
 
 
-def folds(n_rows: int, n_folds: int, repeats: int, seed: int) -> list[Round]:
+def folds(groups: int | np.ndarray, n_folds: int, repeats: int, seed: int) -> list[Round]:
     """Rounds of K-fold cross-validation, a random partition each; fewer repeats are a prefix of more.
 
-    With as many folds as rows it is leave-one-out, of which one round says everything.
+    With as many folds as mixtures it is leave-one-out, of which one round says everything.
+
+    Args:
+      groups: a label per row, [R], from `groups.mixture_groups`; or the number of rows, all of different mixtures.
+      n_folds: number of parts.
+      repeats: number of rounds.
+      seed: of the partitions.
 
     Raises:
-      UserError: fewer than 2 folds, more folds than rows, fewer than 3 rows, or no repeat.
+      UserError: fewer than 2 folds, more folds than mixtures, fewer than 3 mixtures, or no repeat.
     """
-    if not 2 <= n_folds <= n_rows or n_rows < 3:
-        raise UserError(f"{n_folds} folds of {n_rows} observations: expected at least 2, and no more than observations")
-    if n_folds == n_rows:
+    labels, count = _labels(groups)
+    if not 2 <= n_folds <= count or count < 3:
+        raise UserError(
+            f"{n_folds} folds of {_said(labels, count)}: expected at least 3 mixtures, at least 2 folds and no more "
+            "folds than mixtures"
+        )
+    if n_folds == count:
         repeats = min(repeats, 1)
-    parts = [np.array_split(order, n_folds) for order in _orders(n_rows, repeats, seed)]
-    everything = np.arange(n_rows)
-    return [[(np.setdiff1d(everything, part), np.sort(part)) for part in round_] for round_ in parts]
+    parts = [np.array_split(order, n_folds) for order in _orders(count, repeats, seed)]
+    everything = np.arange(count)
+    return [
+        [(_rows(labels, np.setdiff1d(everything, part)), _rows(labels, part)) for part in round_] for round_ in parts
+    ]
 
 
 def judge(
@@ -101,11 +132,13 @@ def judge(
     rounds: Sequence[Round],
     make: Callable[[str, str], Any] = estimators.make,
     advance: Callable[[float], Any] = lambda _: None,
+    outliers: Sequence[Outlier] | None = None,
 ) -> Judgement:
-    """Fits every method on the same splits and judges it on the rows held out.
+    """Fits every method on the same splits and scores it on the rows held out.
 
     A method sees the held-out rows' features when it predicts them, and never their losses. Methods are paired: the
-    expensive ones, on many rows, are given the first of the rounds only.
+    expensive ones, on many rows, are given the first of the rounds only. A method that raises, or predicts a number
+    that is not finite, in any split has failed.
 
     Args:
       observed: losses of the trained mixtures, [R, J], nats per token.
@@ -115,7 +148,9 @@ def judge(
       objective: weights of the evaluation domains, [J], summing to one.
       rounds: from `splits` or `folds`.
       make: regressor and feature set -> unfitted estimator.
-      advance: told again and again which part of a method has been judged since, one for each in the end.
+      advance: told again and again which part of a method is done since, one for each in the end.
+      outliers: losses that are fitted on and not scored, nor the objective of their runs; by default those far from
+        the median of the methods' predictions.
 
     Raises:
       UserError: shapes that do not fit; an unknown regressor or feature set.
@@ -125,7 +160,9 @@ def judge(
         raise UserError(
             f"observed losses {observed.shape} and objective {objective.shape} for {len(domains)} evaluation domains"
         )
-    overall, by_domain, predictions, errors = [], [], {}, {}
+    methods = list(methods)
+    held: dict[Method, Held] = {}
+    failed: dict[Method, str] = {}
     for regressor, features in methods:
         if features not in designs:
             raise unknown("feature set", features, designs)
@@ -134,35 +171,52 @@ def judge(
             raise UserError(f"feature set {features!r}: {len(design)} rows, expected {len(observed)} as observed")
         estimator = make(regressor, features)
         used = affordable(estimator, rounds, observed.shape[1])
-        held = held_out(estimator, design, observed, used, objective, advance)
-        predictions[regressor, features] = _by_row(held, observed.shape, objective)
-        label, truth = {"regressor": regressor, "features": features}, observed[held.rows]
-        errors[regressor, features] = pd.Series(np.mean(((held.mean - truth) @ objective) ** 2, axis=1))
-        overall.append(label | scores.summary(held.mean @ objective, truth @ objective, held.deviation))
-        by_domain += [
-            label | {"domain": domain} | scores.summary(held.mean[..., j], truth[..., j], held.deviations[..., j])
-            for j, domain in enumerate(domains)
-        ]
-    return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions, pd.DataFrame(errors))
+        try:
+            held[regressor, features] = held_out(estimator, design, observed, used, objective, advance)
+        except FAILURES as error:
+            failed[regressor, features] = reason(error)
+    predictions = {method: _by_row(found, observed.shape, objective) for method, found in held.items()}
+    outliers = _outliers(observed, predictions) if outliers is None else list(outliers)
+    ratio = float(np.mean([len(test) / len(train) for round_ in rounds for train, test in round_]))
+    truth = observed.copy()
+    truth[[one.row for one in outliers], [one.target for one in outliers]] = np.nan
+    goal = np.where(np.isnan(truth[:, objective > 0]).any(axis=1), np.nan, observed @ objective)
+    overall, by_domain, errors = [], [], {}
+    for method in methods:
+        label: dict[str, Any] = dict(zip(("regressor", "features"), method, strict=True))
+        if method in failed:
+            overall.append(label | {"n": 0, "failed": failed[method]})
+            by_domain += [label | {"domain": domain} for domain in domains]
+            continue
+        found = held[method]
+        errors[method] = pd.Series(found.errors(found.mean @ objective, goal))
+        score = scores.summary(found.mean @ objective, found.of(goal), found.deviation, ratio)
+        overall.append(label | score | {"failed": ""})
+        by_domain += [label | row for row in _domain_scores(found, held.get(MEAN), truth, domains, ratio)]
+    return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions, pd.DataFrame(errors), ratio, outliers)
 
 
-def compare(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Methods on the rounds that all of them were given, against the best there: a row a method, least error first.
+def compare(rounds: pd.DataFrame, ratio: float) -> pd.DataFrame:
+    """Methods on the splits that all of them were given, against the best there: one row per method, best first.
 
-    Columns: mse, its mean over these rounds; excess over the best and its standard error, from the differences in each
-    round, as rounds that are hard for one method are hard for all (zero where there is a single round).
+    Columns: mse, its mean over these splits; excess over the best and its standard error over new swarms, from the
+    differences in each split, as splits that are hard for one method are hard for all (NaN where there is one split).
 
     Args:
       rounds: errors, as in `Judgement.rounds`.
+      ratio: held-out rows per training row.
     """
     common = rounds.dropna()
     mse = common.mean().sort_values(kind="stable")
+    if mse.empty:
+        return pd.DataFrame(columns=["mse", "excess", "error"], dtype=float)
     excess = common[mse.index].sub(common[mse.index[0]], axis=0)
-    return pd.DataFrame({"mse": mse, "excess": excess.mean(), "error": excess.sem().fillna(0)})
+    error = pd.Series(corrected_error(excess.to_numpy(), ratio), mse.index)
+    return pd.DataFrame({"mse": mse, "excess": excess.mean(), "error": error})
 
 
 def in_rows(rounds: pd.DataFrame) -> pd.DataFrame:
-    """`Judgement.rounds` as a table with a row a method and round: columns regressor, features, mse."""
+    """`Judgement.rounds` as a table with one row per method and split: columns regressor, features, mse."""
     named = rounds.rename_axis(index="round", columns=["regressor", "features"])
     return pd.DataFrame({"mse": named.unstack()}).dropna().reset_index().set_index("round")
 
@@ -182,12 +236,16 @@ def learning_curve(
     repeats: int = 50,
     seed: int = 0,
     advance: Callable[[float], Any] = lambda _: None,
+    groups: np.ndarray | None = None,
+    outliers: Sequence[Outlier] | None = None,
 ) -> pd.DataFrame:
-    """`judge` on the objective with each number of training rows: its table, with a column `train`."""
+    """`judge` on the objective with each number of training mixtures: its table, with a column `train`."""
     parts = []
     for size in sizes:
-        rounds = splits(len(observed), size, repeats, seed)
-        found = judge(observed, domains, designs, methods, objective, rounds, advance=advance).objective
+        rounds = splits(len(observed) if groups is None else groups, size, repeats, seed)
+        found = judge(
+            observed, domains, designs, methods, objective, rounds, advance=advance, outliers=outliers
+        ).objective
         parts.append(found.assign(train=size))
     return pd.concat(parts, ignore_index=True)
 
@@ -205,28 +263,41 @@ def noise_floor(observed: np.ndarray, mixtures: Sequence[Any], objective: np.nda
     Raises:
       UserError: no mixture has two runs.
     """
-    values = pd.Series(np.asarray(observed) @ objective).groupby(list(mixtures))
-    counts = values.count()
-    if (counts < 2).all():
+    values = (np.asarray(observed) @ objective)[:, None]
+    variance, freedom = replicate_variance(values, pd.factorize(np.asarray(mixtures))[0])
+    if not freedom:
         raise UserError("the noise of a run takes two runs of one mixture, with other seeds")
-    return float((values.var(ddof=0) * counts)[counts > 1].sum() / (counts[counts > 1] - 1).sum())
+    return float(variance[0])
 
 
 @dataclass(frozen=True)
 class Held:
-    """Predictions of the held-out rows, H in each of N rounds.
+    """Predictions of the held-out rows, up to H in each of the S splits of each of N rounds.
 
     Attributes:
-      rows: [N, H].
-      mean: [N, H, J], nats per token.
-      deviations: [N, H, J], of each target; NaN where the regressor does not say.
-      deviation: [N, H], of the objective.
+      rows: [N, S, H], −1 where a split has fewer than H.
+      mean: [N, S, H, J], nats per token; NaN where there is no row.
+      deviations: [N, S, H, J], of each target; NaN where the regressor does not say.
+      deviation: [N, S, H], of the objective.
     """
 
     rows: np.ndarray
     mean: np.ndarray
     deviations: np.ndarray
     deviation: np.ndarray
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Values of the held-out rows, [N, S, H, ...] of [R, ...]; NaN where there is no row."""
+        there = (self.rows >= 0).reshape(self.rows.shape + (1,) * (values.ndim - 1))
+        return np.where(there, values[self.rows], np.nan)
+
+    def errors(self, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Mean squared error of each split, [N S, ...], of predictions [N, S, H, ...] of truths [R, ...]."""
+        squared = (predicted - self.of(truth)) ** 2
+        squared = squared.reshape(-1, *squared.shape[2:])
+        scored = np.isfinite(squared)
+        count = scored.sum(axis=1)
+        return np.where(count, np.where(scored, squared, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def held_out(
@@ -237,18 +308,65 @@ def held_out(
     objective: np.ndarray,
     advance: Callable[[float], Any] = lambda _: None,
 ) -> Held:
-    """Fits a clone on every split of every round, in batches where the estimator can; `advance` as in `judge`."""
+    """Fits a clone on every split of every round, in batches where the estimator can; `advance` as in `judge`.
+
+    Raises:
+      ArithmeticError: a prediction that is not finite. What the estimator raises goes through.
+    """
     every = [split for round_ in rounds for split in round_]
-    parts = []
+    most = max(len(test) for _, test in every)
+    rows = np.full((len(every), most), -1)
+    mean, deviations = np.full((2, len(every), most, observed.shape[1]), np.nan)
+    deviation = np.full(rows.shape, np.nan)
+    done = 0
     for batch in _batches(estimator, every, observed.shape[1]):
         fitted = fit_many(estimator, [(design[train], observed[train]) for train, _ in batch])
         for one, (_, test) in zip(fitted, batch, strict=True):
-            mean, deviations = predict_with_deviation(one, design[test])
-            parts.append((test, mean, deviations, objective_deviation(one, deviations, objective)))
+            there = slice(len(test))
+            rows[done, there] = test
+            mean[done, there], deviations[done, there] = predict_with_deviation(one, design[test])
+            if not np.isfinite(mean[done, there]).all():
+                raise ArithmeticError("it predicts a loss that is not finite")
+            deviation[done, there] = objective_deviation(one, deviations[done, there], objective)
+            done += 1
         advance(len(batch) / len(every))
-    rows, mean, deviations, deviation = (np.concatenate(values) for values in zip(*parts, strict=True))
-    n, j = len(rounds), observed.shape[1]
-    return Held(rows.reshape(n, -1), mean.reshape(n, -1, j), deviations.reshape(n, -1, j), deviation.reshape(n, -1))
+    shape = (len(rounds), len(rounds[0]))
+    return Held(*(values.reshape(*shape, *values.shape[1:]) for values in (rows, mean, deviations, deviation)))
+
+
+def _domain_scores(
+    found: Held, baseline: Held | None, truth: np.ndarray, domains: Sequence[str], ratio: float
+) -> list[dict[str, Any]]:
+    """Scores of each evaluation domain, and by how much its error is below that of the mean."""
+    errors = found.errors(found.mean, truth)
+    gains = np.full_like(errors, np.nan)
+    if baseline is not None:
+        gains = baseline.errors(baseline.mean, truth)[: len(errors)] - errors
+    measured = found.of(truth)
+    return [
+        {"domain": domain}
+        | scores.summary(found.mean[..., j], measured[..., j], found.deviations[..., j], ratio)
+        | {"gain": float(np.mean(gains[:, j])), "gain_se": float(corrected_error(gains[:, j], ratio))}
+        for j, domain in enumerate(domains)
+    ]
+
+
+def _outliers(observed: np.ndarray, predictions: Mapping[Method, OutOfFold]) -> list[Outlier]:
+    """Losses that are far from the median prediction over the methods that learn.
+
+    A prediction beyond all but the most extreme observed losses has gone astray itself, and says nothing of the loss.
+    """
+    learnt = [found.mean for method, found in predictions.items() if method[0] not in ("mean", "alone")]
+    if not learnt:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row that no round held out has no prediction
+        predicted = np.nanmedian(np.stack(learnt), axis=0)
+    ordered = np.sort(observed, axis=0)
+    spread = robust_spread(observed)
+    with np.errstate(invalid="ignore"):
+        sane = (predicted >= ordered[1] - spread) & (predicted <= ordered[-2] + spread)
+    return find_outliers(np.where(sane, observed - predicted, np.nan), spread)
 
 
 def affordable(estimator: Any, rounds: Sequence[Round], targets: int) -> Sequence[Round]:
@@ -273,17 +391,35 @@ def _batches(estimator: Any, every: Sequence[Split], targets: int) -> Iterator[l
         yield batch
 
 
-def _orders(n_rows: int, repeats: int, seed: int) -> list[np.ndarray]:
+def _labels(groups: int | np.ndarray) -> tuple[np.ndarray, int]:
+    """A number for each row's mixture, and how many mixtures there are."""
+    if isinstance(groups, int):
+        return np.arange(groups), groups
+    names, labels = np.unique(groups, return_inverse=True)
+    return labels, len(names)
+
+
+def _rows(labels: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
+    """The rows of these mixtures, in order."""
+    return np.flatnonzero(np.isin(labels, mixtures))
+
+
+def _said(labels: np.ndarray, mixtures: int) -> str:
+    """How many runs there are, and of how many mixtures where that is another number."""
+    return f"{len(labels)} proxy runs" + (f" of {mixtures} mixtures" if mixtures != len(labels) else "")
+
+
+def _orders(count: int, repeats: int, seed: int) -> list[np.ndarray]:
     if repeats < 1:
         raise UserError(f"{repeats} repeats, expected at least one")
     rng = np.random.default_rng(seed)
-    return [rng.permutation(n_rows) for _ in range(repeats)]
+    return [rng.permutation(count) for _ in range(repeats)]
 
 
 def _by_row(held: Held, shape: tuple[int, ...], objective: np.ndarray) -> OutOfFold:
     each = np.full((len(held.rows), *shape), np.nan)
     for found, rows, mean in zip(each, held.rows, held.mean, strict=True):
-        found[rows] = mean
+        found[rows[rows >= 0]] = mean[rows >= 0]
     rounds = np.isfinite(each[..., 0]).sum(axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a row that no round held out has no mean

@@ -63,6 +63,7 @@ def errors(methods: pd.DataFrame) -> go.Figure:
     Args:
       methods: the table of `findings.regressors`.
     """
+    methods = methods[methods["failed"] == ""]
     tried = methods[methods["group"] != findings.MEAN]
     figure = blank(120 + 24 * tried["features"].nunique())
     for i, (regressor, rows) in enumerate(tried.groupby("regressor", sort=False)):

@@ -15,6 +15,7 @@ from mde.study import STAGES, Study
 MEAN, ALONE, WEIGHTS, EXPERTS, MERGED = "mean", "alone", "λ only", "with MDE", "with merged"
 GROUPS = (MEAN, ALONE, WEIGHTS, EXPERTS, MERGED)
 RECOMMENDED = "recommended"
+CLEARLY = 2  # standard errors by which a difference is clear
 _ROUNDING = 1e-12  # a standard error below it is of seeds that agree
 
 
@@ -80,12 +81,14 @@ def objective_unit(study: Study, objective: str | Mapping[str, float]) -> str:
 
 
 def regressors(study: Study) -> pd.DataFrame:
-    """A row a method, grouped in the order of `GROUPS`, least error first within a group.
+    """One row per method, grouped in the order of `GROUPS`, least error first within a group.
 
-    Columns: group, regressor, features, mse and spearman of the objective out of fold, their standard errors over the
-    splits (mse_se, spearman_se), n (splits) and chosen. Squared units of the losses.
+    Columns: group, regressor, features, mse and spearman of the objective by cross-validation, their standard errors
+    over new swarms (mse_se, spearman_se), n (splits), failed (why a method has no scores, or empty) and chosen. Squared
+    units of the losses.
     """
     table = study.read_table("fit/objective.csv", "fit")
+    table["failed"] = table["failed"].astype(object).fillna("")
     choice = study.read_json("fit/choice.json", "fit")
     groups = list(map(_group, table["regressor"], table["features"]))
     table.insert(0, "group", pd.Series(pd.Categorical(groups, GROUPS, ordered=True), table.index))
@@ -95,6 +98,7 @@ def regressors(study: Study) -> pd.DataFrame:
 
 def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
     """The chosen method and the best of each group and regressor: pairs (regressor, features) out of `regressors`."""
+    methods = methods[methods["failed"] == ""]
     best = methods.loc[methods.groupby("group", observed=True)["mse"].idxmin()].set_index("group")
     groups = [group for group in (WEIGHTS, ALONE, EXPERTS, MERGED) if group in best.index]
     learnt = methods[~methods["group"].isin([MEAN, ALONE])]
@@ -106,11 +110,12 @@ def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
 def fit_conditions(study: Study) -> str:
     """What the regressors were judged on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
-    splits = sorted({int(n) for n in regressors(study)["n"]})
+    methods = regressors(study)
+    splits = sorted({int(n) for n in methods.loc[methods["failed"] == "", "n"]})
     kind = f"× {choice['folds']} folds" if choice.get("folds") else "splits"
     parts = [
         objective_name(study, choice["objective"]),
-        f"{choice['observations']} observations",
+        _runs(choice),
         f"{choice['train_mixtures']} training mixtures",
         f"{splits[-1]} {kind}" if len(splits) == 1 else f"{splits[0]} to {splits[-1]} {kind}",
     ]
@@ -118,27 +123,43 @@ def fit_conditions(study: Study) -> str:
 
 
 def worth_of_experts(study: Study) -> str:
-    """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio."""
+    """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio.
+
+    The difference is clear if it is more than two standard errors, over new swarms, of the errors' paired difference.
+    """
     methods = regressors(study)
+    methods = methods[methods["failed"] == ""]
+    choice = study.read_json("fit/choice.json", "fit")
     rivals = {group: _methods_of(methods, group) for group in (EXPERTS, WEIGHTS)}
     if not all(rivals.values()):
-        return "MDE features and λ-only features were not both there to try, so there is no ratio between them."
+        return "No comparison of MDE features with the mixture weights alone: only one of them was tried."
     rounds = validation.from_rows(study.read_table("fit/rounds.csv", "fit"))
-    ranked = validation.compare(rounds[rivals[EXPERTS] + rivals[WEIGHTS]])
+    ranked = validation.compare(rounds[rivals[EXPERTS] + rivals[WEIGHTS]], _ratio(choice))
     with_mde, without = (next(method for method in ranked.index if method in rivals[group]) for group in rivals)
     ratio = ranked["mse"][with_mde] / ranked["mse"][without]
     second = ranked.loc[with_mde if without == ranked.index[0] else without]  # the best of all is one of the two
-    if second["excess"] <= second["error"]:
-        verdict = "no clear difference (within one standard error): MDE features do not visibly help here"
+    if not second["excess"] > CLEARLY * second["error"]:
+        verdict = "not clear whether MDE features improve predictions (the difference is within two standard errors)"
     elif ratio < 1:
-        verdict = "MDE features help"
+        verdict = "MDE features improve predictions"
     else:
-        verdict = "MDE features do NOT help here"
+        verdict = "MDE features do not improve predictions on this study"
     return (
-        f"Best with MDE ({with_mde[0]} on {with_mde[1]}) ÷ best λ-only "
+        f"Best with MDE ({with_mde[0]} on {with_mde[1]}) ÷ best on mixture weights only "
         f"({without[0]} on {without[1]}): MSE ratio {ratio:.2f}; {verdict}. "
         f"(Best of {len(rivals[EXPERTS])} methods with MDE and of {len(rivals[WEIGHTS])} without.)"
     )
+
+
+def _runs(choice: Mapping[str, Any]) -> str:
+    """How many proxy runs were fitted, and of how many mixtures where there are replicates."""
+    runs, mixtures = choice["observations"], choice["mixtures"]
+    return f"{runs} proxy runs" + (f" of {mixtures} mixtures" if mixtures != runs else "")
+
+
+def _ratio(choice: Mapping[str, Any]) -> float:
+    """Held-out rows per training row of the fit's splits."""
+    return (choice["mixtures"] - choice["train_mixtures"]) / choice["train_mixtures"]
 
 
 def evaluators_by_domain(study: Study) -> pd.DataFrame:
@@ -182,11 +203,17 @@ def compared_with(mixtures: Iterable[str]) -> str:
 
 
 def chosen_by_domain(study: Study) -> pd.DataFrame:
-    """A row an evaluation domain: scores out of fold of the chosen regressor, least R² first."""
+    """One row per evaluation domain: cross-validated scores of the chosen regressor, lowest R² first.
+
+    Further columns: responds, whether anything predicts the domain better than the mean does, and noise, the variance
+    of a run where there are replicates.
+    """
     table = study.read_table("fit/domains.csv", "fit")
     choice = study.read_json("fit/choice.json", "fit")
     chosen = (table["regressor"] == choice["regressor"]) & (table["features"] == choice["features"])
-    return table[chosen].set_index("domain").sort_values("r2", kind="stable")
+    found = table[chosen].set_index("domain").sort_values("r2", kind="stable")
+    noise = pd.Series(choice["noise"].get("domains", {}), dtype=float).reindex(found.index) ** 2
+    return found.assign(responds=~found.index.isin(choice["unresponsive"]), noise=noise)
 
 
 def proof_objective(study: Study) -> dict[str, Any]:
@@ -368,10 +395,12 @@ def _shifts(losses: pd.DataFrame) -> pd.Series:
 
 
 def noise(study: Study) -> float | None:
-    """Variance of the fit's objective between runs of one mixture, from the seeds of the proof, where there are any.
+    """Variance of the fit's objective between runs of one mixture: of the proxy runs, or else of the proof's seeds.
 
-    It goes with the errors of the fit, whatever objective the proof was measured by.
+    It goes with the errors of the fit, whatever objective the proof was measured by. None without replicates.
     """
+    if found := study.read_json("fit/choice.json", "fit")["noise"]:
+        return found["objective"] ** 2
     if not has(study, "proof/summary.csv"):
         return None
     runs = study.mixtures("proof/mixtures.csv", "prove")

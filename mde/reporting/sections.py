@@ -64,14 +64,14 @@ def trust(study: Study) -> list[str]:
         markup.verdict(verdict),
         markup.figure(
             figures.errors(methods),
-            "Mean squared error of each method out of fold, on a logarithmic axis",
-            "Left is better. Whiskers: standard error over the splits. Dotted: always predicting the mean. "
+            "Mean squared error of each method by cross-validation, on a logarithmic axis",
+            "Left is better. Whiskers: standard error over new sets of proxy runs. Dotted: always predicting the mean. "
             "The table below has the same numbers.",
         ),
         *([f"<p>The chosen regressor is a {html.escape(blend)}.</p>"] if blend else []),
         markup.figure(
             figures.predicted_vs_true(predictions, findings.main_methods(methods), unit),
-            "Predicted against observed objective of each observation, out of fold",
+            "Predicted against observed objective of each proxy run, cross-validated",
             "Each point is an observation; its prediction is the mean over the splits that held it out. "
             "Choose methods in the legend.",
         ),
@@ -96,10 +96,10 @@ def _learning(study: Study) -> list[str]:
         return []
     chart = markup.figure(
         figures.learning_curves(curves, findings.noise(study)),
-        "Mean squared error out of fold by the number of training mixtures",
-        "The best feature set of each regressor, and the best of λ alone. Whiskers: standard error over the splits. "
-        "A curve that still falls would gain from more observations; nothing gets below the noise of a run, which is "
-        "known from the seeds of the proof.",
+        "Cross-validated mean squared error by the number of training mixtures",
+        "The best feature set of each regressor, and the best of λ alone. Whiskers: standard error over new sets of "
+        "proxy runs. A curve that still falls would gain from more proxy runs; nothing gets below the noise of a run, "
+        "which is known from replicates.",
     )
     return [chart]
 

@@ -50,16 +50,24 @@ def regressors(study: Study) -> Table:
     )
     frame = pd.DataFrame(
         {
-            "MSE ×10⁻³": list(map(_with_error, methods["mse"] * 1e3, methods["mse_se"] * 1e3)),
+            "MSE ×10⁻³": [
+                "failed" if why else _with_error(mse * 1e3, error * 1e3)
+                for mse, error, why in zip(methods["mse"], methods["mse_se"], methods["failed"], strict=True)
+            ],
             "Spearman": list(map(_ratio, methods["spearman"])),
             **({"splits": list(map(str, methods["n"]))} if methods["n"].nunique() > 1 else {}),
         },
         pd.Index(labels, name="method"),
     )
     return Table(
-        f"Regressors, out of fold: {findings.fit_conditions(study)}",
+        f"Regressors, cross-validated: {findings.fit_conditions(study)}",
         frame,
-        (findings.worth_of_experts(study), f"* {_choice(methods)}; ± is the standard error over the splits."),
+        (
+            findings.worth_of_experts(study),
+            f"* {_choice(methods)}; ± is the standard error over new sets of proxy runs (Nadeau and Bengio).",
+            *_failures(methods),
+            *_noise(study, methods),
+        ),
         tuple(GROUP_TITLES[group] for group in methods["group"]),
         tuple(label for label in labels if label.endswith(" *")),
     )
@@ -74,6 +82,8 @@ def fit_by_domain(study: Study) -> Table:
             "R²": list(map(_ratio, found["r2"])),
             "Spearman": list(map(_ratio, found["spearman"])),
             "regret": found["regret"].map("{:.4f}".format),
+            **({"noise ×10⁻³": (found["noise"] * 1e3).map("{:.3g}".format)} if found["noise"].notna().any() else {}),
+            **({} if found["responds"].all() else {"responds": ["" if yes else "no" for yes in found["responds"]]}),
         },
         found.index,
     )
@@ -83,7 +93,13 @@ def fit_by_domain(study: Study) -> Table:
         f"the mean; it is below {POOR} for {poor} of {len(found)}. Regret: what the held-out mixture that is predicted "
         f"best has above the best of them, {study.unit_of(map(str, found.index))}."
     )
-    return Table("The chosen regressor by evaluation domain, out of fold", frame, (note,))
+    notes = [note]
+    if not found["responds"].all():
+        names = ", ".join(map(str, found.index[~found["responds"]]))
+        notes.append(f"Does not respond to the mixture (predicted no better than by the mean): {names}.")
+    if found["noise"].notna().any():
+        notes.append("Noise: the variance of a run, from replicates; no prediction of a single run has less MSE.")
+    return Table("The chosen regressor by evaluation domain, cross-validated", frame, tuple(notes))
 
 
 def recommendation(study: Study) -> Table:
@@ -283,6 +299,8 @@ def _percent(share: float) -> str:
 
 def _choice(methods: pd.DataFrame) -> str:
     """How the chosen method was chosen."""
+    if (methods.loc[methods["chosen"], "group"] == findings.MEAN).all():
+        return "chosen: nothing to learn, no regressor predicts better than the mean"
     least = methods.loc[methods["chosen"], "mse"].min()
     passed_over = (methods["group"] == findings.MERGED) & (methods["mse"] < least)
     merged = "; not with merged features, which would cost a model run for every candidate of the search"
@@ -291,6 +309,25 @@ def _choice(methods: pd.DataFrame) -> str:
         "no other is clearly better than auto" if blend else "the fewest features within a standard error of the least"
     )
     return f"chosen: {rule}{merged if passed_over.any() else ''}"
+
+
+def _failures(methods: pd.DataFrame) -> list[str]:
+    """Why methods have no scores."""
+    failed = methods[methods["failed"] != ""]
+    return [
+        f"Failed: {regressor} on {features}: {why}."
+        for regressor, features, why in zip(failed["regressor"], failed["features"], failed["failed"], strict=True)
+    ]
+
+
+def _noise(study: Study, methods: pd.DataFrame) -> list[str]:
+    """The noise of a run, beside the error of the chosen method."""
+    variance, mse = findings.noise(study), methods.loc[methods["chosen"], "mse"].min()
+    if variance is None or not mse > 0:
+        return []
+    return [
+        f"The noise of a run, a variance of {variance * 1e3:.3g} ×10⁻³, explains {min(variance / mse, 1):.0%} of it."
+    ]
 
 
 def _method(group: str, regressor: str, features: str, chosen: bool) -> str:

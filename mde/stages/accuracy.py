@@ -67,17 +67,15 @@ def predicts(regressor: str) -> bool:
     return regressor not in (*estimators.ONLY, "alone")
 
 
-def judge(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> pd.DataFrame:
-    """Judges regressors of accuracy out of fold, as `mde fit` does those of losses, and keeps the best.
+def judge(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]) -> pd.DataFrame:
+    """Compares regressors of accuracy by cross-validation, as `mde fit` does those of losses, and keeps the best.
 
-    The objective is the mean over the tasks. Writes `fit/accuracy.csv`, a row a metric, regressor and feature set, and
-    for each metric the method of least error, fitted on all observations.
+    The objective is the mean over the tasks. Writes `fit/accuracy.csv`, one row per metric, regressor and feature set,
+    and for each metric the method of least error, fitted on all proxy runs: the mean if none is better.
 
     Returns:
       The table.
     """
-    runs = study.mixtures()
-    mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
     accuracies = study.read_table("accuracies.csv", "score", rows=mixtures.index)
     table = study.read_table("answers.csv", "evaluate", rows=mixtures.index)
     tasks = [name.removeprefix("acc/") for name in map(str, accuracies) if name.startswith("acc/")]
@@ -97,8 +95,8 @@ def judge(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> p
         with progress.of_methods(f"fit {metric}", len(methods)) as advance:
             judged = validation.judge(observed, tasks, designs, methods, weights, rounds, advance=advance)
         parts.append(judged.objective.assign(metric=metric, measured=observed.mean()))
-        learnt = [method for method in methods if method[0] in regressors]
-        regressor, features = validation.compare(judged.rounds[learnt]).index[0]
+        learnt = [method for method in judged.predictions if method[0] in (*regressors, "mean")]
+        regressor, features = validation.compare(judged.rounds[learnt], judged.ratio).index[0]
         fitted = estimators.make(regressor, features).fit(designs[features], observed)
         study.write_object(f"fit/{metric}.joblib", {"features": features, "tasks": tasks, "regressor": fitted})
     found = pd.concat(parts, ignore_index=True)
@@ -109,7 +107,7 @@ def judge(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> p
 def told(table: pd.DataFrame) -> str:
     """The best regressor with the experts' answers and the best on λ alone, where there are any, for each metric."""
     lines = []
-    for metric, rows in table[~table["regressor"].isin(["mean", "alone"])].groupby("metric"):
+    for metric, rows in table[~table["regressor"].isin(["mean", "alone"]) & table["mse"].notna()].groupby("metric"):
         answers = rows["features"].str.contains("[", regex=False)
         best = {
             kind: part.iloc[int(part["mse"].argmin())]

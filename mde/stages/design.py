@@ -10,7 +10,7 @@ from mde.data import epochs
 from mde.errors import UserError, check_positive
 from mde.optimization import draws
 from mde.optimization.constraints import Constraints
-from mde.regression import swarm
+from mde.regression import power, swarm
 from mde.reporting.table import Table
 from mde.stages import problem
 from mde.stages.mixtures import Shares, tokens_of
@@ -20,7 +20,7 @@ SCARCE = 5  # runs with a share of a domain below which little can be learnt of 
 
 
 def design(
-    output: str,
+    output: str | None = None,
     runs: int = 32,
     tokens: str | Mapping[str, float] | None = None,
     prior: str | Mapping[str, float] = "proportional",
@@ -36,8 +36,14 @@ def design(
     max_epochs: float | Shares | None = None,
     max_kl: float | None = None,
     seed: int = 0,
+    difference: float | None = None,
+    noise: float | None = None,
+    comparisons: int = 1,
 ) -> None:
     """Draws the mixtures of a swarm around a prior, spread evenly, and writes them as a CSV file.
+
+    With --difference it says how many seeds and proxy runs find such a difference, at a pilot's noise; it needs no
+    --output then.
 
     Mixtures are Dirichlet, as RegMix and Olmix draw them, given that the constraints hold; those of `mde train` itself
     have --prior=uniform and a strength of as many as there are domains. The same flags give the same file, and with
@@ -62,10 +68,22 @@ def design(
       max_epochs: how often a domain may be repeated at the budget, one number or by domain.
       max_kl: greatest KL divergence from the prior, nats.
       seed: of the draws.
+      difference: difference in loss between two mixtures that the runs should find: with a probability of 80%, in a
+        two-sided test at 5%.
+      noise: standard deviation of one run; by default that of the replicates of the study that --tokens names, as `mde
+        fit` found it.
+      comparisons: with how many baselines the recommended mixture will be compared, for Holm's correction.
 
     Raises:
-      UserError: no domains; settings or constraints that make no sense, or that too few draws obey.
+      UserError: no domains; neither an output nor a difference; no noise; settings or constraints that make no sense,
+        or that too few draws obey.
     """
+    if difference is not None:
+        print(_needed(difference, noise, comparisons, tokens, prior))
+    elif output is None:
+        raise UserError("give --output, the CSV file to write, or --difference, to ask how many runs it takes")
+    if output is None:
+        return
     check_positive(runs=runs)
     if seed < 0:
         raise UserError(f"seed={seed}, expected zero or more")
@@ -92,6 +110,35 @@ def design(
     table = pd.DataFrame(mixtures, pd.Index([f"run-{i:03d}" for i in range(runs)], name="run"), list(names))
     swarm.write(place, swarm.Table(table, "run", {name: name for name in names}))
     print(_summary(str(place), table, law.prior, bounds))
+
+
+def _needed(
+    difference: float, noise: float | None, comparisons: int, tokens: str | Shares | None, prior: str | Shares
+) -> str:
+    """How many seeds and proxy runs find a difference, in a few lines."""
+    if noise is None:
+        if not isinstance(tokens, str):
+            raise UserError("give --noise, the standard deviation of one run, or a study with replicates as --tokens")
+        found = Study(tokens).read_json("fit/choice.json", "fit")["noise"]
+        if not found:
+            raise UserError(f"{tokens}: no two proxy runs have the same mixture, so the noise is unknown: give --noise")
+        noise = found["objective"]
+    seeds = power.seeds_needed(noise, difference, comparisons)
+    baselines = f" against {comparisons} baselines (Holm)" if comparisons > 1 else ""
+    lines = [
+        f"A difference of {difference:g} at a noise of {noise:.3g} per run, found with a probability of 80% at 5%:",
+        f"  validation: {seeds} seeds per mixture, paired by seed{baselines}",
+    ]
+    if tokens is not None or not isinstance(prior, str):
+        names, _ = _domains(tokens, prior)
+        runs = power.proxy_runs_needed(noise, difference, len(names) + 1)
+        lines.append(
+            f"  proxy runs: at least {runs}, for noise alone, with {len(names)} domains and a coefficient for each; "
+            "what the regressor gets wrong comes on top"
+        )
+    else:
+        lines.append("  proxy runs: depends on the number of domains; give --tokens or --prior")
+    return "\n".join(lines)
 
 
 def _domains(tokens: str | Shares | None, prior: str | Shares) -> tuple[tuple[str, ...], Shares | None]:

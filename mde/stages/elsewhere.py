@@ -18,6 +18,7 @@ class Files:
     higher: Sequence[str] = ()
     incomplete: str = "refuse"
     ignore: Sequence[str] = ()
+    lower: Sequence[str] = ()
 
     def read(self, study: Study) -> swarm.Swarm | None:
         """The observations, for a study that is a new one or holds such observations; None if there are no files.
@@ -37,7 +38,7 @@ class Files:
         if (study.root / "study.json").exists() and not study.is_swarm:
             raise UserError(f"study {study} has observations of its own; give another --study")
         swarm.check_ignored(self.ignore, self.mixtures, self.losses)
-        found = swarm.read_swarm(self.mixtures, self.losses, self.higher, self.incomplete, self.ignore)
+        found = swarm.read_swarm(self.mixtures, self.losses, self.higher, self.incomplete, self.ignore, self.lower)
         for why in found.losses.dropped.values():
             print(f"dropped: {why}")
         return found

@@ -1,6 +1,6 @@
-"""`mde fit`: which regressor predicts the losses of mixtures it has not seen, judged out of fold.
+"""`mde fit`: which regressor best predicts the losses of mixtures it has not seen, by cross-validation.
 
-The observations are the study's own, or somebody else's in two CSV files.
+The proxy runs are the study's own, or somebody else's in two CSV files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mde.errors import UserError
+from mde.errors import UserError, unknown
 from mde.optimization import objectives
 from mde.regression import estimators, swarm, validation
 from mde.regression import features as feature_sets
 from mde.regression.features import MERGED
-from mde.regression.validation import Method, Round
-from mde.stages import accuracy, progress
+from mde.regression.groups import mixture_groups
+from mde.regression.robust import Outlier
+from mde.regression.validation import MEAN, Method, Round
+from mde.stages import accuracy, choice, progress
 from mde.stages.elsewhere import Files
 from mde.study import Domains, Study
 
 BASELINES = ("lambda", "sqrt", "log")
-LEAST = 5  # observations that can be judged out of fold
+LEAST = 5  # mixtures that cross-validation takes
 CURVE_REPEATS = 10  # splits of each point of a learning curve
-CLEARLY = 2  # standard errors by which another must beat `auto`: the least of two dozen is partly luck
 
 
 def fit(
@@ -32,6 +33,8 @@ def fit(
     higher: Sequence[str] = (),
     incomplete: str = "refuse",
     ignore: Sequence[str] = (),
+    lower: Sequence[str] = (),
+    drop: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
     families: Mapping[str, Sequence[str]] | None = None,
     train_mixtures: int | None = None,
@@ -42,12 +45,17 @@ def fit(
     curve_sizes: Sequence[int] | None = None,
     seed: int = 0,
 ) -> None:
-    """Judges regressors × feature sets on the observations and chooses one.
+    """Compares regressors × feature sets by cross-validation on the proxy runs and chooses one.
 
-    The choice is `auto`, unless the least error on the objective is below its own by more than two standard errors of
-    their difference, over the splits that all were judged on; else the fewest features among those within one (after
-    the rule of Breiman et al., Classification and Regression Trees, 1984). Sets with merged features are judged and not
-    chosen, unless `features` names them: a search would have to run a merged model for every candidate.
+    The choice is `auto`, unless another has less than half its error, or less by more than two standard errors of their
+    difference, over the splits that all were given; else the fewest features among those within one (after the rule of
+    Breiman et al., Classification and Regression Trees, 1984). Only what predicts better than the mean can be chosen;
+    if nothing does, the mean is. Sets with merged features are compared and not chosen, unless `features` names them: a
+    search would have to run a merged model for every candidate.
+
+    Replicates, runs of the same mixture with other seeds, are never on both sides of a split. Standard errors are over
+    new swarms (Nadeau and Bengio, Machine Learning, 2003). Losses that are far from what the other runs predict are
+    named and fitted, and not scored.
 
     Args:
       study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
@@ -58,16 +66,19 @@ def fit(
         patterns ("*_acc"); 1 − value, an error, is what is fitted.
       incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
       ignore: columns of either file that are no domains, such as State, by names or patterns.
-      objective: what is judged: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
+      lower: columns in the file of losses of which less is better, although they look like accuracies or like counts,
+        by names or patterns.
+      drop: runs to leave out, by name, here and in all later commands.
+      objective: what is predicted: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
         pattern.
       families: evaluation domains that count together, by a name of your own, such as
         {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
-      train_mixtures: observations that each repeat is fitted on, four fifths of them by default; the rest,
+      train_mixtures: mixtures whose runs each repeat is fitted on, four fifths of them by default; the rest,
         at least 3, are held out.
       repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
         the first of them only.
-      folds: parts of the observations, each held out once in every repeat, instead of a random part; as many as there
-        are observations to leave one out.
+      folds: parts of the mixtures, each held out once in every repeat, instead of a random part; as many as there
+        are mixtures to leave one out.
       regressors: names of regressors: auto, ridge, gbm, gbm-regmix, gp, ridge-residual, gbm-residual, gp-residual,
         mixing-law, log-linear, bimix, power-law, alone, mean.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
@@ -76,42 +87,44 @@ def fit(
         has; four around `train_mixtures` by default, none if empty.
       seed: of the splits.
     """
-    files = Files(mixtures, losses, unit, higher, incomplete, ignore)
+    files = Files(mixtures, losses, unit, higher, incomplete, ignore, lower)
     found = files.read(study)
     domains = Domains(tuple(found.mixtures.columns), tuple(found.losses.columns)) if found else study.domains
     members = objectives.in_families(families, domains.evaluation)
     objective = objectives.expanded(objective, domains.evaluation, domains.training, members)
-    inputs = _from_elsewhere(found, objective) if found else observations(study, objective)
-    train_mixtures, rounds = _rounds(len(inputs.losses), train_mixtures, repeats, folds, seed)
-    evaluated = list(inputs.evaluated)
-    methods: list[Method] = [("mean", "lambda"), *(("alone", name) for name in evaluated)]
-    for regressor in regressors:
-        sets = features or default_features(regressor, evaluated)
-        methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
-    methods = list(dict.fromkeys(methods))
-    for method in methods:
-        estimators.make(*method)  # an unknown name is refused before any work is done
+    inputs = _from_elsewhere(found, objective, drop) if found else observations(study, objective, drop)
+    groups = mixture_groups(inputs.mixtures.to_numpy())
+    train_mixtures, rounds = _rounds(groups, train_mixtures, repeats, folds, seed)
+    methods = _methods(regressors, features, list(inputs.evaluated))
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
+    losses_RJ, scored = inputs.losses.to_numpy(), choice.scored_weights(inputs.objective, inputs.losses)
+    for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
+        print(line)
     with progress.of_methods("fit", len(methods)) as advance:
-        judged = validation.judge(
-            inputs.losses.to_numpy(), inputs.domains, designs, methods, inputs.objective, rounds, advance=advance
-        )
+        judged = validation.judge(losses_RJ, inputs.domains, designs, methods, scored, rounds, advance=advance)
+    learnt = [method for method in methods if method[0] in regressors]
+    if not features:
+        learnt = [method for method in learnt if MERGED not in feature_sets.evaluated_parts(method[1])]
+    best, fitted, judged = choice.fit_chosen(judged, learnt, designs, losses_RJ)
     _say_rounds(judged, len(rounds))
     if found:
         files.adopt(study, found)
+    outliers = choice.outlier_table(judged.outliers, inputs.losses)
+    table = judged.objective.set_index(["regressor", "features"])
+    mse, spearman = (float(table[name].to_dict()[best]) for name in ("mse", "spearman"))
+    unresponsive = choice.unresponsive(judged, best, learnt)
+    kept = choice.without_outliers(judged.outliers, len(losses_RJ))
+    noise = choice.noise(inputs.mixtures, inputs.losses, scored, kept)
     study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
     study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
     study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
     study.write_table("fit/predictions.csv", _predictions(inputs, judged))
-    learnt = judged.objective[judged.objective["regressor"].isin(list(regressors))]
-    if not features:
-        learnt = learnt[[MERGED not in feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    best = _choose(learnt, judged.rounds, designs)
-    sizes = _curve_sizes(len(inputs.losses), train_mixtures) if curve_sizes is None else curve_sizes
+    study.write_table("fit/outliers.csv", outliers)
+    sizes = _curve_sizes(groups.max() + 1, train_mixtures) if curve_sizes is None else curve_sizes
     known = train_mixtures if folds is None else None
-    study.write_table("fit/learning.csv", _learning(inputs, designs, learnt, sizes, known, repeats, seed))
-    fitted = estimators.make(best["regressor"], best["features"]).fit(
-        designs[best["features"]], inputs.losses.to_numpy()
+    rows = table.loc[[method for method in learnt if method in judged.predictions]].reset_index()
+    study.write_table(
+        "fit/learning.csv", _learning(inputs, designs, rows, sizes, known, repeats, seed, scored, judged.outliers)
     )
     study.write_object("fit/regressor.joblib", fitted)
     study.write_json(
@@ -119,58 +132,109 @@ def fit(
         {
             "objective": objective,
             "families": members,
-            "observations": len(inputs.losses),
+            "observations": len(losses_RJ),
+            "mixtures": int(groups.max()) + 1,
             "train_mixtures": train_mixtures,
             "folds": folds,
-            "regressor": best["regressor"],
-            "features": best["features"],
-            "mse": best["mse"],
-            "spearman": best["spearman"],
-            **({"blend": fitted.describe()} if best["regressor"] == "auto" else {}),
+            "regressor": best[0],
+            "features": best[1],
+            "mse": mse,
+            "spearman": spearman,
+            "dropped": list(drop),
+            "unresponsive": unresponsive,
+            "untrained": choice.untrained(inputs.mixtures),
+            "noise": noise,
+            **({"blend": fitted.describe()} if best[0] == "auto" else {}),
         },
     )
-    print(f"chosen: {best['regressor']} on {best['features']}, MSE {best['mse']:.3g}, Spearman {best['spearman']:.3f}")
-    if best["regressor"] == "auto":
+    for line in choice.told_of_outliers(outliers):
+        print(line)
+    if unresponsive:
+        print(
+            f"{len(unresponsive)} of {len(inputs.domains)} evaluation domains do not respond to the mixture: no better "
+            f"than the mean on {choice.listed(unresponsive)}"
+        )
+    for line in choice.told_of_mean(judged, best):
+        print(line)
+    ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
+    print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
+    if noise:
+        print(choice.told_of_noise(noise, mse))
+    if best[0] == "auto":
         print(fitted.describe())
     if not found and study.tasks and (study.root / "answers.csv").exists():
-        _judge_accuracy(study, regressors, rounds)
+        _judge_accuracy(study, inputs.mixtures, regressors, rounds)
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
+def _methods(regressors: Sequence[str], features: Sequence[str], evaluated: list[str]) -> list[Method]:
+    """The mean, the evaluators alone, and the regressors on their feature sets.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    methods: list[Method] = [MEAN, *(("alone", name) for name in evaluated)]
+    for regressor in regressors:
+        sets = features or default_features(regressor, evaluated)
+        methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
+    methods = list(dict.fromkeys(methods))
+    for method in methods:
+        estimators.make(*method)  # an unknown name is an error before any work is done
+    return methods
+
+
 def _rounds(
-    observations: int, train_mixtures: int | None, repeats: int, folds: int | None, seed: int
+    groups: np.ndarray, train_mixtures: int | None, repeats: int, folds: int | None, seed: int
 ) -> tuple[int, list[Round]]:
-    """How many observations are fitted on at least, and the rounds that methods are judged on."""
+    """How many mixtures are fitted on at least, and the rounds of cross-validation."""
+    count = int(groups.max()) + 1
+    if count == 1:
+        raise UserError(f"all {len(groups)} proxy runs have the same mixture; expected at least {LEAST} mixtures")
     if folds is None:
         if train_mixtures is None:
-            if observations < LEAST:
-                raise UserError(f"{observations} observations, expected at least {LEAST}: 2 to fit on, 3 held out")
-            train_mixtures = min(observations * 4 // 5, observations - 3)
-        return train_mixtures, validation.splits(observations, train_mixtures, repeats, seed)
+            if count < LEAST:
+                runs = f"{len(groups)} proxy runs" + (f" of {count} mixtures" if count < len(groups) else "")
+                raise UserError(f"{runs}, expected at least {LEAST} mixtures: 2 to fit on, 3 held out")
+            train_mixtures = min(count * 4 // 5, count - 3)
+        return train_mixtures, validation.splits(groups, train_mixtures, repeats, seed)
     if train_mixtures is not None:
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
-    rounds = validation.folds(observations, folds, repeats, seed)
-    return min(len(train) for train, _ in rounds[0]), rounds
+    rounds = validation.folds(groups, folds, repeats, seed)
+    return count - -(-count // folds), rounds
 
 
 def _say_rounds(judged: validation.Judgement, rounds: int) -> None:
-    """Which methods were judged on fewer rounds than there are, on the terminal."""
-    for _, row in judged.objective[judged.objective["n"] < rounds].iterrows():
-        print(f"{row['regressor']} on {row['features']}: judged on the first {row['n']} of {rounds} rounds, for cost")
+    """Which methods failed, and which were given fewer rounds than there are, on the terminal."""
+    for _, row in judged.objective.iterrows():
+        if row["failed"]:
+            print(f"{row['regressor']} on {row['features']} failed: {row['failed']}")
+        elif row["n"] < rounds:
+            print(
+                f"{row['regressor']} on {row['features']}: scored on the first {row['n']} of {rounds} rounds, for cost"
+            )
 
 
-def _judge_accuracy(study: Study, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
+def _judge_accuracy(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
     if usable := [name for name in regressors if accuracy.predicts(name)]:
-        print(accuracy.told(accuracy.judge(study, usable, rounds)))
+        print(accuracy.told(accuracy.judge(study, mixtures, usable, rounds)))
         return
     for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
         (study.root / "fit" / name).unlink(missing_ok=True)
     print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
 
 
-def _from_elsewhere(found: swarm.Swarm, objective: str | Mapping[str, float]) -> "Observations":
+def _from_elsewhere(found: swarm.Swarm, objective: str | Mapping[str, float], drop: Sequence[str]) -> "Observations":
     weights = objectives.weights(objective, list(found.losses.columns), list(found.mixtures.columns))
-    return Observations(found.mixtures.values, found.losses.values, {}, weights)
+    kept = _without(found.mixtures.values.index, drop)
+    return Observations(found.mixtures.values.loc[kept], found.losses.values.loc[kept], {}, weights)
+
+
+def _without(runs: pd.Index, drop: Sequence[str]) -> pd.Index:
+    """The runs but for those that are dropped."""
+    for name in drop:
+        if name not in runs:
+            raise unknown("run in drop", name, runs)
+    return runs[~runs.isin(list(drop))]
 
 
 class Observations:
@@ -194,11 +258,21 @@ class Observations:
         return feature_sets.assemble(features, mixtures, {**self.evaluated, **own})
 
 
-def observations(study: Study, objective: str | Mapping[str, float]) -> Observations:
-    """The study's observations, joined by run."""
+def observations(study: Study, objective: str | Mapping[str, float], drop: Sequence[str] | None = None) -> Observations:
+    """The study's proxy runs, joined by run.
+
+    Args:
+      study: the study.
+      objective: what is predicted.
+      drop: runs to leave out; by default those that `mde fit` left out.
+    """
+    if drop is None:
+        chosen = (study.root / "fit/choice.json").exists()
+        drop = study.read_json("fit/choice.json", "fit").get("dropped", ()) if chosen else ()
     domains = study.domains
     runs = study.mixtures()
     mixtures = runs.loc[runs["role"] == "observation", list(domains.training)]
+    mixtures = mixtures.loc[_without(mixtures.index, drop)]
     losses = study.losses(runs=mixtures.index)
     tables = {} if study.is_swarm else study.features(mixtures.index)
     evaluated = {name: table.to_numpy() for name, table in tables.items()}
@@ -229,19 +303,9 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     return [*([] if estimators.corrects(regressor) else alone), *sets, *(f"{name}+{beside}" for name in sets)]
 
 
-def _choose(learnt: pd.DataFrame, rounds: pd.DataFrame, designs: Mapping[str, np.ndarray]) -> pd.Series:
-    by_method = learnt.set_index(["regressor", "features"], drop=False)
-    found = validation.compare(rounds[list(by_method.index)])
-    blends = [method for method in found.index[found["excess"] <= CLEARLY * found["error"]] if method[0] == "auto"]
-    if blends:
-        return by_method.loc[blends[0]]
-    near = found.index[found["excess"] <= found["error"]]
-    return by_method.loc[min(near, key=lambda method: designs[method[1]].shape[-1])]
-
-
-def _curve_sizes(observations: int, train_mixtures: int) -> list[int]:
+def _curve_sizes(mixtures: int, train_mixtures: int) -> list[int]:
     """Four numbers of training mixtures, from half of the usual number to a quarter more where enough are held out."""
-    most = min(train_mixtures * 5 // 4, observations - max(3, -(-observations // 5)))
+    most = min(train_mixtures * 5 // 4, mixtures - max(3, -(-mixtures // 5)))
     least = min(max(4, train_mixtures // 2), most)
     return sorted(set(np.linspace(least, most, 4).astype(int).tolist()))
 
@@ -254,6 +318,8 @@ def _learning(
     known: int | None,
     repeats: int,
     seed: int,
+    objective: np.ndarray,
+    outliers: Sequence[Outlier],
 ) -> pd.DataFrame:
     """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone.
 
@@ -264,7 +330,7 @@ def _learning(
     rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
     methods = list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
     columns = ["regressor", "features", "train", "mse", "mse_se"]
-    if not sizes:
+    if not sizes or not methods:
         return pd.DataFrame(columns=columns)
     new = [size for size in sizes if size != known]
     parts = []
@@ -277,13 +343,15 @@ def _learning(
                 inputs.domains,
                 designs,
                 methods,
-                inputs.objective,
+                objective,
                 new,
                 min(repeats, CURVE_REPEATS),
                 seed,
                 advance,
+                mixture_groups(inputs.mixtures.to_numpy()),
+                outliers,
             )
-        parts.append(curve)
+        parts.append(curve[curve["failed"] == ""])
     return pd.concat(parts)[columns].sort_values("train", kind="stable", ignore_index=True).rename_axis("point")
 
 

@@ -11,9 +11,11 @@ from mde.optimization import objectives
 from mde.regression import features as feature_sets
 from mde.regression import swarm
 from mde.regression.designs import knows_deviation
+from mde.regression.groups import mixture_groups
 from mde.reporting import judged, tables
 from mde.reporting import page as pages
 from mde.stages.accuracy import AccuracyPredictor
+from mde.stages.fit import observations
 from mde.study import Study, write_aside
 
 LEAST = 3  # runs that have ranks to speak of
@@ -31,7 +33,8 @@ def predict(
     """Predicts the losses of mixtures, with their standard deviations where the regressor has them.
 
     With the measured losses of the same runs it prints how well these are predicted and ranked, by the objective of
-    `mde fit` and by evaluation domain. The runs may be of another model size: then levels differ and ranks count.
+    `mde fit` and by evaluation domain. The runs may be of another model size: then levels differ and ranks count. Runs
+    of mixtures that the regressor was fitted on are not scored, whatever their seed or size.
 
     Args:
       study: a study in which a regressor was chosen.
@@ -45,13 +48,16 @@ def predict(
       ignore: columns of either file that are no domains, by names or patterns, beside those that `mde fit` was told of.
 
     Raises:
-      UserError: what is wrong with a file; a run that only one of them has, fewer than three runs, an unknown domain.
+      UserError: what is wrong with a file; a run that only one of them has, fewer than three runs of new mixtures, an
+        unknown domain.
     """
     if page and not losses:
         raise UserError("--page shows predictions beside measured losses: give --losses too")
     ignored = [*study.about.get("ignored", ()), *ignore]
     wanted = swarm.read_mixtures(mixtures, study.domains.training, ignore=ignored)
-    measured = _measured(study, swarm.read_swarm(mixtures, losses, (), incomplete, ignored), losses) if losses else None
+    measured = (
+        _measured(study, swarm.read_swarm(mixtures, losses, (), incomplete, ignored, ["*"]), losses) if losses else None
+    )
     predicted, deviations = Predictor(study).with_deviations(wanted.values.to_numpy())
     names = list(study.domains.evaluation)
     columns = study.about["swarm"]["losses"]["columns"] if "swarm" in study.about else {name: name for name in names}
@@ -76,16 +82,29 @@ def predict(
 
 
 def _measured(study: Study, runs: swarm.Swarm, losses: str) -> pd.DataFrame:
-    """Measured losses [<= R, <= J] of the runs whose mixtures are wanted, in their order."""
+    """Measured losses [<= R, <= J] of the runs of new mixtures, in their order."""
     known, found = study.domains.evaluation, runs.losses.values
     for name in found:
         if name not in known:
             raise unknown(f"domain in {losses}", name, known)
     turned = [name for name in found if name in study.errors]
     found = found.assign(**{name: 1 - found[name] for name in turned})
+    seen = _fitted_on(study, runs.mixtures.values)
+    said = f"{seen.sum()} of {len(found)} runs have mixtures that the regressor was fitted on; they are not scored"
+    found = found[~seen]
     if len(found) < LEAST:
-        raise UserError(f"{losses}: {len(found)} runs, expected at least {LEAST} to be ranked")
+        why = f"; {said}" if seen.any() else ""
+        raise UserError(f"{losses}: {len(found)} runs of new mixtures, expected at least {LEAST} to be ranked{why}")
+    if seen.any():
+        print(said)
     return found[[name for name in known if name in found]]
+
+
+def _fitted_on(study: Study, mixtures: pd.DataFrame) -> np.ndarray:
+    """Which of the mixtures [R, K] the regressor was fitted on, [R]."""
+    fitted = observations(study, study.read_json("fit/choice.json", "fit")["objective"]).mixtures
+    groups = mixture_groups(np.vstack([fitted, mixtures[list(fitted)]]))
+    return np.isin(groups[len(fitted) :], groups[: len(fitted)])
 
 
 class Predictor:

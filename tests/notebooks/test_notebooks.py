@@ -54,7 +54,7 @@ def test_a_swarm_of_ones_own_runs(tmp_path):
     done = execute(ROOT / "notebooks" / "03_your_swarm.ipynb", tmp_path)
     assert len(shown(done, "application/vnd.plotly.v1+json")) == 2
     tables = " ".join(shown(done, "text/html"))
-    assert "Regressors, out of fold" in tables
+    assert "Regressors, cross-validated" in tables
     assert "group prose is at its" in tables
 
 

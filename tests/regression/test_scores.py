@@ -40,12 +40,32 @@ def test_a_constant_does_not_rank():
     assert np.isnan(found["kendall"])
 
 
-def test_a_summary_has_means_and_standard_errors():
-    truth = np.array([[0.0, 1.0], [0.0, 1.0]])
-    predicted = truth + np.array([[1.0], [3.0]])
-    found = scores.summary(predicted, truth, np.full((2, 2), np.nan))
-    assert (found["mse"], found["mse_se"], found["n"]) == (5.0, 4.0, 2)  # 1 and 9
-    assert np.isnan(scores.summary(predicted[:1], truth[:1], np.full((1, 2), np.nan))["mse_se"])
+def test_a_summary_has_means_and_corrected_standard_errors():
+    truth = np.array([[[0.0, 1.0]], [[0.0, 1.0]]])  # two rounds of a split of two rows
+    predicted = truth + np.array([[[1.0]], [[3.0]]])
+    unknown = np.full(truth.shape, np.nan)
+    found = scores.summary(predicted, truth, unknown, ratio=0.25)
+    assert (found["mse"], found["n"]) == (5.0, 2)
+    assert found["mse_se"] == pytest.approx(np.sqrt(32 * (1 / 2 + 1 / 4)))  # 1 and 9, a variance of 32
+    assert np.isnan(scores.summary(predicted[:1], truth[:1], unknown[:1], 0.25)["mse_se"])
+
+
+def test_the_splits_of_one_partition_have_a_standard_error_too():
+    truth = np.zeros((1, 2, 3))
+    predicted = np.array([[[1.0, 1, 1], [3, 3, 3]]])
+    found = scores.summary(predicted, truth, np.full(truth.shape, np.nan), ratio=1.0)
+    assert (found["mse"], found["n"]) == (5.0, 1)
+    assert found["mse_se"] == pytest.approx(np.sqrt(32 * (1 / 2 + 1)))
+
+
+def test_what_is_not_scored_changes_nothing():
+    rng = np.random.default_rng(0)
+    predicted, truth, deviation = rng.integers(1, 7, (3, 4, 9)).astype(float)
+    padded = [np.insert(values, 4, np.nan, axis=1) for values in (predicted, truth, deviation)]
+    padded[0][:, 4] = -100.0  # predicted best by far, and not scored
+    expected, found = scores.by_round(predicted, truth, deviation), scores.by_round(*padded)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
 
 def test_runs_of_another_level_are_judged_by_ranks_and_without_the_shift():

@@ -119,8 +119,8 @@ def test_correlations_are_shrunk_to_independence():
 
 
 def test_tables_that_do_not_agree_are_refused():
-    ridge, table = estimators.make("ridge"), np.ones((8, 2))
-    with pytest.raises(UserError, match="8 rows of features for 7 observations"):
+    ridge, table = estimators.make("ridge"), np.random.default_rng(0).dirichlet(np.ones(2), 8)
+    with pytest.raises(UserError, match="8 rows of features for 7 proxy runs"):
         half_sample_refits(table, table[:7], ridge)
     with pytest.raises(UserError, match="objective of shape"):
         objective_intervals(table, table, table, ridge, np.ones(3))
@@ -128,5 +128,55 @@ def test_tables_that_do_not_agree_are_refused():
         optima(n=0)
     with pytest.raises(UserError, match="interval level"):
         objective_intervals(table, table, table, ridge, OBJECTIVE, level=90)
-    with pytest.raises(UserError, match="5 observations: expected at least 6"):
+    with pytest.raises(UserError, match="5 proxy runs: expected at least 6 mixtures"):
         optima(rows=5)
+
+
+class Rows(estimators.Ridge):
+    """Ridge that keeps the design it was fitted on."""
+
+    def fit(self, X, y):
+        self.design_ = X
+        return super().fit(X, y)
+
+
+def replicated():
+    mixtures, observed = swarm(0.1, rows=12)
+    return np.repeat(mixtures, 3, axis=0), np.repeat(observed, 3, axis=0) + np.tile([[0.0], [0.1], [-0.1]], (12, 1))
+
+
+def test_half_samples_never_split_the_replicates_of_a_mixture():
+    design, observed = replicated()
+    for refit in half_sample_refits(design, observed, Rows(), 20, 0):
+        _, copies = np.unique(refit.design_, axis=0, return_counts=True)
+        assert copies.tolist() == [3] * 6
+
+
+def test_intervals_of_new_mixtures_are_not_those_of_new_seeds():
+    """A regressor that knows each mixture by heart has the noise of a seed as its error, and new ones are far off."""
+
+    class Nearest(estimators.Ridge):
+        def fit(self, X, y):
+            self.kept_ = X, y
+            return self
+
+        def predict(self, X):
+            rows, losses = self.kept_
+            return np.stack(
+                [
+                    losses[(abs(rows - x).sum(axis=1) < 1e-9)].mean(axis=0)
+                    if (abs(rows - x).sum(axis=1) < 1e-9).any()
+                    else np.full(2, 9.0)
+                    for x in X
+                ]
+            )
+
+    design, observed = replicated()
+    low, high = objective_intervals(design, observed, design[:2], Nearest(), OBJECTIVE).T
+    assert (high - low > 5).all()
+
+
+def test_too_few_mixtures_are_not_accepted_however_many_runs():
+    design, observed = replicated()
+    with pytest.raises(UserError, match="15 proxy runs of 5 mixtures: expected at least 6"):
+        half_sample_refits(design[:15], observed[:15], Rows(), 5, 0)

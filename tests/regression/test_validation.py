@@ -37,7 +37,7 @@ def test_scores_are_those_of_a_plain_loop(swarm):
         by_domain.append(np.mean((predicted - observed[test]) ** 2, axis=0))
     row = found.objective.iloc[0]
     assert (row.regressor, row.features, row.n) == ("ridge", "log", 10)
-    expected = [np.mean(errors), np.std(errors, ddof=1) / np.sqrt(10), np.mean(ranks)]
+    expected = [np.mean(errors), np.std(errors, ddof=1) * np.sqrt(1 / 10 + 8 / 16), np.mean(ranks)]
     np.testing.assert_allclose([row.mse, row.mse_se, row.spearman], expected, rtol=1e-12)
     assert found.domains.domain.tolist() == DOMAINS
     np.testing.assert_allclose(found.domains.mse, np.mean(by_domain, axis=0), rtol=1e-12)
@@ -124,7 +124,7 @@ def test_a_constant_does_not_rank(swarm):
 @pytest.mark.parametrize("n_train", [22, 23, 24, 100, 1])
 def test_too_few_observations_are_refused_with_their_number(swarm, n_train):
     mixtures, _, observed = swarm
-    with pytest.raises(UserError, match=f"train_mixtures={n_train} of 24 observations"):
+    with pytest.raises(UserError, match=f"train_mixtures={n_train} of 24 proxy runs"):
         judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], n_train=n_train)
 
 
@@ -190,7 +190,7 @@ def test_leave_one_out_is_scikit_learns(swarm):
 
 @pytest.mark.parametrize("n_folds", [1, 25])
 def test_impossible_folds_are_refused(n_folds):
-    with pytest.raises(UserError, match=f"{n_folds} folds of 24 observations"):
+    with pytest.raises(UserError, match=f"{n_folds} folds of 24 proxy runs"):
         validation.folds(24, n_folds, 1, seed=0)
 
 
@@ -236,14 +236,14 @@ def test_progress_is_told_all_the_while_and_batches_change_nothing(swarm, monkey
     pd.testing.assert_frame_equal(whole.objective, split.objective, rtol=1e-6)
 
 
-def test_methods_are_compared_on_common_rounds_by_their_differences():
+def test_methods_are_compared_on_common_splits_by_their_differences():
     rounds = pd.DataFrame({"cheap": [3.0, 5.0, 9.0, 0.0, 0.0], "dear": [2.0, 4.0, 7.0, np.nan, np.nan]})
-    found = validation.compare(rounds)
+    found = validation.compare(rounds, ratio=0.5)
     assert found.index.tolist() == ["dear", "cheap"]
     np.testing.assert_allclose(found["mse"], [13 / 3, 17 / 3])
-    # differences 1, 1, 2: deviation 1 / √3 of one, and a third of that squared of their mean
-    np.testing.assert_allclose(found.loc["cheap", ["excess", "error"]], [4 / 3, 1 / 3])
-    assert validation.compare(rounds[:1])["error"].tolist() == [0, 0]
+    # differences 1, 1, 2: a variance of 1/3 of one, times 1/3 + 1/2
+    np.testing.assert_allclose(found.loc["cheap", ["excess", "error"]], [4 / 3, np.sqrt(1 / 3 * (1 / 3 + 1 / 2))])
+    assert np.isnan(validation.compare(rounds[:1], 0.5)["error"]).all()
 
 
 def test_a_learning_curve_is_a_judgement_a_size(swarm):
@@ -265,3 +265,114 @@ def test_the_noise_floor_by_hand():
     assert validation.noise_floor(losses, list("aabbbc"), np.array([1.0, 0.0])) == pytest.approx(2 / 3)
     with pytest.raises(UserError, match="two runs of one mixture"):
         validation.noise_floor(losses[:2], ["a", "b"], np.array([1.0, 0.0]))
+
+
+@pytest.fixture
+def replicated():
+    """Eight mixtures, 1 to 4 seeds each, in no order."""
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]))
+
+
+def test_replicates_are_never_on_both_sides(replicated):
+    every = [*validation.splits(replicated, 5, 20, seed=0), *validation.folds(replicated, 3, 4, seed=0)]
+    for round_ in every:
+        for train, test in round_:
+            assert not set(replicated[train]) & set(replicated[test])
+            assert sorted([*train, *test]) == list(range(20))
+    assert all(len(set(replicated[train])) == 5 for [(train, _)] in every[:20])
+    for round_ in every[20:]:
+        assert sorted(np.concatenate([test for _, test in round_])) == list(range(20))
+
+
+def test_impossible_splits_of_replicates_say_how_many_mixtures_there_are(replicated):
+    with pytest.raises(UserError, match="train_mixtures=6 of 20 proxy runs of 8 mixtures"):
+        validation.splits(replicated, 6, 3, seed=0)
+    with pytest.raises(UserError, match="9 folds of 20 proxy runs of 8 mixtures"):
+        validation.folds(replicated, 9, 3, seed=0)
+
+
+def test_splits_of_unequal_size_are_scored_as_a_plain_loop_scores_them(replicated):
+    rng = np.random.default_rng(1)
+    mixtures = rng.dirichlet(np.ones(4), 8)[replicated]
+    observed = mixtures @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(20, 3))
+    rounds = validation.splits(replicated, 5, 6, seed=0)
+    found = validation.judge(observed, DOMAINS, {"l": mixtures}, [("ridge", "l")], OBJECTIVE, rounds)
+    errors, regrets = [], []
+    for [(train, test)] in rounds:
+        predicted = estimators.Ridge().fit(mixtures[train], observed[train]).predict(mixtures[test]) @ OBJECTIVE
+        truth = observed[test] @ OBJECTIVE
+        errors.append(np.mean((predicted - truth) ** 2))
+        regrets.append(truth[predicted.argmin()] - truth.min())
+    assert len({len(test) for [(_, test)] in rounds}) > 1
+    np.testing.assert_allclose(found.rounds[("ridge", "l")], errors, rtol=1e-12)
+    np.testing.assert_allclose(found.objective.loc[0, ["mse", "regret"]].astype(float), np.mean([errors, regrets], 1))
+
+
+class Broken(estimators.Ridge):
+    """Ridge that fails in the way that its `alphas` say."""
+
+    def predict(self, X):
+        if self.alphas == ("raises",):
+            raise np.linalg.LinAlgError("singular matrix")
+        if self.alphas == ("bug",):
+            raise TypeError
+        return np.full((len(X), 3), np.nan)
+
+    def fit(self, X, y):
+        return self
+
+
+@pytest.mark.parametrize(("how", "reason"), [("raises", "singular matrix"), ("nan", "not finite")])
+def test_a_method_that_fails_is_marked_and_the_others_go_on(swarm, how, reason):
+    mixtures, _, observed = swarm
+    methods = [("mean", "lambda"), ("broken", "lambda"), ("ridge", "lambda")]
+
+    def make(name, features):
+        return Broken((how,)) if name == "broken" else estimators.make(name, features)
+
+    found = judge(observed, {"lambda": mixtures}, methods, make=make)
+    row = found.objective.set_index("regressor").loc["broken"]
+    assert reason in row.failed
+    assert np.isnan(row.mse)
+    assert row.n == 0
+    assert ("broken", "lambda") not in found.predictions
+    assert list(found.rounds) == [("mean", "lambda"), ("ridge", "lambda")]
+    others = judge(observed, {"lambda": mixtures}, [methods[0], methods[2]])
+    pd.testing.assert_frame_equal(found.objective.drop(index=1).reset_index(drop=True), others.objective)
+
+
+def test_a_bug_is_no_failure(swarm):
+    mixtures, _, observed = swarm
+    with pytest.raises(TypeError):
+        judge(observed, {"lambda": mixtures}, [("ridge", "lambda")], make=lambda *_: Broken(("bug",)))
+
+
+def test_outlying_losses_are_found_and_not_scored(swarm):
+    mixtures, _, observed = swarm
+    broken = observed.copy()
+    broken[7, 1] += 5
+    methods = [("mean", "log"), ("ridge", "log"), ("ridge", "lambda"), ("gbm", "log")]
+    designs = {"log": np.log(mixtures + 0.01), "lambda": mixtures}
+    found = judge(broken, designs, methods, repeats=20)
+    assert [(one.row, one.target) for one in found.outliers] == [(7, 1)]
+    assert found.outliers[0].deviations > 8
+    scored_all = judge(broken, designs, methods, repeats=20, outliers=[])
+    assert found.objective.mse[1] < scored_all.objective.mse[1] / 3
+    # The other targets of that run are scored as ever; ridge fits each target alone.
+    web = [judged.domains.query("domain == 'web'").mse.iloc[1] for judged in (found, scored_all)]
+    assert web[0] == web[1]
+    assert judge(observed, designs, methods, repeats=20).outliers == []
+
+
+def test_the_gain_over_the_mean_by_hand(swarm):
+    mixtures, _, observed = swarm
+    found = judge(observed, {"lambda": mixtures}, [("mean", "lambda"), ("ridge", "lambda")])
+    gains = []
+    for [(train, test)] in validation.splits(24, 16, 10, seed=0):
+        ridge = estimators.Ridge().fit(mixtures[train], observed[train]).predict(mixtures[test])
+        gains.append(
+            ((observed[train].mean(axis=0) - observed[test]) ** 2 - (ridge - observed[test]) ** 2).mean(axis=0)
+        )
+    rows = found.domains.query("regressor == 'ridge'")
+    np.testing.assert_allclose(rows.gain, np.mean(gains, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(rows.gain_se, np.std(gains, axis=0, ddof=1) * np.sqrt(0.1 + 0.5), rtol=1e-9)

@@ -89,7 +89,9 @@ def train(study, code="code"):
 
 
 def fit(study, methods=METHODS):
-    table = pd.DataFrame(methods, columns=["regressor", "features", "mse", "mse_se", "spearman"]).assign(n=100)
+    table = pd.DataFrame(methods, columns=["regressor", "features", "mse", "mse_se", "spearman"]).assign(
+        n=100, failed=""
+    )
     study.write_table("fit/objective.csv", table.rename_axis("method"))
     study.write_table("fit/rounds.csv", in_rows(pd.DataFrame({(r, f): spread(m, e) for r, f, m, e, _ in methods})))
     domains = study.domains.evaluation
@@ -113,14 +115,25 @@ def fit(study, methods=METHODS):
     columns = ["regressor", "features", "mse", "mse_se", "train"]
     study.write_table("fit/learning.csv", pd.DataFrame(learning, columns=columns).rename_axis("point"))
     choice = {key: best[key] for key in ("regressor", "features", "mse", "spearman")}
-    study.write_json("fit/choice.json", {"objective": "avg-all", "observations": 20, "train_mixtures": 16, **choice})
+    study.write_json(
+        "fit/choice.json",
+        {
+            "objective": "avg-all",
+            "observations": 20,
+            "mixtures": 20,
+            "train_mixtures": 16,
+            "noise": {},
+            "unresponsive": [],
+            **choice,
+        },
+    )
     record(study, "fit", 7.0, train_mixtures=16, repeats=100)
 
 
 def spread(mean, error):
-    """Errors of 100 rounds with this mean and standard error, another order for every mean."""
+    """Errors of 100 rounds with this mean and (corrected) standard error, another order for every mean."""
     values = np.random.default_rng(int(mean * 1e6)).permutation(np.linspace(-1, 1, 100))
-    return mean + error * 10 * values / values.std(ddof=1)
+    return mean + error / np.sqrt(1 / 100 + 4 / 16) * values / values.std(ddof=1)
 
 
 def optimize(study, code="code"):

@@ -22,7 +22,7 @@ def test_regressors_are_grouped_and_ordered_by_error(study):
 
 
 def test_fit_conditions_say_what_the_errors_are_of(study):
-    expected = "average loss over 3 evaluation domains, 20 observations, 16 training mixtures, 100 splits"
+    expected = "average loss over 3 evaluation domains, 20 proxy runs, 16 training mixtures, 100 splits"
     assert findings.fit_conditions(study) == expected
     runs = study.mixtures()
     study.write_table("mixtures.csv", pd.concat([runs, runs[-1:].rename(index=lambda run: "iterate-1-0")]))
@@ -42,14 +42,17 @@ def test_objective_in_words(study, objective, words):
 
 def test_ratio_of_best_with_mde_to_best_without(study):
     sentence = findings.worth_of_experts(study)
-    assert "MSE ratio 0.25; MDE features help" in sentence  # 0.00025 / 0.001
+    assert "MSE ratio 0.25; MDE features improve predictions" in sentence  # 0.00025 / 0.001
     assert "ridge on mde[0]+mde[1]" in sentence
     assert "Best of 2 methods with MDE and of 2 without" in sentence
 
 
 @pytest.mark.parametrize(
     ("mse", "error", "verdict"),
-    [(0.0004, 0.0001, "ratio 2.50; MDE features do NOT help"), (0.00101, 0.001, "ratio 0.99; no clear difference")],
+    [
+        (0.0004, 0.0001, "ratio 2.50; MDE features do not improve predictions"),
+        (0.00101, 0.001, "ratio 0.99; not clear whether"),
+    ],
 )
 def test_experts_that_do_not_help_are_said_not_to(study, mse, error, verdict):
     methods = [row for row in METHODS if "mde" not in row[1] or row[0] == "alone"]
@@ -67,14 +70,14 @@ def test_methods_are_compared_on_the_splits_that_both_had(study):
     study.write_table("fit/rounds.csv", table)
     scores = study.read_table("fit/objective.csv", "fit")
     study.write_table("fit/objective.csv", scores.assign(n=[2, 4]))
-    assert "MSE ratio 0.75; MDE features help" in findings.worth_of_experts(study)
+    assert "MSE ratio 0.75; MDE features improve predictions" in findings.worth_of_experts(study)
     assert "2 to 4 splits" in findings.fit_conditions(study)
     assert tables.regressors(study).frame["splits"].tolist() == ["4", "2"]
 
 
 def test_no_ratio_without_both_kinds_of_features(study):
     fit(study, [row for row in METHODS if "mde" not in row[1]])
-    assert "no ratio" in findings.worth_of_experts(study)
+    assert "No comparison" in findings.worth_of_experts(study)
 
 
 def test_recommendation_is_joined_by_domain(study):

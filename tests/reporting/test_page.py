@@ -89,7 +89,7 @@ def test_charts_are_described_in_words(html, reader):
 def test_summary_and_verdict(reader):
     text = " ".join(reader.text)
     assert "The recommended mixture won: 0.3000 nats per token below uniform" in text
-    assert "MSE ratio 0.25; MDE features help" in text
+    assert "MSE ratio 0.25; MDE features improve predictions" in text
     assert "the text of code (installed_text/code/1.0)" in text
     assert "gensim 4.4.0" in text
     assert "Binds: web is at its least share 0.4." in text
@@ -148,7 +148,7 @@ def test_a_study_without_experts_has_a_page(study):
 def test_report_writes_the_page_and_prints_the_tables(study, capsys):
     report(study)
     assert (study.root / "report.html").read_text(encoding="utf-8") == page.html(study)
-    assert "Regressors, out of fold" in capsys.readouterr().out
+    assert "Regressors, cross-validated" in capsys.readouterr().out
 
 
 def test_optima_of_somebody_else_have_their_section(study):

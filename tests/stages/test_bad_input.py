@@ -232,7 +232,7 @@ def test_unknown_objective_regressor_and_feature(refused, study):
     assert "did you mean 'avg-all'" in refused("fit", "--gin_bindings=fit.objective = 'avg-al'", study=study)
     assert "did you mean 'ridge'" in refused("fit", "--gin_bindings=fit.regressors = ['rigde']", study=study)
     assert "feature 'mde[5]'" in refused("fit", "--gin_bindings=fit.features = ['mde[5]']", study=study)
-    assert "28 observations" in refused("fit", "--gin_bindings=fit.train_mixtures = 27", study=study)
+    assert "28 proxy runs" in refused("fit", "--gin_bindings=fit.train_mixtures = 27", study=study)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that always fails")

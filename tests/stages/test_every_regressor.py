@@ -9,7 +9,7 @@ from mde.optimization import simplex
 from mde.regression import estimators
 from mde.reporting import findings
 from mde.stages import accuracy
-from mde.stages.fit import _choose, default_features
+from mde.stages.fit import default_features
 from mde.study import Study
 
 NAMES = ["web", "code", "books"]
@@ -45,10 +45,10 @@ def elsewhere(folder, evaluation=NAMES) -> list[str]:
 def test_a_study_with_evaluated_features_is_fitted(study, name):
     cli.main(["fit", f"--study={study}", f"--regressors={name}", *ARGUMENTS])
     choice = study.read_json("fit/choice.json", "fit")
-    assert choice["regressor"] == name
     table = study.read_table("fit/objective.csv", "fit")
+    least, mean = (table.loc[table["regressor"] == which, "mse"].min() for which in (name, "mean"))
+    assert choice["regressor"] == (name if least < mean else "mean")  # trees of few rows need not be better
     assert not table.duplicated(["regressor", "features"]).any()
-    # What is given the shares or the evaluated losses is better than the mean; trees of few rows need not be.
     if name not in ("mean", "gbm", "gbm-regmix"):
         assert choice["mse"] < table.loc[table["regressor"] == "mean", "mse"].item()
 
@@ -95,24 +95,11 @@ def test_accuracies_are_predicted_by_what_can():
     assert accuracy.told(rows.assign(measured=0.5)).endswith("from the experts' answers (gp-residual on expected[0])")
 
 
-def test_auto_is_chosen_unless_another_is_clearly_better_on_the_splits_that_both_had():
-    rounds = pd.DataFrame(
-        {("auto", "lambda"): [5.0, 7.0, np.nan, np.nan], ("ridge", "log"): [5.1, 7.3, 1, 1], ("ridge", "sqrt"): 8.0}
-    )
-    learnt = pd.DataFrame(rounds.columns.to_list(), columns=["regressor", "features"]).assign(
-        mse=rounds.mean().to_numpy()
-    )
-    designs = {"lambda": np.ones((4, 2)), "log": np.ones((4, 2)), "sqrt": np.ones((4, 1))}
-    assert _choose(learnt, rounds, designs)["regressor"] == "auto"  # ridge is better on splits that auto had not
-    rounds["auto", "lambda"] += [0.8, 0.9, 0, 0]
-    assert _choose(learnt, rounds, designs)["features"] == "log"  # .6 more, by a standard error of .1
-
-
 def test_folds_hold_out_every_observation_as_often(study, capsys):
     fit = ["fit", f"--study={study}", "--regressors=ridge", "--features=sqrt", "--repeats=3", "--curve_sizes=[]"]
     cli.main([*fit, "--folds=4"])
     assert set(study.read_table("fit/predictions.csv", "fit")["splits"]) == {3}
-    assert findings.fit_conditions(study).endswith("14 observations, 10 training mixtures, 3 × 4 folds")
+    assert findings.fit_conditions(study).endswith("14 proxy runs, 10 training mixtures, 3 × 4 folds")
     cli.main([*fit, "--folds=14"])
     assert findings.fit_conditions(study).endswith("13 training mixtures, 1 × 14 folds")
     for wrong, says in ((["--folds=1"], "1 folds of 14"), (["--folds=4", "--train_mixtures=9"], "train_mixtures=9")):

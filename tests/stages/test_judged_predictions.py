@@ -122,7 +122,7 @@ def test_two_runs_have_no_ranks(study, others, capsys):
         table.loc[["other0", "other1"]].to_csv(others / name)
     with pytest.raises(SystemExit):
         predict(study, others)
-    assert "2 runs, expected at least 3" in capsys.readouterr().err
+    assert "2 runs of new mixtures, expected at least 3" in capsys.readouterr().err
 
 
 def test_a_page_needs_measured_losses(study, others, capsys):
