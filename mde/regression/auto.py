@@ -141,7 +141,7 @@ class Auto(RegressorMixin, BaseEstimator):
                 predict_with_deviation(regressor, part) if return_std else (regressor.predict(part), np.nan)
             )
             means.append(np.clip(mean, self.lowest_, self.highest_))
-            deviations.append(np.where(np.isnan(deviation), self.inner_deviation_[i], deviation))
+            deviations.append(np.where(np.isnan(deviation), self.inner_deviation_[i], deviation) + 0 * mean)
         trust_C1 = self._trust(design)[:, None]
         blend, deviation = _blended(self.weights_, self.mean_, np.stack(means), np.stack(deviations), self.spread_)
         trusted = self.mean_ + trust_C1 * (blend - self.mean_)
