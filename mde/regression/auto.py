@@ -26,6 +26,7 @@ Candidate = tuple[BaseEstimator, str]  # an unfitted regressor and the feature s
 
 FOLDS = 4
 SHRINKAGE = 1.0  # how strongly weights are pulled to their centre, in units of the best candidate's squared error
+REACH = 2.0  # distances between neighbouring runs (`Support.spacing`) beyond which predictions fall back to the mean
 CAUTION = 1.0  # standard errors that are taken off what predictions are worth beside the mean
 HARDLY = 0.02  # of the typical variation of a domain's weight: with less, nothing can be learnt from it
 BEYOND = 0.25  # how far features and predictions may leave what the proxy runs covered, in parts of its range
@@ -90,7 +91,7 @@ class Auto(RegressorMixin, BaseEstimator):
       inner_error_: [M, J], mean squared out-of-fold error in units of the target's variance.
       outliers_: losses that do not fit, as `Outlier`s.
       failed_: by candidate, why it was not used.
-      out_of_fold_: [R, J], the blend's residuals on rows it had not seen; out_of_fold_deviation_ their predicted size.
+      out_of_fold_: [R, J], the blend's errors on rows it had not seen; out_of_fold_deviation_, the deviations it gave.
     """
 
     calibrated = True  # its deviations have been held against out-of-fold errors
@@ -181,7 +182,7 @@ class Auto(RegressorMixin, BaseEstimator):
             inside = jnp.clip(row, self.inputs_.low, self.inputs_.high)
             each = [w * (jnp.clip(f(design(inside)), *limits) - self.mean_) for w, f, design in parts]
             distance = jnp.min(jnp.sum(jnp.abs((row if row.ndim == 1 else row[0, n:]) - known), axis=1)) / 2
-            trust = jnp.minimum(1, spacing / jnp.maximum(distance, 1e-12)) ** 2
+            trust = jnp.minimum(1, REACH * spacing / jnp.maximum(distance, 1e-12)) ** 2
             return self.mean_ + trust * sum(each)
 
         return losses
@@ -310,15 +311,16 @@ class Auto(RegressorMixin, BaseEstimator):
         one.lowest_, one.highest_ = _extended(table.cleaned)
         one.inputs_ = _Inputs(table.design, len(self.evaluated))
         one.support_ = Support(self._mixtures(table.design))
-        one.out_of_fold_, one.out_of_fold_deviation_ = table.cleaned - blend, deviation
+        one.out_of_fold_ = table.cleaned - blend
         one.correlation_ = shrunk_correlation(one.out_of_fold_)
-        one.calibration_ = calibration(one.out_of_fold_, one.out_of_fold_deviation_)
+        one.calibration_ = calibration(one.out_of_fold_, deviation)
+        one.out_of_fold_deviation_ = one.calibration_ * deviation
         return one
 
     def _trust(self, design: np.ndarray) -> np.ndarray:
-        """How much of the difference to the mean is believed, [C]: all of it as near to a run as runs are to others."""
+        """How much of the difference to the mean is believed, [C]: all of it within `REACH` spacings of a run."""
         distance = self.support_.distance(self._mixtures(design))
-        return np.minimum(1, self.support_.spacing / np.maximum(distance, 1e-12)) ** 2
+        return np.minimum(1, REACH * self.support_.spacing / np.maximum(distance, 1e-12)) ** 2
 
 
 def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE, centre: np.ndarray | None = None) -> np.ndarray:

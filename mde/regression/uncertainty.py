@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 from sklearn.base import BaseEstimator, clone
 
 from mde.errors import UserError
@@ -72,9 +72,8 @@ def objective_intervals(
 
     A regressor whose deviations are calibrated out of fold is asked for them. Another is refitted without each mixture,
     or each of five folds of many mixtures, and its residuals make the interval, so that whatever it gets wrong is in
-    it: CV+,
-    which holds a new run at least 2 level - 1 of the time and in practice about level (Barber et al., Annals of
-    Statistics, 2021, theorem 1 and section 3). Ask for candidates chosen beforehand.
+    it: CV+, which holds a new run at least 2 level - 1 of the time and in practice about level (Barber et al., Annals
+    of Statistics, 2021, theorem 1 and section 3). Ask for candidates chosen beforehand.
 
     Args:
       design: features of the observations, [R, F] or [R, J, F].
@@ -95,7 +94,7 @@ def objective_intervals(
         raise UserError(f"objective of shape {np.shape(objective)} for {observed.shape[1]} evaluation domains")
     rows = len(observed)
     if getattr(estimator, "calibrated", False):
-        fitted = clone(estimator).fit(design, observed)
+        fitted = estimator if hasattr(estimator, "out_of_fold_") else clone(estimator).fit(design, observed)
         mean, deviations = fitted.predict(candidate_design, return_std=True)
         reach = norm.ppf((1 + level) / 2) * objective_deviation(fitted, deviations, objective)
         return np.stack([mean @ objective - reach, mean @ objective + reach], axis=1)
@@ -114,11 +113,20 @@ def objective_intervals(
 def objective_deviation(regressor: Any, deviations: np.ndarray, objective: np.ndarray) -> np.ndarray:
     """Standard deviations of the objective, [C], from those of the targets, [C, J].
 
-    Errors of the targets hang together as the regressor's `correlation_` [J, J] says; without one, fully: the widest.
+    Errors of the targets hang together as the regressor's `correlation_` [J, J] says; without one, fully: the widest. A
+    regressor that keeps its out-of-fold errors has the objective's own calibrated on them.
     """
-    weighted = deviations * objective
     correlation = getattr(regressor, "correlation_", np.ones((len(objective), len(objective))))
-    return np.sqrt(np.maximum(np.einsum("ci,ij,cj->c", weighted, correlation, weighted), 0))
+    found = _of_sum(deviations * objective, correlation)
+    if not hasattr(regressor, "out_of_fold_"):
+        return found
+    expected = _of_sum(regressor.out_of_fold_deviation_ * objective, correlation)
+    return found * calibration((regressor.out_of_fold_ @ objective)[:, None], expected[:, None])[0]
+
+
+def _of_sum(deviations: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Standard deviation [C] of the sum of correlated terms [C, J]."""
+    return np.sqrt(np.maximum(np.einsum("ci,ij,cj->c", deviations, correlation, deviations, optimize=True), 0))
 
 
 def shrunk_correlation(residual: np.ndarray, belief: float = 8.0) -> np.ndarray:
@@ -147,7 +155,8 @@ def calibration(
     """What standard deviations are multiplied by, by target, [J], so that normal intervals hold new runs at this level.
 
     The quantile of each target's own out-of-fold ratios of error to deviation, with all targets' ratios mixed in as if
-    they were `belief` more rows, one row more than there are, as in conformal prediction (Vovk et al., 2005).
+    they were `belief` more rows, one row more than there are, as in conformal prediction (Vovk et al., 2005). A few
+    rows say little of their own spread: the factor is larger by Student's t against the normal distribution.
     """
     rows, targets = residual_RJ.shape
     ratio = np.divide(np.abs(residual_RJ), deviation_RJ, out=np.zeros_like(residual_RJ), where=deviation_RJ > 0)
@@ -157,4 +166,5 @@ def calibration(
     order = np.argsort(values, axis=0)
     reached = np.cumsum(weights[order], axis=0) >= needed - 1e-9
     found = np.take_along_axis(np.take_along_axis(values, order, axis=0), reached.argmax(axis=0)[None], axis=0)[0]
-    return np.maximum(found / norm.ppf((1 + level) / 2), 1e-3)
+    few = t.ppf((1 + level) / 2, max(rows - 2, 1)) / norm.ppf((1 + level) / 2)
+    return np.maximum(found * few / norm.ppf((1 + level) / 2), 1e-3)
