@@ -75,8 +75,9 @@ class Auto(RegressorMixin, BaseEstimator):
     not respond to the mixture is predicted by its mean.
 
     It cannot explode. Features count as far as `BEYOND` outside the range of the proxy runs, predictions of a candidate
-    reach as far outside the range of the losses, and beyond the reach of the runs (`Support`) predictions fall back to
-    the mean. A loss that is far from what the other runs predict (`find_outliers`) is replaced by that prediction.
+    reach as far outside the range of the losses, and far from all runs (`Support`) predictions fall back to the mean
+    and their deviations grow. A loss that is far from what the other runs predict (`find_outliers`) is replaced by that
+    prediction.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
@@ -143,12 +144,14 @@ class Auto(RegressorMixin, BaseEstimator):
             )
             means.append(np.clip(mean, self.lowest_, self.highest_))
             deviations.append(np.where(np.isnan(deviation), self.inner_deviation_[i], deviation) + 0 * mean)
-        trust_C1 = self._trust(design)[:, None]
+        away_C1 = self._away(design)[:, None]
+        trust_C1 = np.minimum(1, REACH / np.maximum(away_C1, 1e-12)) ** 2
         blend, deviation = _blended(self.weights_, self.mean_, np.stack(means), np.stack(deviations), self.spread_)
         trusted = self.mean_ + trust_C1 * (blend - self.mean_)
         if not return_std:
             return trusted
-        return trusted, self.calibration_ * np.hypot(deviation, (1 - trust_C1) * (self.highest_ - self.lowest_) / 2)
+        wider = np.maximum(1, away_C1) * self.calibration_ * deviation
+        return trusted, np.hypot(wider, (1 - trust_C1) * (self.highest_ - self.lowest_) / 2)
 
     def describe(self) -> str:
         """What was chosen, in a line: each candidate's feature set, weight and inner R², means over the targets."""
@@ -317,10 +320,9 @@ class Auto(RegressorMixin, BaseEstimator):
         one.out_of_fold_deviation_ = one.calibration_ * deviation
         return one
 
-    def _trust(self, design: np.ndarray) -> np.ndarray:
-        """How much of the difference to the mean is believed, [C]: all of it within `REACH` spacings of a run."""
-        distance = self.support_.distance(self._mixtures(design))
-        return np.minimum(1, REACH * self.support_.spacing / np.maximum(distance, 1e-12)) ** 2
+    def _away(self, design: np.ndarray) -> np.ndarray:
+        """Distance to the nearest proxy run, [C], in units of how far the most isolated run is from its neighbour."""
+        return self.support_.distance(self._mixtures(design)) / max(self.support_.spacing, 1e-12)
 
 
 def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE, centre: np.ndarray | None = None) -> np.ndarray:
