@@ -166,5 +166,5 @@ def calibration(
     order = np.argsort(values, axis=0)
     reached = np.cumsum(weights[order], axis=0) >= needed - 1e-9
     found = np.take_along_axis(np.take_along_axis(values, order, axis=0), reached.argmax(axis=0)[None], axis=0)[0]
-    few = t.ppf((1 + level) / 2, max(rows - 2, 1)) / norm.ppf((1 + level) / 2)
+    few = t.ppf((1 + level) / 2, max(rows - 4, 2)) / norm.ppf((1 + level) / 2)
     return np.maximum(found * few / norm.ppf((1 + level) / 2), 1e-3)
