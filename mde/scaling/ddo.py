@@ -79,7 +79,6 @@ class PowerLaws:
         """
         low, high = (np.broadcast_to(np.asarray(bound, np.float64), self.base.shape) for bound in (lower, upper))
         self._check_bounds(total, low, high)
-
         log_gain = np.log(self.exponent) + self.exponent * np.log(self.base)
         tokens = equal_gains(log_gain, self.exponent, self.offset * self.base, total, low, high)
         return tokens, np.where(tokens <= low, -1, np.where(tokens >= high, 1, 0))
@@ -261,15 +260,14 @@ def equal_gains(
     Returns:
       [..., K] tokens.
     """
-    # Prices at which every domain is at its upper bound (or at the total), and at its lower one.
-    ends = [
-        log_gain - (exponent + 1) * np.log(np.maximum(offset + bound, np.finfo(float).tiny))
-        for bound in (np.minimum(upper, total), lower)
-    ]
+    upper = np.minimum(upper, total)
+    # Prices at which every domain is at its upper bound, and at its lower one.
+    ends = [log_gain - (exponent + 1) * np.log(np.maximum(offset + bound, 1e-300)) for bound in (upper, lower)]
     low, high = ends[0].min(axis=-1) - 1, ends[1].max(axis=-1) + 1
 
     def quantities(price: np.ndarray) -> np.ndarray:
-        return np.clip(np.exp((log_gain - price[..., None]) / (exponent + 1)) - offset, lower, upper)
+        log_sum = np.minimum((log_gain - price[..., None]) / (exponent + 1), 700)  # exp of more is no float64
+        return np.clip(np.exp(log_sum) - offset, lower, upper)
 
     while True:
         middle = (low + high) / 2

@@ -26,12 +26,14 @@ from mde.scaling.effects import Effects
 
 _EXPONENTS = np.geomspace(0.03, 3, 24)
 _OFFSETS = np.geomspace(1e-3, 100, 24)  # in base quantities, at the geometric mean of the budgets
+_COUNTS = {1: "one", 2: "two", 3: "three"}
+MISFIT = 0.01  # p-value, over all domains, below which the laws do not describe the runs
 INEXACT = 0.02  # of a domain's typical change: what any law of three numbers may miss
 _GROWTHS = np.array([0.0, 0.5, 1.0])  # θ: 0 for an offset in tokens, 1 for what other domains teach
 
 
 @dataclass(frozen=True)
-class LawDraws:
+class Draws:
     """Draws of all domains' laws at the target: one more token of N gains `exp(log_gain) (offset + N)^-(exponent + 1)`.
 
     Attributes:
@@ -58,7 +60,7 @@ def draw_laws(
     target: float,
     draws: int,
     seed: int,
-) -> LawDraws:
+) -> Draws:
     """Draws laws from their posterior, and tests whether the family describes the runs.
 
     Args:
@@ -92,12 +94,34 @@ def draw_laws(
     size = stats.truncnorm.rvs(-centre, np.inf, loc=centre, random_state=rng) * scale_n[:, None]
     log_amplitude = np.log(size / norm_KxG[np.arange(len(unit_K)), chosen_nxK])
     exponent = exponents_G[chosen_nxK]
-    return LawDraws(
+    return Draws(
         log_amplitude + np.log(exponent) + exponent * np.log(unit_K),
         exponent,
         offsets_G[chosen_nxK] * unit_K,
         _p_values(changes_KxD, seeds_D, inexact_Kx1, shapes_KxGxD, freedom),
     )
+
+
+def not_known(measured: Sequence[Effects], draws: Draws, target: float) -> str | None:
+    """Why the runs cannot tell the best mixture at the target; None where they can.
+
+    Within the square of the factor that the budgets span the intervals cover, whatever law of the family is true. Beyond
+    it small deviations from the family decide. Coverage by simulation stands in docs/methods/autoscale.md.
+    """
+    budgets = [each.budget for each in measured]
+    span, factor = budgets[-1] / budgets[0], target / budgets[-1]
+    if factor > span**2 * (1 + 1e-9):
+        return (
+            f"{_COUNTS.get(len(budgets), len(budgets))} budgets that span a factor of {span:.3g} cannot tell the best "
+            f"mixture at {factor:.3g} times the largest"
+        )
+    k = int(np.argmin(draws.p_values))
+    if draws.p_values[k] * len(draws.p_values) < MISFIT:
+        return (
+            f"no power law with an offset describes what less and more of domain {measured[0].names[k]!r} does at all "
+            f"budgets (p = {draws.p_values[k]:.1g})"
+        )
+    return None
 
 
 def _changes(effects: Effects, goal: npt.ArrayLike) -> np.ndarray:

@@ -69,19 +69,6 @@ def test_more_than_two_optima_average_their_noise():
     assert errors[1] < 0.03
 
 
-def test_intervals_hold_their_centre_and_widen_with_the_budget():
-    rng = np.random.default_rng(1)
-    samples = np.stack([N1, N2]) * np.exp(rng.normal(0, 0.05, (200, 2, 7)))
-    centre = fit_path(NAMES, [N1, N2])
-    widths = []
-    for budget in (5.0, 400.0):
-        low, high = autoscale.interval(NAMES, samples, budget)
-        share = centre.at(budget) / budget
-        assert ((low <= share) & (share <= high)).all()
-        widths.append((high - low).max())
-    assert widths[1] > widths[0]
-
-
 def test_cautions_say_where_the_prediction_leaves_its_ground():
     path = fit_path(NAMES, [N1, N2])
     assert path.cautions(2.0) == []

@@ -95,10 +95,11 @@ def test_three_budgets_lead_to_the_true_optimum(tmp_path, capsys):
     # Three losses do not fix the true law's floor: the optimum at each budget is near the truth, not at it.
     np.testing.assert_allclose(shares, best, atol=0.04)
     assert loss(shares * 16e6).mean() < loss(np.full(3, 16e6 / 3)).mean()
-    for name, share in zip(NAMES, shares, strict=True):
+    for name, share in zip(NAMES, best, strict=True):
         low, high = found["ddo"]["shares"][name]
-        assert low <= share <= high
+        assert low - 0.01 <= share <= high + 0.01  # 100,000 mixtures know the best one to .01
         assert high - low < 0.1
+        assert found["ddo"]["mean"][name] == pytest.approx(share, abs=0.01)
     assert 0.5e-4 < found["noise"] < 1.5e-4 / np.sqrt(2) * 1.5
     out = capsys.readouterr().out
     for text in ("Best mixture along the budget", "90% interval", "Power laws", "Fall of each domain's loss"):
@@ -111,6 +112,16 @@ def test_three_budgets_lead_to_the_true_optimum(tmp_path, capsys):
     assert first == pytest.approx(
         loss(np.array([third, third / 3, third]))[0] - loss(np.array([third, 1e6, third]))[0], abs=1e-3
     )
+
+
+def test_a_target_that_two_budgets_cannot_tell_is_said_to_be_not_known(tmp_path, capsys):
+    runs, losses = made_up(seeds=2, noise=1e-4)
+    runs = runs[runs["budget"] < BUDGETS[2]]
+    found = scaled(tmp_path / "study", *write(tmp_path, runs, losses.loc[runs.index]), "--target=2e7")
+    assert "shares" not in found["ddo"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Interval at 20M: not known: two budgets that span a factor of 2 cannot tell" in said
+    assert "90% interval" not in said
 
 
 def test_the_objective_weighs_the_evaluation_domains(tmp_path):
