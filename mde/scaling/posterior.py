@@ -76,7 +76,8 @@ def draw_laws(
     deviation, freedom = noise
     changes_KxD = np.stack([_changes(each, goal) for each in measured], axis=1).reshape(len(measured[0].names), -1)
     seeds_D = np.repeat(deviation / np.sqrt([each.repeats for each in measured]), 2)
-    inexact_Kx1 = INEXACT * np.sqrt(np.mean(changes_KxD**2, axis=1, keepdims=True))
+    # What a smooth law misses is alike at all budgets: more of them do not average it out.
+    inexact_Kx1 = INEXACT * np.sqrt(len(measured) / 2) * np.sqrt(np.mean(changes_KxD**2, axis=1, keepdims=True))
     unit_K = np.exp(np.mean([np.log(each.base) for each in measured], axis=0))
     shapes_KxGxD, offsets_G, exponents_G = _grid(measured, unit_K, target)
 
@@ -105,12 +106,12 @@ def draw_laws(
 def not_known(measured: Sequence[Effects], draws: Draws, target: float) -> str | None:
     """Why the runs cannot tell the best mixture at the target; None where they can.
 
-    Within the square of the factor that the budgets span the intervals cover, whatever law of the family is true. Beyond
-    it small deviations from the family decide. Coverage by simulation stands in docs/methods/autoscale.md.
+    Up to as far again as the budgets span the intervals cover, even if the truth is not quite of the family. Further on
+    small deviations from it decide. Coverage by simulation stands in docs/methods/autoscale.md.
     """
     budgets = [each.budget for each in measured]
     span, factor = budgets[-1] / budgets[0], target / budgets[-1]
-    if factor > span**2 * (1 + 1e-9):
+    if factor > span * (1 + 1e-9):
         return (
             f"{_COUNTS.get(len(budgets), len(budgets))} budgets that span a factor of {span:.3g} cannot tell the best "
             f"mixture at {factor:.3g} times the largest"

@@ -96,8 +96,8 @@ if __name__ == "__main__":
     print("| world | domains | budgets | target ÷ largest | noise | covered | width | not known |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind in ("no offset", "offset", "two exponents", "transfer"):
-        for k, which, times in ((3, "two", 4), (7, "two", 16), (5, "three", 8)):
-            for noise in (0.001, 0.01):
+        for k, which, times in ((3, "two", 4), (8, "two", 4), (5, "three", 4)):
+            for noise in (0.0001, 0.001, 0.01):
                 budgets = BUDGETS[which]
                 found = cover(kind, k, noise, budgets, times * budgets[-1], count, 100)
                 print(

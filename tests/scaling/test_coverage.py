@@ -23,7 +23,7 @@ def test_intervals_cover_where_domains_follow_power_laws_with_an_offset():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no offset", "offset", "two exponents"])
-@pytest.mark.parametrize(("k", "which", "times"), [(3, "two", 4), (8, "two", 16), (5, "three", 8)])
+@pytest.mark.parametrize(("k", "which", "times"), [(3, "two", 4), (8, "two", 4), (5, "three", 4)])
 @pytest.mark.parametrize("noise", [0.001, 0.01])
 def test_intervals_cover_in_every_world(kind, k, which, times, noise):
     found = cover(kind, k, noise, BUDGETS[which], times * BUDGETS[which][-1], worlds=60, draws=100)
@@ -58,10 +58,10 @@ def test_optima_of_the_draws_have_equal_gains_and_heed_what_there_is():
 
 
 def test_a_target_beyond_what_the_budgets_span_is_not_known():
-    measured, laws = drawn(World("offset", 3, 0), BUDGETS["two"], 64e6, draws=20)
-    assert not_known(measured, laws, 64e6) is None
-    said = not_known(measured, laws, 65e6)
-    assert said == "two budgets that span a factor of 4 cannot tell the best mixture at 16.2 times the largest"
+    measured, laws = drawn(World("offset", 3, 0), BUDGETS["two"], 16e6, draws=20)
+    assert not_known(measured, laws, 16e6) is None
+    said = not_known(measured, laws, 17e6)
+    assert said == "two budgets that span a factor of 4 cannot tell the best mixture at 4.25 times the largest"
 
 
 def test_effects_that_no_law_describes_are_not_known():
