@@ -138,9 +138,9 @@ def overlap(unions: Mapping[str, Copies], units: Mapping[str, str]) -> pd.DataFr
     A unit does what it shares with the others of its source, and something of its own, equal parts on average over the
     unions. What it does counts by its share of the text.
     """
-    own = pd.DataFrame.from_dict(unions, orient="index", columns=list(units)).fillna(0.0)
+    own = pd.DataFrame.from_dict(dict(unions), orient="index").reindex(columns=list(units)).fillna(0.0)
     own = own.div(own.sum(axis=1), axis=0)
-    source = own.T.groupby(dict(units)).sum().T
+    source = own.T.groupby([units[name] for name in own]).sum().T
     parts = [each @ each.T / np.mean((each**2).sum(axis=1)) for each in (own, source)]
     return parts[0] + parts[1]
 

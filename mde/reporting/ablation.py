@@ -13,9 +13,9 @@ from mde.study import NATS, Study
 MAKER = "ablate"
 NOTE = (
     "In brackets: intervals that cover at least 90%, of the correlation over unions of other units. Unions that share "
-    "units are fewer than they seem: the effective number is in the title. Inside are the domains that units come from, outside all "
-    "others. size knows nothing but how many units there are; partial is what is left of Pearson's correlation when "
-    "log size is taken out of both sides."
+    "units are fewer than they seem: the effective number is in the title. Inside are the domains that units come "
+    "from, outside all others. size knows nothing but how many units there are; partial is what is left of Pearson's "
+    "correlation when log size is taken out of both sides."
 )
 
 

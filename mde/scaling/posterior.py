@@ -133,9 +133,7 @@ def _changes(effects: Effects, goal: npt.ArrayLike) -> np.ndarray:
 
 def _grid(measured: Sequence[Effects], unit_K: np.ndarray, target: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Changes that each law predicts for A = 1, [K, G, D]; offsets at the target in units [G]; exponents [G]."""
-    exponent, offset, growth = (
-        each.ravel() for each in np.meshgrid(_EXPONENTS, _OFFSETS, _GROWTHS, indexing="ij")
-    )
+    exponent, offset, growth = (each.ravel() for each in np.meshgrid(_EXPONENTS, _OFFSETS, _GROWTHS, indexing="ij"))
     budgets = np.array([each.budget for each in measured])
     middle = np.exp(np.log(budgets).mean())
     shapes = []

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mde.errors import UserError
 from mde.scaling.ddo import PowerLaws
 from mde.scaling.effects import Effects
 

@@ -66,12 +66,12 @@ def test_unions_that_share_units_are_fewer_than_they_seem():
 @pytest.mark.parametrize(("sources", "per_source", "count"), [(6, 2, 16), (12, 2, 24), (12, 1, 60)])
 @pytest.mark.parametrize(("rho", "noise"), [(0.0, 0.01), (0.6, 0.01), (0.95, 0.01), (0.9, 0.3)])
 def test_intervals_cover_over_new_units(sources, per_source, count, rho, noise):
-    """Each unit and source moves both sides, correlated by rho; training adds `noise` of their variance to each side."""
+    """Each unit and source moves both sides, correlated by rho; training adds `noise` of their variance."""
     copies, units = drawn_unions(sources, per_source, count)
     kernel = unions.overlap(copies, units).to_numpy()
     rng, draws = np.random.default_rng(0), 1500
     root = np.linalg.cholesky(kernel + 1e-9 * np.eye(count))
-    x, own = (root @ rng.normal(size=(2, count, draws)))
+    x, own = root @ rng.normal(size=(2, count, draws))
     y = rho * x + np.sqrt(1 - rho**2) * own
     between = (np.trace(kernel) - kernel.sum() / count) / (count - 1)
     x, y = (side + np.sqrt(noise * between) * rng.normal(size=side.shape) for side in (x, y))
@@ -113,9 +113,7 @@ def test_a_table_joins_by_union_and_averages_domains_before_the_exponential():
     sizes = dict(zip(names, SIZES, strict=True))
     rows = {"seq": OBSERVED, "merged": PREDICTED[0]}
     losses = pd.concat([pd.DataFrame(values, names, list("abc")).assign(model=name) for name, values in rows.items()])
-    found = table(
-        losses.sample(frac=1, random_state=0), {"inside": ["a", "b"], "outside": ["c"], "none": []}, sizes
-    )
+    found = table(losses.sample(frac=1, random_state=0), {"inside": ["a", "b"], "outside": ["c"], "none": []}, sizes)
     assert list(found["domain"]) == 2 * ["a", "b", "c", "inside", "outside"]
     assert list(found.index.unique()) == ["merged", "size"]
     by_domain = found.loc["merged"].set_index("domain")["pearson"]

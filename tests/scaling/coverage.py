@@ -3,9 +3,9 @@
     python tests/scaling/coverage.py [draws]        the table of docs/methods/autoscale.md
 
 In a world each domain lowers the objective by a power of its tokens, `B (N + O)^-γ`, with exponents from .1 to .7,
-offsets from .03 to 3 base quantities of the smallest budget (none in `no offset`), and effects of .02 to .3 nats between
-a third and three times the base quantity. `two exponents` has two such terms per domain, which no law of the family is;
-in `transfer` 0 to 30% of every other domain's tokens count as a domain's own, so effects do not add up.
+offsets from .03 to 3 base quantities of the smallest budget (none in `no offset`), and effects of .02 to .3 nats
+between a third and three times the base quantity. `two exponents` has two such terms per domain, which no law of the
+family is; in `transfer` 0 to 30% of every other domain's tokens count as a domain's own, so effects do not add up.
 """
 
 import sys

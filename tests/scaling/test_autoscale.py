@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mde.errors import UserError
-from mde.scaling import autoscale, fit_path
+from mde.scaling import fit_path
 from mde.scaling.ddo import PowerLaws
 
 NAMES = ("common_crawl", "github", "books", "wiki", "c4", "stackexchange", "arxiv")
