@@ -10,6 +10,7 @@ import numpy as np
 
 from mde.errors import UserError
 
+FEWEST_PAIRS = 10  # of orders, below which their spread says too little of the error of their mean
 Losses = Callable[[np.ndarray], np.ndarray]  # subsets [C, n] -> losses [C, J] in nats per token
 ENUMERABLE = 20  # units whose subsets are listed
 
@@ -96,7 +97,7 @@ def sampled_shapley(losses: Losses, n: int, permutations: int, seed: int = 0) ->
       seed: of the orders.
 
     Returns:
-      Means over the pairs and their standard errors.
+      Means over the pairs and their standard errors, NaN for fewer than ten pairs.
 
     Raises:
       UserError: fewer than two pairs, which say nothing of the error.
@@ -111,7 +112,8 @@ def sampled_shapley(losses: Losses, n: int, permutations: int, seed: int = 0) ->
     along = Remembered(losses)(subsets.reshape(-1, n)).reshape(len(orders), n + 1, -1)
     gains = np.take_along_axis(along[:, :-1] - along[:, 1:], places[:, :, None], axis=1)
     pairs = gains.reshape(permutations, 2, n, -1).mean(axis=1)
-    return Values(pairs.mean(axis=0), pairs.std(axis=0, ddof=1) / np.sqrt(permutations))
+    errors = pairs.std(axis=0, ddof=1) / np.sqrt(permutations)
+    return Values(pairs.mean(axis=0), errors if permutations >= FEWEST_PAIRS else np.full_like(errors, np.nan))
 
 
 def additions(objective: Losses, start: np.ndarray) -> tuple[list[int], list[float]]:

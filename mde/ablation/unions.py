@@ -132,6 +132,19 @@ def shares(union: Copies, units: Mapping[str, str]) -> Copies:
     return {domain: copies / sum(union.values()) for domain, copies in found.items()}
 
 
+def overlap(unions: Mapping[str, Copies], units: Mapping[str, str]) -> pd.DataFrame:
+    """How much text unions have in common, [U, U] by name on both sides: the covariance of what it does to them.
+
+    A unit does what it shares with the others of its source, and something of its own, equal parts on average over the
+    unions. What it does counts by its share of the text.
+    """
+    own = pd.DataFrame.from_dict(dict(unions), orient="index").reindex(columns=list(units)).fillna(0.0)
+    own = own.div(own.sum(axis=1), axis=0)
+    source = own.T.groupby([units[name] for name in own]).sum().T
+    parts = [each @ each.T / np.mean((each**2).sum(axis=1)) for each in (own, source)]
+    return parts[0] + parts[1]
+
+
 def run_name(copies: Copies) -> str:
     """What the run that is trained on these copies is called: a unit's own name, or one that their list makes."""
     if list(copies.values()) == [1]:

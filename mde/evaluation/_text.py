@@ -29,7 +29,7 @@ class Text:
         domains: int | Sequence[str] | None,
         experts: Sequence[str] | None,
     ):
-        self.log_probs, self.segment_ids = log_probs, np.asarray(segment_ids)
+        self.log_probs, self.segment_ids = log_probs, _whole(segment_ids)
         shape = tuple(log_probs.shape)
         if len(shape) != 2 or self.segment_ids.shape != shape[:1]:
             raise UserError(f"log_probs {shape} and segment_ids {self.segment_ids.shape}: expected [T, K] and [T]")
@@ -142,6 +142,18 @@ class Text:
 
     def _place(self, token: int) -> str:
         return f"token {token} (domain {self.domains[self.segment_ids[token]]!r})"
+
+
+def _whole(segment_ids: npt.ArrayLike) -> np.ndarray:
+    """Domain numbers as int64, which NumPy's counting takes; it does not take unsigned ones."""
+    ids = np.asarray(segment_ids)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise UserError(f"segment_ids: {ids.dtype} values, expected whole numbers: the domain of each token, from 0")
+    far = ids > np.iinfo(np.int64).max if ids.dtype == np.uint64 else np.zeros(0, bool)
+    if far.any():
+        token = int(np.argmax(far))
+        raise UserError(f"segment id of token {token} is {ids.flat[token]}, expected the number of a domain")
+    return ids.astype(np.int64)
 
 
 def _names(kind: str, names: Sequence[str] | None, count: int) -> list[str]:

@@ -52,6 +52,7 @@ class Term:
     """`Σ_t log Σ_k λ_k exp(a_tk)` by domain, for a [T, K] that is given once and λ by the thousand."""
 
     offsets: np.ndarray  # [J] sums of the rows' largest logarithms, float64
+    counts: np.ndarray  # [J] rows
     tiers: tuple[Tier, ...]
 
     def sums(self, weights_CxK: np.ndarray) -> np.ndarray:
@@ -95,7 +96,7 @@ class TermBuilder:
 
     def __init__(self, n_domains: int, n_devices: int):
         self._devices = n_devices
-        self._offsets = np.zeros(n_domains)
+        self._offsets, self._counts = np.zeros(n_domains), np.zeros(n_domains, np.int64)
         self._parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in _REACHES]
 
     def add(self, logits: np.ndarray, domains: np.ndarray) -> None:
@@ -105,6 +106,7 @@ class TermBuilder:
         largest[np.isneginf(largest)] = 0
         columns -= largest
         self._offsets += np.bincount(domains, weights=largest, minlength=len(self._offsets))
+        self._counts += np.bincount(domains, minlength=len(self._counts))
         tiers = np.searchsorted(_REACHES, -columns.min(axis=0))
         for i, parts in enumerate(self._parts):
             rows = np.flatnonzero(tiers == i)
@@ -120,7 +122,7 @@ class TermBuilder:
             if parts:
                 tiers.append(_deal(_REACHES[i], parts, len(self._offsets), self._devices))
                 parts.clear()
-        return Term(self._offsets, tuple(tiers))
+        return Term(self._offsets, self._counts, tuple(tiers))
 
 
 def _split(values: np.ndarray) -> np.ndarray:

@@ -73,8 +73,9 @@ class MixtureLosses:
 
         Args:
           weights: [..., K] mixtures. Arrays are checked to lie on the simplex and give float64. Traced ones, under
-            `jit`, `grad`, `jacrev`, `jacfwd` or `vmap`, are taken as they are and give float32; the derivative is that
-            of `log Σ_k λ_k p_k` by each λ_k for itself. There are no second derivatives.
+            `jit`, `grad`, `jacrev`, `jacfwd` or `vmap`, may have any sum and give float32: the loss is that of
+            `log Σ_k λ_k p_k` as it stands, nothing is normalised, and so is the derivative by each λ_k. There are no
+            second derivatives.
           tau: [...] exponents in [0, 1], broadcast against the leading axes of the weights, so `taus[:, None]` asks for
             every τ of every mixture; for traced weights one number.
 
@@ -198,8 +199,14 @@ def _devices_when_traced() -> int:
 
 @jax.custom_jvp
 def _traced_sums(weights_CxK: jax.Array, terms: Terms) -> jax.Array:
-    """[C, J] sums of logarithms, float32."""
-    found = [_traced(_logmix.sums, weights_CxK, term) + term.offsets for term in terms]
+    """[C, J] sums of logarithms, float32.
+
+    The kernels need mixtures that sum to one: products of eight rows leave float32 otherwise. So weights are divided by
+    their sum, whose logarithm counts once per row.
+    """
+    mixtures, total_Cx1 = _on_simplex(weights_CxK)
+    shift = jnp.log(total_Cx1)
+    found = [_traced(_logmix.sums, mixtures, term) + (term.offsets + term.counts * shift) for term in terms]
     return functools.reduce(jnp.subtract, found)
 
 
@@ -207,8 +214,15 @@ def _traced_sums(weights_CxK: jax.Array, terms: Terms) -> jax.Array:
 def _traced_sums_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """The derivatives of all C × J sums are found in one pass beside them; what is asked for is a product with them."""
     (weights_CxK, terms), (change_CxK, _) = primals, tangents
-    slopes_CxKxJ = functools.reduce(jnp.subtract, [_traced(_logmix.gradients, weights_CxK, term) for term in terms])
-    return _traced_sums(weights_CxK, terms), jnp.einsum("ckj,ck->cj", slopes_CxKxJ, change_CxK)
+    mixtures, total_Cx1 = _on_simplex(weights_CxK)
+    slopes_CxKxJ = functools.reduce(jnp.subtract, [_traced(_logmix.gradients, mixtures, term) for term in terms])
+    return _traced_sums(weights_CxK, terms), jnp.einsum("ckj,ck->cj", slopes_CxKxJ / total_Cx1[..., None], change_CxK)
+
+
+def _on_simplex(weights_CxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights over their sum [C, K], and the sum [C, 1]; uniform weights where there are none to divide."""
+    total = weights_CxK.sum(axis=1, keepdims=True)
+    return jnp.where(total > 0, weights_CxK / total, 1 / weights_CxK.shape[1]), total
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,6 +12,7 @@ from mde.errors import UserError, unknown
 from mde.optimization import simplex
 from mde.optimization.region import Region
 
+FIXED_TOLERANCE = 1e-6  # fixed weights may miss 1 by this much, as mixtures in files may
 SUM_TOLERANCE = 1e-9  # shares typed by hand may miss their sum by rounding
 BINDS = 1e-6  # a share nearer than this to its bound is at it
 Shares = Mapping[str, float]
@@ -71,6 +72,7 @@ class Constraints:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        self._rescale_fixed()
         self._check_sums()
         _ = self.region.centre  # refuses bounds that are at odds only together
 
@@ -258,6 +260,19 @@ class Constraints:
                     "expected a positive number"
                 )
 
+    def _rescale_fixed(self) -> None:
+        """Fixed weights that leave nothing to the other domains sum to one: rounding is divided out."""
+        total = float(sum(self.fixed.values()))
+        whole = set(self.fixed) == set(self.domains)
+        if not (whole or total > 1):
+            return
+        if abs(total - 1) > FIXED_TOLERANCE:
+            raise UserError(
+                f"constraints: fixed weights sum to {total:.9g}, expected {'1' if whole else 'at most 1'} within "
+                f"{FIXED_TOLERANCE:g}; the difference is {total - 1:+.3g}"
+            )
+        object.__setattr__(self, "fixed", {name: weight / total for name, weight in self.fixed.items()})
+
     def _check_sums(self) -> None:
         region = self.region
         for name, cap in zip(self.domains, self._caps(), strict=True):
@@ -272,7 +287,8 @@ class Constraints:
                     f"constraints: domain {name!r} has the least share {low:.6g}, "
                     f"but {self._who_caps(name)} allow at most {high:.6g}"
                 )
-            if name in self.fixed and not self.lower.get(name, 0) <= self.fixed[name] <= self.upper.get(name, 1):
+            below, above = self.lower.get(name, 0) - FIXED_TOLERANCE, self.upper.get(name, 1) + FIXED_TOLERANCE
+            if name in self.fixed and not below <= self.fixed[name] <= above:
                 raise UserError(
                     f"constraints: domain {name!r} is fixed at {self.fixed[name]:.6g}, outside its bounds "
                     f"{self.lower.get(name, 0):.6g} to {self.upper.get(name, 1):.6g}"
@@ -288,7 +304,7 @@ class Constraints:
         if low.sum() > upper + SUM_TOLERANCE:
             most = kept[int(np.argmax(low))]
             raise UserError(
-                f"constraints: least shares{of} sum to {low.sum():.6g}, more than {upper:g}; the greatest is "
+                f"constraints: least shares{of} sum to {low.sum():.9g}, more than {upper:g}; the greatest is "
                 f"{low.max():.6g}, of domain {most!r}"
             )
         if high.sum() < lower - SUM_TOLERANCE:

@@ -5,16 +5,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mde.ablation import HOME
-from mde.ablation.correlations import INSIDE, OUTSIDE, SEQ, STATISTICS
+from mde.ablation.correlations import FEWEST, INSIDE, OUTSIDE, SEQ, STATISTICS
 from mde.reporting.style import COLOURS, GRAY, blank, mark, plain
 from mde.reporting.table import Table
 from mde.study import NATS, Study
 
 MAKER = "ablate"
 NOTE = (
-    "In brackets: 90% intervals over resampled unions. Inside are the domains that units come from, outside all "
-    "others. size knows nothing but how many units there are; partial is what is left of Pearson's correlation when "
-    "log size is taken out of both sides."
+    "In brackets: intervals that cover at least 90%, of the correlation over unions of other units. Unions that share "
+    "units are fewer than they seem: the effective number is in the title. Inside are the domains that units come "
+    "from, outside all others. size knows nothing but how many units there are; partial is what is left of Pearson's "
+    "correlation when log size is taken out of both sides."
 )
 
 
@@ -141,10 +142,12 @@ def correlation_table(study: Study, domain: str = OUTSIDE) -> Table:
     shown = [[_interval(row, name) for name in STATISTICS] for _, row in rows.iterrows()]
     frame = pd.DataFrame(shown, rows.index, [name.title() for name in STATISTICS])
     title = (
-        f"Proxies against models trained on the union, {domain}: perplexities of {rows['unions'].iloc[0]} unions, seed "
-        f"model of {rows['seed_steps'].iloc[0]:,} steps"
+        f"Proxies against models trained on the union, {domain}: perplexities of {rows['unions'].iloc[0]} unions "
+        f"(effectively {rows['pearson_effective'].iloc[0]:.1f}), seed model of {rows['seed_steps'].iloc[0]:,} steps"
     )
-    return Table(title, frame, (NOTE,))
+    few = rows["pearson_effective"].iloc[0] < FEWEST
+    notes = [NOTE, *(["Intervals are not known: the unions share too many units."] if few else [])]
+    return Table(title, frame, tuple(notes))
 
 
 def domain_table(study: Study) -> Table:
@@ -189,17 +192,21 @@ def worth_table(study: Study) -> Table:
     added = study.read_table(f"{HOME}/additions.csv", MAKER)
     rows = values[values["domain"] == "objective"]
     evaluators = list(rows["evaluator"].unique())[:2]
-    columns = {}
+    columns, sampled = {}, False
     for name in evaluators:
         one = rows[rows["evaluator"] == name]
-        sure = not (one["error"] > 0).any()
+        exact = bool((one["error"] == 0).all())
+        sampled |= not exact
         shown = [
-            f"{v:+.4f}" if sure else f"{v:+.4f} ± {e:.4f}" for v, e in zip(one["value"], one["error"], strict=True)
+            f"{v:+.4f}" if exact else f"{v:+.4f} ± " + ("not known" if np.isnan(e) else f"{e:.4f}")
+            for v, e in zip(one["value"], one["error"], strict=True)
         ]
         columns[str(name)] = pd.Series(shown, one.index)
         columns[f"{name} adds as"] = added.loc[added["evaluator"] == name, "step"].map("{:d}.".format)
     frame = pd.DataFrame(columns, rows.index.unique()).fillna("given")
     notes = [_best_subset(study, name, list(frame.index)) for name in evaluators]
+    if sampled:
+        notes.append("± is the standard error over the random orders that were drawn; seeds and text are not in it.")
     notes.append("Merged models are run on fewer windows of text than mixtures: compare losses of one evaluator only.")
     title = "What units take off the objective (Shapley values, nats per token), and which to add next"
     return Table(title, frame, tuple(notes))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from mde.regression import scores
 from mde.reporting import markup
@@ -13,6 +13,8 @@ from mde.reporting.tables import NOTHING
 
 TITLE = "Predicted against measured"
 OBJECTIVE = "the objective"
+QUARTER = 0.25  # the best runs, among which a choice is made
+SAME = 0.005  # Spearman that is no better than the rule's
 
 
 class Judged:
@@ -22,15 +24,25 @@ class Judged:
       predicted: [R, J] losses, a row a run, a column an evaluation domain.
       measured: the same rows, in the same order, and those of the columns that were measured.
       weights: [J] of the objective, which is judged if all domains that it counts were measured.
+      mixtures: [R, K] of the same runs, a column per training domain, for the rule "more of the target's own domain".
 
     Attributes:
       predicted: a row a run, a column a target: the objective first, then every domain that was measured.
       measured: the same.
       unmeasured: domains that were not.
-      scores: a row a target, with the columns of `scores.of_runs` and `rank`, that of the run predicted best.
+      scores: one row per target, with the columns of `scores.of_runs`; `rank`, that of the run predicted best; `own`,
+        Spearman of the negative weight of the target's own domain (for the objective, of its mean over the domains
+        that it counts), NaN where there is none or it does not vary; and `top`, Spearman among the best quarter of the
+        runs as measured.
     """
 
-    def __init__(self, predicted: pd.DataFrame, measured: pd.DataFrame, weights: np.ndarray):
+    def __init__(
+        self,
+        predicted: pd.DataFrame,
+        measured: pd.DataFrame,
+        weights: np.ndarray,
+        mixtures: pd.DataFrame | None = None,
+    ):
         self.unmeasured = [str(name) for name in predicted if name not in measured]
         share = pd.Series(weights, predicted.columns)
         counted = [name for name in share.index if share[name] > 0]
@@ -44,7 +56,27 @@ class Judged:
         ranks = rankdata(self.measured.to_numpy(), method="min", axis=0)
         chosen = np.argmin(self.predicted.to_numpy(), axis=0)
         rank = ranks[chosen, np.arange(len(chosen))].astype(int)
-        self.scores = pd.DataFrame(found, self.predicted.columns).assign(rank=rank)
+        own = pd.DataFrame(index=self.measured.index) if mixtures is None else mixtures.loc[self.measured.index]
+        trained = [name for name in counted if name in own]
+        if OBJECTIVE in self.measured and trained:
+            own = own.assign(**{OBJECTIVE: own[trained] @ share[trained]})
+        self.scores = pd.DataFrame(found, self.predicted.columns).assign(
+            rank=rank,
+            own=[_spearman(-own[name], self.measured[name]) if name in own else np.nan for name in self.measured],
+            top=[_among_the_best(self.predicted[name], self.measured[name]) for name in self.measured],
+        )
+
+
+def _spearman(a: pd.Series, b: pd.Series) -> float:
+    """NaN where a side does not vary but by rounding, or where there are fewer than three runs."""
+    still = any(np.ptp(side) <= 1e-12 * np.abs(side).max() for side in (a, b)) if len(a) else True
+    return np.nan if still or len(a) < 3 else float(spearmanr(a, b).statistic)
+
+
+def _among_the_best(predicted: pd.Series, measured: pd.Series) -> float:
+    """Spearman among the quarter of the runs that measured lowest."""
+    best = measured.nsmallest(int(np.ceil(QUARTER * len(measured)))).index
+    return _spearman(predicted[best], measured[best])
 
 
 def table(found: Judged) -> Table:
@@ -53,6 +85,8 @@ def table(found: Judged) -> Table:
     frame = pd.DataFrame(
         {
             "Spearman": found.scores["spearman"].map(_ratio),
+            "own": found.scores["own"].map(_ratio),
+            "best ¼": found.scores["top"].map(_ratio),
             "Pearson": found.scores["pearson"].map(_ratio),
             "MSE": found.scores["mse"].map("{:.3g}".format),
             "shift": found.scores["shift"].map("{:+.3g}".format),
@@ -111,6 +145,12 @@ def _notes(found: Judged) -> tuple[str, ...]:
     domains = found.scores.drop(index=OBJECTIVE, errors="ignore")
     if len(domains) > 1:
         notes.append(f"Mean Spearman over {len(domains)} evaluation domains: {_ratio(domains['spearman'].mean())}.")
+    if domains["top"].notna().any():
+        notes.append(
+            f"best ¼: Spearman among the quarter of the runs that measured lowest, {_ratio(domains['top'].mean())} on "
+            "average. The choice is made there."
+        )
+    notes += _of_rule(domains)
     notes.append(_levels(found.scores))
     notes.append("Rank and regret: of the run that is predicted best, by measured loss; 1 and 0 are perfect.")
     if found.unmeasured:
@@ -118,6 +158,20 @@ def _notes(found: Judged) -> tuple[str, ...]:
         if OBJECTIVE not in found.scores.index:
             notes.append("The objective counts some of these, so it is not judged.")
     return tuple(notes)
+
+
+def _of_rule(domains: pd.DataFrame) -> list[str]:
+    """Whether predictions rank better than the weight of each target's own domain does."""
+    ruled = domains[domains["own"].notna()]
+    if ruled.empty:
+        return []
+    matched = ruled[ruled["own"] > ruled["spearman"] - SAME]
+    note = (
+        "own: Spearman of the rule “more of the target's own domain is better”, which needs no regressor. It "
+        f"matches or beats the predictions on {len(matched)} of {len(ruled)} targets"
+    )
+    shown = [f"{name} ({_ratio(row['own'])} against {_ratio(row['spearman'])})" for name, row in matched.iterrows()]
+    return [f"{note}{': ' if shown else ''}{', '.join(shown)}."]
 
 
 def _regret(found: Judged) -> str:

@@ -38,6 +38,7 @@ def mixtures(study: Study) -> Table:
             columns[f"{tokens(found[method]['target'])}{label}"] = _shares(found[method]["tokens"])
     if "shares" in found["ddo"]:
         bounds = [found["ddo"]["shares"][name] for name in names]
+        columns["all laws"] = _shares(found["ddo"]["mean"])
         columns[f"{found['ddo']['level']:.0%} interval"] = [f"{low:.1%} to {high:.1%}" for low, high in bounds]
     frame = pd.DataFrame(columns, pd.Index(names, name="domain"))
     return Table("Best mixture along the budget in tokens: share of the training tokens", frame, _notes(found))
@@ -164,19 +165,32 @@ def _notes(found: dict) -> tuple[str, ...]:
     ddo, notes = found["ddo"], []
     if "points" in found and any(d["held"] for point in found["points"] for d in point["domains"].values()):
         notes.append("* at the least or the greatest quantity that is allowed.")
-    if "fitted" in ddo:
-        notes.append(
-            f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds); power laws exist in "
-            f"{ddo['fitted']} of {ddo['resamples']} resamples under it"
-            + ("." if "shares" in ddo else ", too few for an interval.")
-        )
-    elif found.get("noise") is not None:
+    if found.get("noise") is not None:
         notes.append(f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds).")
-    elif "points" in found:
+    if "not_known" in ddo:
+        notes.append(f"Interval at {tokens(ddo['target'])}: not known: {ddo['not_known']}.")
+    if "shares" in ddo:
+        notes += _of_interval(ddo)
+    if "points" in found and found.get("noise") is None:
         notes.append("One seed each: no interval, for the noise of a run is not known (give seeds or noise).")
     if ddo.get("misfit", 0) > 1e-9:
         notes.append(f"The optima lie off one line by up to {np.expm1(ddo['misfit']):.0%} of a quantity.")
     return (*notes, *(f"Caution: {each}." for each in (*found.get("cautions", ()), *ddo.get("cautions", ()))))
+
+
+def _of_interval(ddo: dict) -> list[str]:
+    """What the interval at the target is of, and where AutoScale's prediction leaves it."""
+    notes = [
+        "All laws: mean and interval of the best mixtures under all power laws with an offset that the runs allow. "
+        "Assumes that the effects of domains add up, which runs that change one domain at a time cannot test."
+    ]
+    weights = {name: count / ddo["target"] for name, count in ddo["tokens"].items()}
+    outside = [name for name, (low, high) in ddo["shares"].items() if not low <= weights[name] <= high]
+    if outside:
+        notes.append(
+            f"AutoScale's prediction is outside the interval for {', '.join(outside)}: prefer the mean over all laws."
+        )
+    return notes
 
 
 def _verdict(found: pd.DataFrame) -> str:

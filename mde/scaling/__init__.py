@@ -3,18 +3,21 @@
 from mde.scaling.autoscale import BudgetPath, fit_path
 from mde.scaling.ddo import PowerLaws, cross_effects, fit_jointly, fit_power_laws
 from mde.scaling.effects import Effects, measured_effects
-from mde.scaling.prediction import Point, resampled_optima, solve
+from mde.scaling.posterior import Draws, draw_laws, not_known
+from mde.scaling.prediction import Point, solve
 
 __all__ = [
     "BudgetPath",
+    "Draws",
     "Effects",
     "Point",
     "PowerLaws",
     "cross_effects",
+    "draw_laws",
     "fit_jointly",
     "fit_path",
     "fit_power_laws",
     "measured_effects",
-    "resampled_optima",
+    "not_known",
     "solve",
 ]

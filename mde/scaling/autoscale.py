@@ -135,14 +135,3 @@ def fit_path(names: Sequence[str], optima: npt.ArrayLike) -> BudgetPath:
     start = mean + right[0] * along[0]
     misfit = float(np.abs(start + positions[:, None] * direction - logs).max())
     return BudgetPath(tuple(names), start, direction, positions, budgets, misfit)
-
-
-def interval(
-    names: Sequence[str], optima: npt.ArrayLike, budget: float, level: float = 0.9, upper: npt.ArrayLike = np.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high share of each domain at a budget, [K] each, over resampled fits of the optima [n, M, K]."""
-    if not 0 < level < 1:
-        raise UserError(f"interval level {level}, expected a share between 0 and 1")
-    shares = np.stack([fit_path(names, sample).at(budget, upper) / budget for sample in np.asarray(optima)])
-    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high

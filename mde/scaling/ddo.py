@@ -10,7 +10,7 @@ any positive quantity where less is better may stand for the loss (the paper use
 Shapes: K domains, R runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,19 +79,8 @@ class PowerLaws:
         """
         low, high = (np.broadcast_to(np.asarray(bound, np.float64), self.base.shape) for bound in (lower, upper))
         self._check_bounds(total, low, high)
-
-        def quantities(log_price: float) -> np.ndarray:
-            """Tokens at which one more is worth the price; it gains level · γ / base · (N0 + x)^-(γ + 1)."""
-            log_gain = np.log(self.exponent / self.base) - log_price
-            return np.clip((np.exp(log_gain / (self.exponent + 1)) - self.offset) * self.base, low, high)
-
-        # Prices at which every domain is at its lower or at its upper bound (or above the total).
-        ends = [np.minimum(high, total), low]
-        prices = [
-            np.log(self.exponent / self.base) - (self.exponent + 1) * np.log(self.offset + x / self.base) for x in ends
-        ]
-        price = _bisect(lambda p: quantities(p).sum() - total, prices[0].min() - 1, prices[1].max() + 1)
-        tokens = quantities(price)
+        log_gain = np.log(self.exponent) + self.exponent * np.log(self.base)
+        tokens = equal_gains(log_gain, self.exponent, self.offset * self.base, total, low, high)
         return tokens, np.where(tokens <= low, -1, np.where(tokens >= high, 1, 0))
 
     def _check_bounds(self, total: float, low: np.ndarray, high: np.ndarray) -> None:
@@ -248,8 +237,41 @@ def _errors(parameters: np.ndarray, x_Kx3: np.ndarray, drops_Kx2: np.ndarray) ->
     return drop(power) - drops_Kx2[:, None], np.stack([drop(by_offset), drop(by_exponent)], axis=3)
 
 
-def _bisect(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero, to the last bit."""
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
-    return middle
+def equal_gains(
+    log_gain: np.ndarray,
+    exponent: np.ndarray,
+    offset: np.ndarray,
+    total: float,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> np.ndarray:
+    """Quantities of a total at which one more token gains the same everywhere, `exp(log_gain) (offset + N)^-(γ + 1)`.
+
+    Given this gain, the price, every quantity has a closed form; the price is found by bisection, to the last bit.
+
+    Args:
+      log_gain: [..., K].
+      exponent: γ, [..., K].
+      offset: tokens, [..., K].
+      total: tokens.
+      lower: tokens of each domain at least, [K].
+      upper: at most; the bounds must allow the total.
+
+    Returns:
+      [..., K] tokens.
+    """
+    upper = np.minimum(upper, total)
+    # Prices at which every domain is at its upper bound, and at its lower one.
+    ends = [log_gain - (exponent + 1) * np.log(np.maximum(offset + bound, 1e-300)) for bound in (upper, lower)]
+    low, high = ends[0].min(axis=-1) - 1, ends[1].max(axis=-1) + 1
+
+    def quantities(price: np.ndarray) -> np.ndarray:
+        log_sum = np.minimum((log_gain - price[..., None]) / (exponent + 1), 700)  # exp of more is no float64
+        return np.clip(np.exp(log_sum) - offset, lower, upper)
+
+    while True:
+        middle = (low + high) / 2
+        if not ((low < middle) & (middle < high)).any():
+            return quantities(middle)
+        dear = quantities(middle).sum(axis=-1) > total
+        low, high = np.where(dear, middle, low), np.where(dear, high, middle)

@@ -84,23 +84,6 @@ class Effects:
         changed = 1 + np.eye(len(self.names)) * (self.factors.T[:, :, None] - 1)  # [2, K, K]
         return self.base * np.concatenate([np.ones((1, len(self.names))), *changed])
 
-    def resampled(self, goal: npt.ArrayLike, deviation: float, rng: np.random.Generator) -> "Effects":
-        """The effects on the objective that other seeds might have shown: each mean with noise of its own; J = 1."""
-        error = deviation / np.sqrt(self.repeats)
-
-        def drawn(losses: np.ndarray, error: float) -> np.ndarray:
-            mean = losses @ np.asarray(goal, np.float64)
-            return (mean + rng.normal(0, error, mean.shape))[..., None]
-
-        return dataclasses.replace(
-            self,
-            losses=drawn(self.losses, error),
-            less=drawn(self.less, error),
-            more=drawn(self.more, error),
-            other_losses=drawn(self.other_losses, deviation),
-            noise=None,
-        )
-
     def _noise_in_words(self, goal: npt.ArrayLike) -> str:
         deviation = self.deviation(goal)
         if deviation is None:

@@ -1,4 +1,4 @@
-"""From the runs at several budgets to the optimum at each, and how far noise would have moved these.
+"""From the runs at several budgets to the optimum at each.
 
 Shapes: M budgets, K domains, J evaluation domains.
 """
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from mde.errors import UserError
 from mde.scaling.ddo import PowerLaws
 from mde.scaling.effects import Effects
 
@@ -58,44 +56,6 @@ def solve(
     laws = effects.power_laws(goal, fit, nearest)
     least = effects.factors[:, 0] if floor is None else np.full(len(effects.names), floor)
     return Point(effects, laws, *laws.optimum(effects.budget, least * effects.base, upper))
-
-
-def resampled_optima(
-    measured: Sequence[Effects],
-    goal: npt.ArrayLike,
-    deviation: float,
-    resamples: int,
-    seed: int,
-    fit: str = "domain",
-    floor: float | None = None,
-    upper: npt.ArrayLike = np.inf,
-    nearest: bool = False,
-) -> np.ndarray:
-    """Optima that other seeds might have led to: a parametric bootstrap of the fits at all budgets.
-
-    Args:
-      measured: effects at each of the M budgets.
-      goal: weight of each evaluation domain, [J].
-      deviation: standard deviation of the objective of one run.
-      resamples: how often the noise is drawn.
-      seed: of the noise.
-      fit: as in `solve`.
-      floor: as in `solve`.
-      upper: as in `solve`.
-      nearest: as in `solve`.
-
-    Returns:
-      [n, M, K] tokens; n is less than `resamples` where noise left losses that no law fits.
-    """
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in tqdm(range(resamples), "resample", unit="fit", leave=False):
-        drawn = [each.resampled(goal, deviation, rng) for each in measured]
-        try:
-            found.append([solve(each, [1.0], fit, floor, upper, nearest).optimum for each in drawn])
-        except UserError:
-            continue
-    return np.array(found).reshape(len(found), len(measured), len(measured[0].names))
 
 
 def cautions(points: Sequence[Point]) -> list[str]:

@@ -47,7 +47,6 @@ def ablate(
     candidates: int = 4096,
     merged_windows: int = 2,
     given: Sequence[str] = (),
-    resamples: int = 2000,
     seed: int = 0,
     checkpoint_every: int = 500,
     model: Mapping[str, str | float | bool] | None = None,
@@ -83,7 +82,6 @@ def ablate(
       candidates: subsets of units that may be scored: all if there are no more, random orders otherwise; 0 for none.
       merged_windows: windows of each domain that the merged models of subsets are run on.
       given: units or sources that are there already when it is asked what to add next.
-      resamples: of the unions, for the intervals of correlations.
       seed: of fresh parameters, data orders and draws.
       checkpoint_every: steps between states to resume from.
       model: fields of the preset to change.
@@ -96,9 +94,9 @@ def ablate(
     check_positive(
         checkpoint_every=checkpoint_every, merged_windows=merged_windows, tokens_per_domain=tokens_per_domain
     )
-    if min(candidates, resamples, upsampled, unions, *seed_steps) < 0 or not (taus and seed_steps):
+    if min(candidates, upsampled, unions, *seed_steps) < 0 or not (taus and seed_steps):
         raise UserError(
-            f"seed_steps={seed_steps!r}, taus={taus!r}, candidates={candidates}, resamples={resamples}, "
+            f"seed_steps={seed_steps!r}, taus={taus!r}, candidates={candidates}, "
             f"unions={unions}, upsampled={upsampled}: expected a τ and a number of seed steps, and nothing negative"
         )
     if not all(0 <= tau <= 1 for tau in taus):
@@ -133,7 +131,7 @@ def ablate(
         family.train(runs, checkpoint_every, devices)
         print(f"seed model of {count} steps: {new[count]} runs trained, {len(family.registry())} there", flush=True)
     if wanted:
-        _compare(study, corpus, families, wanted, text, taus, resamples, seed)
+        _compare(study, corpus, families, wanted, text, taus)
     if candidates:
         evaluators = merging.evaluators(families[seed_steps[-1]], list(corpus.stores), text, taus, merged_windows)
         found = {
@@ -164,8 +162,6 @@ def _compare(
     unions: Mapping[str, Copies],
     text: Text,
     taus: Sequence[float],
-    resamples: int,
-    seed: int,
 ) -> None:
     """Writes the losses of the unions and of what stands for them, and how they correlate."""
     study.write_table(f"{HOME}/unions.csv", _table(unions, corpus.domains))
@@ -173,7 +169,8 @@ def _compare(
     study.write_table(f"{HOME}/losses.csv", _by_seed(losses))
     groups = {correlations.INSIDE: corpus.sources, correlations.OUTSIDE: corpus.outside}
     sizes = {name: sum(copies.values()) for name, copies in unions.items()}
-    tables = {n: correlations.table(each, groups, sizes, resamples, seed) for n, each in losses.items()}
+    shared = sets.overlap(unions, corpus.domains)
+    tables = {n: correlations.table(each, groups, sizes, shared) for n, each in losses.items()}
     study.write_table(f"{HOME}/correlations.csv", _by_seed(tables))
 
 

@@ -74,7 +74,7 @@ def predict(
     if measured is not None:
         choice = study.read_json("fit/choice.json", "fit")
         goal = objectives.weights(choice["objective"], study.domains.evaluation, study.domains.training)
-        found = judged.Judged(table.loc[measured.index, names], measured, goal)
+        found = judged.Judged(table.loc[measured.index, names], measured, goal, wanted.values.loc[measured.index])
         print(judged.table(found))
         if page:
             title = f"Mixture study: {study.root.name}"

@@ -70,7 +70,8 @@ def scale(
       tokens: tokens that there are, by domain; those of the study by default.
       max_epochs: how often a domain may be read by a run and by the optima.
       noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
-      resamples: fits under this noise; the spread of their predictions is the error bar.
+      resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
+        them are the interval.
       mde_mixtures: mixtures to train at each budget beside an expert a domain, for the optima of mixtures of data
         experts, which are then compared; 0 for none.
       proof_seeds: runs at the target of the predicted mixture and each of its rivals (the optima at the largest and the

@@ -9,13 +9,11 @@ import pandas as pd
 
 from mde.errors import UserError, unknown
 from mde.optimization import objectives
-from mde.scaling import Effects, Point, cross_effects, fit_path, measured_effects, resampled_optima, solve
-from mde.scaling.autoscale import interval
+from mde.scaling import Effects, Point, cross_effects, draw_laws, fit_path, measured_effects, not_known, solve
 from mde.scaling.prediction import cautions
 from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
-FEWEST = 0.5  # share of the resamples that must have laws for their spread to be shown
 ROUNDED = 0.01  # by how much a base run may miss its budget
 
 
@@ -49,8 +47,8 @@ class Terms:
             raise UserError(f"objective {self.objective!r}: power laws add up for averages only, not for a worst case")
         return found.weights
 
-    def carried(self, names: Sequence[str], optima: np.ndarray, samples: np.ndarray | None = None) -> dict[str, Any]:
-        """The optima [M, K] and where their line leads; samples of them [n, M, K] give the error bar."""
+    def carried(self, names: Sequence[str], optima: np.ndarray) -> dict[str, Any]:
+        """The optima [M, K] and where their line leads."""
         by_name = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
         found: dict[str, Any] = {"budgets": optima.sum(axis=1), "optima": list(map(by_name, optima))}
         if len(optima) == 1 and self.target is None:
@@ -59,12 +57,30 @@ class Terms:
         target = self.target or path.budgets[-1] ** 2 / path.budgets[-2]
         found |= {"target": target, "tokens": by_name(path.at(target, upper)), "misfit": path.misfit}
         found["cautions"] = path.cautions(target, upper / self.max_epochs, max_epochs=self.max_epochs)
-        if samples is not None:
-            found |= {"resamples": self.resamples, "fitted": len(samples)}
-            if len(samples) >= FEWEST * self.resamples:
-                bounds = interval(names, samples, target, LEVEL, upper)
-                found |= {"level": LEVEL, "shares": by_name(np.transpose(bounds))}
         return found
+
+    def interval(
+        self, measured: Sequence[Effects], goal: np.ndarray, noise: tuple[float, float], target: float
+    ) -> dict[str, Any]:
+        """Weights at the target under all laws that the runs allow: mean and interval by domain, or why not known.
+
+        Args:
+          measured: effects at each budget.
+          goal: weight of each evaluation domain, [J].
+          noise: of a run, and its degrees of freedom.
+          target: tokens.
+        """
+        names = measured[0].names
+        draws = draw_laws(measured, goal, noise, target, self.resamples, self.seed)
+        if reason := not_known(measured, draws, target):
+            return {"not_known": reason}
+        weights_nxK = draws.optima(target, self.upper(names)) / target
+        ends = np.quantile(weights_nxK, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
+        return {
+            "level": LEVEL,
+            "mean": dict(zip(names, weights_nxK.mean(axis=0), strict=True)),
+            "shares": dict(zip(names, ends, strict=True)),
+        }
 
 
 def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, observed: pd.DataFrame) -> dict[str, Any]:
@@ -79,17 +95,15 @@ def answer(study: Study, terms: Terms, names: list[str], runs: pd.DataFrame, obs
     upper = terms.upper(names)
     points = [solve(each, goal, terms.fit, terms.floor, upper, terms.nearest) for each in measured]
     study.write_table("scale/effects.csv", _cross_effects(measured, evaluated))
-    deviation, samples = terms.noise if terms.noise is not None else _deviation(measured, goal), None
-    if deviation is not None and (len(points) > 1 or terms.target):
-        samples = resampled_optima(
-            measured, goal, deviation, terms.resamples, terms.seed, terms.fit, terms.floor, upper, terms.nearest
-        )
-    carried = terms.carried(names, np.array([point.optimum for point in points]), samples)
+    noise = (terms.noise, np.inf) if terms.noise is not None else _noise(measured, goal)
+    carried = terms.carried(names, np.array([point.optimum for point in points]))
+    if noise and "target" in carried:
+        carried |= terms.interval(measured, goal, noise, carried["target"])
     return {
         "domains": names,
         "objective": terms.objective,
         "fit": terms.fit,
-        "noise": deviation,
+        "noise": noise[0] if noise else None,
         "seeds": measured[0].repeats,
         "tokens": terms.tokens,
         "points": [_described(point) for point in points],
@@ -121,11 +135,16 @@ def _measured(names: list[str], fit: str, runs: pd.DataFrame, observed: pd.DataF
         yield found
 
 
-def _deviation(measured: Sequence[Effects], goal: np.ndarray) -> float | None:
-    """Standard deviation of a run's objective over seeds, pooled over the budgets; None for one seed each."""
-    found = [each.deviation(goal) for each in measured]
-    known = [each for each in found if each is not None]
-    return float(np.sqrt(np.mean(np.square(known)))) if known else None
+def _noise(measured: Sequence[Effects], goal: np.ndarray) -> tuple[float, float] | None:
+    """Standard deviation of a run's objective over seeds, pooled over the budgets, and its degrees of freedom.
+
+    None for one seed each.
+    """
+    known = [(each.deviation(goal), 2 * len(each.names) * (each.repeats - 1)) for each in measured if each.repeats > 1]
+    if not known:
+        return None
+    deviations, freedoms = np.array(known, float).T
+    return float(np.sqrt(np.average(deviations**2, weights=freedoms))), float(freedoms.sum())
 
 
 def _cross_effects(measured: Sequence[Effects], evaluated: list[str]) -> pd.DataFrame:

@@ -22,7 +22,10 @@ def test_units_that_do_not_interact_are_worth_what_they_take_off(limit):
     values = found.values.set_index("domain", append=True)["value"].unstack()
     assert_allclose(values.loc[UNITS, DOMAINS], WORTH, atol=1e-12)
     assert_allclose(values.loc[UNITS, "objective"], WORTH @ [0.75, 0.25], atol=1e-12)
-    assert_allclose(found.values["error"], 0, atol=1e-12)
+    if limit == 8:
+        assert (found.values["error"] == 0).all()
+    else:
+        assert found.values["error"].isna().all()  # two pairs of orders know no error
     assert list(found.additions.index) == ["a-0", "a-1", "b-0"]
     assert_allclose(found.additions["objective"], [4.6, 4.4, 4.525])
     best = found.candidates.iloc[0]

@@ -77,9 +77,10 @@ def test_sampled_values_lie_within_their_errors_of_the_exact_ones():
 def test_sampling_is_exact_where_units_do_not_interact():
     rows = subsets.every(5)
     losses = -(rows @ np.arange(5.0))[:, None]
-    found = subsets.sampled_shapley(looked_up(losses), 5, permutations=2)
+    found = subsets.sampled_shapley(looked_up(losses), 5, permutations=10)
     assert_allclose(found.values[:, 0], np.arange(5), atol=1e-12)
     assert_allclose(found.errors, 0, atol=1e-12)
+    assert np.isnan(subsets.sampled_shapley(looked_up(losses), 5, permutations=9).errors).all()  # too few to know
     with pytest.raises(UserError, match="at least 2"):
         subsets.sampled_shapley(looked_up(losses), 5, permutations=1)
 

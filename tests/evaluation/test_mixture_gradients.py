@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import special
 
 from mde.errors import UserError
 from mde.evaluation import MixtureLosses, mixture_nll
@@ -149,3 +150,39 @@ def test_traced_weights_need_text_that_fits():
     log_probs, segment_ids, _ = text(3.0)
     with pytest.raises(UserError, match="memory=1000 does not hold 600 tokens"):
         jax.jit(MixtureLosses(log_probs, segment_ids, memory=1000))(mixtures())
+
+
+@pytest.mark.parametrize("tau", [0.0, pytest.param(0.1, marks=SLOW), pytest.param(1.0, marks=SLOW)])
+@pytest.mark.parametrize("total", [1e-5, 0.3, 1e6])
+def test_traced_weights_of_any_sum_give_the_unnormalised_mixture(total, tau):
+    """Float64 log-sum-exp of λ_k p_k as it stands: the loss moves by log of the sum, the gradient by its inverse."""
+    log_probs, segment_ids, sequence_ids = text(9.0, seed=2)
+    weights = np.float64(np.float32(mixtures() * total))
+    losses = MixtureLosses(log_probs, segment_ids, sequence_ids)
+    value = lambda w: -_log_sum(np.float64(log_probs), segment_ids, sequence_ids, w, tau)  # noqa: E731
+    expected = np.array([value(w) for w in weights])
+    # A loss of 14 nats and one of single precision: 14 × 6e-8, and as much again for the logarithm of the sum.
+    found = jax.jit(lambda w: losses(w, tau))(weights)
+    assert_allclose(found, expected, rtol=3e-7, atol=2e-6)
+    if tau == 0:
+        slopes = jax.grad(lambda w: losses(w).sum())(jnp.float32(weights))
+        assert_allclose(slopes, analytic(log_probs, segment_ids, weights).sum(axis=1), rtol=RELATIVE)
+
+
+def _log_sum(log_probs, segment_ids, sequence_ids, weights, tau):
+    """[J] mean log-probabilities per token in float64 for weights [K]; τ as in `MixtureLosses`."""
+    before = np.zeros_like(log_probs)
+    for s in np.unique(sequence_ids):
+        here = sequence_ids == s
+        before[here] = np.cumsum(log_probs[here], axis=0) - log_probs[here]
+    mixed = lambda logs: special.logsumexp(logs, axis=1, b=weights)  # noqa: E731
+    if tau == 1:  # telescopes: one term per sequence
+        last = np.append(sequence_ids[1:] != sequence_ids[:-1], True)
+        terms = np.where(last, mixed(before + log_probs), 0)
+    else:
+        terms = mixed(tau * before + log_probs) - (mixed(tau * before) if tau else 0)
+    return np.bincount(segment_ids, terms) / np.bincount(segment_ids)
+
+
+def test_traced_weights_that_are_all_zero_rule_every_token_out(losses):
+    assert np.isposinf(np.asarray(jax.jit(losses)(jnp.zeros((1, K))))).all()

@@ -124,3 +124,17 @@ def test_bytes_are_a_positive_number_a_domain(sizes):
 
 def test_no_candidates_have_no_losses():
     assert mixture_nll(GOOD, DOMAIN, np.zeros((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16])
+def test_segment_ids_of_every_whole_type_are_the_same(dtype):
+    found = mixture_nll(GOOD, DOMAIN.astype(dtype), [[0.3, 0.7]])
+    assert_allclose(found, mixture_nll(GOOD, DOMAIN, [[0.3, 0.7]]), rtol=0, atol=0)
+
+
+def test_segment_ids_that_are_no_whole_numbers_are_told_in_one_line():
+    for ids in (DOMAIN.astype(float), DOMAIN > 0, DOMAIN.astype(str)):
+        with pytest.raises(UserError, match=r"segment_ids: .* values, expected whole numbers"):
+            MixtureLosses(GOOD, ids)
+    with pytest.raises(UserError, match="segment id of token 2 is 18446744073709551615"):
+        MixtureLosses(GOOD, np.array([0, 0, 2**64 - 1, 1, 1], np.uint64))

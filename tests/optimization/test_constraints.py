@@ -169,3 +169,21 @@ def test_a_cap_on_divergence_binds():
     constraints = constrained(prior=UNIFORM, max_kl=np.log(2.5))
     assert constraints.binding(np.array([0.5, 0.5, 0, 0, 0])) == ["KL to the prior is at 0.9163 nats"]
     assert constraints.binding(np.full(5, 0.2)) == []
+
+
+@pytest.mark.parametrize("miss", [1e-8, -1e-8, 9e-7])
+def test_fixed_weights_that_miss_one_by_rounding_are_rescaled(miss):
+    given = Constraints(("a", "b", "c"), fixed={"a": 0.2, "b": 0.3, "c": 0.5 + miss}, lower={"a": 0.2})
+    np.testing.assert_allclose(given.region.centre, np.array([0.2, 0.3, 0.5 + miss]) / (1 + miss), rtol=1e-15)
+    part = Constraints(("a", "b", "c"), fixed={"a": 0.5, "b": 0.5 + abs(miss)})
+    assert part.region.centre[2] == pytest.approx(0, abs=1e-15)
+
+
+def test_fixed_weights_that_miss_one_by_more_are_told_with_their_sum():
+    says = r"fixed weights sum to 1\.00001, expected 1 within 1e-06; the difference is \+1e-05"
+    with pytest.raises(UserError, match=says):
+        Constraints(("a", "b"), fixed={"a": 0.5, "b": 0.50001})
+    with pytest.raises(UserError, match=r"fixed weights sum to 0\.9, expected 1 within"):
+        Constraints(("a", "b"), fixed={"a": 0.5, "b": 0.4})
+    with pytest.raises(UserError, match=r"sum to 1\.1, expected at most 1 within"):
+        Constraints(("a", "b", "c"), fixed={"a": 0.6, "b": 0.5})

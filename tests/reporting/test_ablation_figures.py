@@ -29,7 +29,7 @@ def study(tmp_path):
         {"proxy": proxy, "domain": domain, "unions": 3, "pearson": value, "pearson_low": value - 0.1}
         | {"pearson_high": value + 0.05, "spearman": np.nan, "spearman_low": np.nan, "spearman_high": np.nan}
         | {"partial": value, "partial_low": np.nan, "partial_high": np.nan}
-        | {"seed_steps": steps}
+        | {"pearson_effective": 2.5, "seed_steps": steps}
         for steps in (0, 9)
         for proxy, value in (("merged", 0.1 * steps - 0.2), ("mde[0]", 0.5))
         for domain in (*DOMAINS, "mean inside", "mean outside")
@@ -93,7 +93,8 @@ def test_worths_are_bars_and_errors_are_shown_where_there_are_some(study):
 def test_the_text_has_every_table(study):
     found = ablation.text(study)
     for part in (
-        "3 unions, seed model of 9",
+        "Intervals are not known",
+        "(effectively",
         "0.70 [0.60, 0.75]",  # merged, the longer seed model
         "-0.20 [-0.30, -0.15]",  # the shorter one
         "+0.4000 ± 0.0100",

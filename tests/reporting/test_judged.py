@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pytest
+from scipy.stats import spearmanr
 
 from mde.reporting import judged
 
@@ -52,3 +54,30 @@ def test_the_chart_has_the_line_of_the_shift():
     line, points = figure.data
     assert (np.array(line.x) - np.array(line.y)).tolist() == [9.25, 9.25]
     assert list(points.y) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_rule_of_the_own_domain_and_ranks_among_the_best_stand_beside_the_predictions():
+    rng = np.random.default_rng(0)
+    runs = [f"r{i}" for i in range(16)]
+    mixtures = pd.DataFrame(rng.dirichlet(np.ones(3), 16), runs, ["web", "code", "books"])
+    measured = pd.DataFrame({"web": -mixtures["web"], "task": rng.normal(size=16)}, runs)
+    predicted = measured + rng.normal(0, 0.2, measured.shape)
+    found = judged.Judged(predicted, measured, np.array([0.5, 0.5]), mixtures.sample(frac=1, random_state=0))
+    assert found.scores.loc["web", "own"] == pytest.approx(1)
+    assert np.isnan(found.scores.loc["task", "own"])  # not a training domain
+    whole = (measured["web"] + measured["task"]) / 2
+    assert found.scores.loc[judged.OBJECTIVE, "own"] == pytest.approx(spearmanr(-mixtures["web"], whole).statistic)
+    best = np.argsort(measured["task"].to_numpy())[:4]
+    among = spearmanr(predicted["task"].iloc[best], measured["task"].iloc[best]).statistic
+    assert found.scores.loc["task", "top"] == pytest.approx(among)
+    text = " ".join(str(judged.table(found)).split())
+    assert "matches or beats the predictions on 1 of 1 targets: web (1.000 against" in text
+    without = judged.Judged(predicted, measured, np.array([0.5, 0.5]))
+    assert without.scores["own"].isna().all()
+    assert "no regressor" not in str(judged.table(without))
+
+
+def test_a_mean_of_all_domains_has_no_rule():
+    mixtures = pd.DataFrame(np.random.default_rng(1).dirichlet(np.ones(2), 4), RUNS, ["web", "code"])
+    found = judged.Judged(PREDICTED, MEASURED, np.array([0.5, 0.5]), mixtures)
+    assert np.isnan(found.scores.loc[judged.OBJECTIVE, "own"])

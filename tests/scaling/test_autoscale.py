@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mde.errors import UserError
-from mde.scaling import autoscale, fit_path
+from mde.scaling import fit_path
 from mde.scaling.ddo import PowerLaws
 
 NAMES = ("common_crawl", "github", "books", "wiki", "c4", "stackexchange", "arxiv")
@@ -67,19 +67,6 @@ def test_more_than_two_optima_average_their_noise():
     errors = [np.abs(np.log(fit_path(names, rows).at(wanted.sum()) / wanted)).max() for rows in (noisy[[0, -1]], noisy)]
     assert errors[1] < errors[0]
     assert errors[1] < 0.03
-
-
-def test_intervals_hold_their_centre_and_widen_with_the_budget():
-    rng = np.random.default_rng(1)
-    samples = np.stack([N1, N2]) * np.exp(rng.normal(0, 0.05, (200, 2, 7)))
-    centre = fit_path(NAMES, [N1, N2])
-    widths = []
-    for budget in (5.0, 400.0):
-        low, high = autoscale.interval(NAMES, samples, budget)
-        share = centre.at(budget) / budget
-        assert ((low <= share) & (share <= high)).all()
-        widths.append((high - low).max())
-    assert widths[1] > widths[0]
 
 
 def test_cautions_say_where_the_prediction_leaves_its_ground():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mde.errors import UserError
-from mde.scaling import PowerLaws, fit_path, measured_effects, resampled_optima, solve
+from mde.scaling import PowerLaws, fit_path, measured_effects, solve
 from mde.scaling.prediction import cautions
 
 NAMES = ("web", "code", "books")
@@ -80,17 +80,6 @@ def test_seeds_that_are_others_than_those_of_the_base_runs_are_refused():
         measured_effects(NAMES, runs(14), tokens, observed(tokens), seeds)
 
 
-def test_the_mean_of_more_seeds_is_surer():
-    """Redrawn means of n seeds spread by the noise over √n; 300 draws of 7 know a spread to 2%."""
-    rng = np.random.default_rng(0)
-    for repeats in (1, 4):
-        tokens = np.repeat(design(), repeats, axis=0)
-        found = measured_effects(NAMES, runs(7 * repeats), tokens, observed(tokens))
-        again = [found.resampled(HALF, 0.1, rng) for _ in range(300)]
-        drawn = np.array([[*one.losses, *one.less[:, 0], *one.more[:, 0]] for one in again])
-        assert drawn.std(axis=0).mean() == pytest.approx(0.1 / np.sqrt(repeats), rel=0.08)
-
-
 def test_a_joint_fit_without_other_runs_is_the_fits_of_the_domains():
     found = measured_effects(NAMES, runs(7), design(), observed(design()))
     apart, together = found.power_laws(HALF), found.power_laws(HALF, "joint")
@@ -145,32 +134,6 @@ def test_losses_that_fall_too_evenly_for_a_law_are_told():
     (even,) = [text for text in said if "falls as evenly" in text]
     assert "at 6,000,000 tokens" in even
     assert ": web " in even
-
-
-def test_the_bootstrap_is_as_wide_as_the_noise():
-    """Optima of resamples spread like the optima of new draws of the runs, and in proportion to the noise."""
-    clean = observed(design())
-    goal, rng = HALF, np.random.default_rng(2)
-    found = measured_effects(NAMES, runs(7), design(), clean)
-    spread = {}
-    for noise in (1e-3, 2e-3):
-        samples = resampled_optima([found], goal, noise, 150, seed=0)
-        assert samples.shape == (150, 1, 3)
-        spread[noise] = samples[:, 0].std(axis=0)
-    redrawn = [
-        solve(measured_effects(NAMES, runs(7), design(), clean + rng.normal(0, 1e-3, (7, 1))), goal).optimum
-        for _ in range(150)
-    ]
-    # A standard deviation of 150 draws is known to 6%; the ratio of two, or a fit that is not quite linear, to 25%.
-    np.testing.assert_allclose(spread[1e-3], np.std(redrawn, axis=0), rtol=0.25)
-    np.testing.assert_allclose(spread[2e-3] / spread[1e-3], 2, rtol=0.25)
-
-
-def test_resamples_that_no_law_fits_are_left_out():
-    found = measured_effects(NAMES, runs(7), design(), observed(design()))
-    samples = resampled_optima([found, found], HALF, 0.2, 40, seed=0)
-    assert len(samples) < 40
-    assert samples.shape[1:] == (2, 3)
 
 
 def test_a_domain_that_runs_out_leaves_the_rest_to_the_others():
