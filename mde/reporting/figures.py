@@ -4,7 +4,6 @@ import itertools
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -158,33 +157,14 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
     return figure
 
 
-def proof(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """What was predicted of each mixture, and what its runs measured.
+def measured(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
+    """What the runs of each mixture measured: their means and every seed.
 
     Args:
-      summary: a row a mixture: predicted, low_any_seed, high_any_seed, measured.
-      runs: a row a run: mixture, seed, objective.
+      summary: one row per mixture: measured.
+      runs: one row per run: mixture, seed, objective.
     """
-    figure = blank(150 + 56 * len(summary))
-    _add_interval(figure, summary.assign(low=summary["low_any_seed"], high=summary["high_any_seed"]))
-    figure.add_scatter(
-        x=summary["predicted"],
-        y=[plain(name) for name in summary.index],
-        mode="markers",
-        name="predicted",
-        marker={"color": GRAY, "symbol": "diamond-open", "size": 12, "line": {"width": 2}},
-        hovertemplate="%{y}<br>predicted %{x:.4f}",
-    )
-    return _add_measured(figure, summary, runs)
-
-
-def measured(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """What the runs of each mixture measured; arguments as of `proof`, without predictions."""
-    return _add_measured(blank(150 + 44 * len(summary)), summary, runs)
-
-
-def _add_measured(figure: go.Figure, summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """Measured means and every seed of them, a row a mixture."""
+    figure = blank(150 + 44 * len(summary))
     figure.add_scatter(
         x=summary["measured"],
         y=[plain(name) for name in summary.index],
@@ -254,12 +234,11 @@ def training_curves(curves: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def learning_curves(curves: pd.DataFrame, noise: float | None) -> go.Figure:
+def learning_curves(curves: pd.DataFrame) -> go.Figure:
     """Error out of fold by number of training mixtures, on a logarithmic axis.
 
     Args:
       curves: fit/learning.csv: regressor, features, mse, mse_se and train.
-      noise: variance of the objective between runs of one mixture, where it is known.
     """
     figure = blank(420)
     for i, ((regressor, features), rows) in enumerate(curves.groupby(["regressor", "features"], sort=False)):
@@ -273,17 +252,7 @@ def learning_curves(curves: pd.DataFrame, noise: float | None) -> go.Figure:
             line={"width": 2},
             hovertemplate="%{x} training mixtures<br>MSE %{y:.3g} ×10⁻³",
         )
-    if noise is not None:
-        ends = curves["train"].agg(["min", "max"])
-        figure.add_scatter(
-            x=ends,
-            y=[noise * 1e3] * 2,
-            mode="lines",
-            line={"color": GRAY, "dash": "dot"},
-            name="noise of a run",
-            hovertemplate="variance of a run %{y:.3g} ×10⁻³",
-        )
-    ticks = log_ticks(np.append(curves["mse"], noise or []) * 1e3)
+    ticks = log_ticks(curves["mse"].to_numpy() * 1e3)
     figure.update_xaxes(title_text="training mixtures", tickvals=sorted(curves["train"].unique()))
     figure.update_yaxes(title_text="MSE ×10⁻³, out of fold", type="log", tickvals=ticks)
     return figure
