@@ -38,7 +38,7 @@ class Corpus:
         name: the domain's name, or that of a corpus of several.
         files: the place of its text; the place of its evaluation text, for a domain that is never trained on.
         validation: the place of its validation text; None holds documents of `files` out.
-        test: the place of its test text; None takes every second held-out document, in the order of their hashes.
+        test: the place of its test text; None takes half of the held-out documents, by their hashes.
         text_field: what holds the text of a JSON line, a row or a TFDS example; may be nested (`content.text`). Empty
             for records that are no text, which are read whole.
         domain_field: what holds the domain's name, where the corpus is several domains.

@@ -259,7 +259,8 @@ def blocks(
     """What `tokenize` left of a domain's split in the folders of its shards: tokens, and documents' tokens and bytes.
 
     Held-out text comes in the order of its digests if `by_digest`, so that its beginning is a fair sample of it. If it
-    is `halved`, every second document of what was stored as validation text is test text.
+    is `halved`, what was stored as validation text is divided by another bit of the digests, even ones for validation,
+    odd ones for test text; where that leaves either empty, every second document is test text.
     """
     held_out = split != "train"
     key = f"{domain}.validation" if held_out and halved else f"{domain}.{split}"
@@ -272,7 +273,11 @@ def blocks(
         )
         documents = np.split(np.concatenate(parts), np.cumsum(lengths)[:-1])
         order = np.argsort(digests, kind="stable") if by_digest else np.arange(len(digests))
-        order = order[int(split == "test") :: 2] if halved else order
+        if halved:
+            is_test = digests[order] % 2 == 1
+            if is_test.all() or not is_test.any():
+                is_test = np.arange(len(order)) % 2 == 1
+            order = order[is_test == (split == "test")]
         if not len(order):
             return
         yield np.concatenate([documents[i] for i in order]), lengths[order], sizes[order]

@@ -49,42 +49,47 @@ def proof_body(study: Study) -> list[str]:
 
 
 def models(part: Study) -> Table:
-    """How the mixtures compare: measured, with what seeds and text leave open, and as proxy runs predicted it."""
+    """How the mixtures compare, with what seeds and text leave open."""
     found, about = _summary(part), _about(part)
     against = about["against"]
     columns: dict[str, Any] = {"measured": found["measured"].map("{:.4f}".format)}
-    if several := len(found) > 1:
+    if len(found) > 1:
         columns["difference"] = list(map(tables.difference, found["difference"], found["error"]))
         columns["± seeds"] = found["error_seeds"].map(tables.error)
         columns["± text"] = found["error_text"].map(tables.error)
         columns["p (Holm)"] = found["p_holm"].map(tables.p_value)
         columns["seeds for 80%"] = found["seeds_needed"].map(tables.count)
-    differences = list(columns)[1:]
-    if several and "predicted" in found and about["proxy_setting"]:
-        bounds = zip(found["low_difference"], found["high_difference"], strict=True)
-        columns["as predicted"] = [tables.difference_interval(low, high) for low, high in bounds]
-        differences.append("as predicted")
-    elif several and "predicted" in found:
-        columns["predicted rank"] = found["predicted"].rank(method="min").map("{:.0f}".format)
-    if "tokens_to_equal" in found:
-        columns["tokens to equal"] = [tables.times_as_many(ratio) for ratio in found["tokens_to_equal"]]
-    columns["bits per byte"] = found["bits_per_byte"].map("{:.4f}".format)
     frame = pd.DataFrame(columns, found.index)
-    frame.loc[against, differences] = tables.NOTHING
-    notes = [
-        verdict(found, against),
-        *_errors(part, found),
-        *_transfer(found, against, about["proxy_setting"]),
-        _controlled(part),
-        *_text(part),
-        _bits(part),
-        _cost(part),
-    ]
+    frame.loc[against, list(frame)[1:]] = tables.NOTHING
+    notes = [verdict(found, against), *_errors(part, found), _controlled(part), *_text(part), _cost(part)]
     if not _is_current(part):
         notes.insert(1, "These runs are of an earlier recommendation or objective: run the command again.")
     goal = findings.objective_name(part, about["objective"], about["reference"])
     title = f"{_name(part)}: {goal}, nats per token"
     return Table(title, frame, tuple(notes), marked=(against,))
+
+
+def predictions(part: Study) -> Table:
+    """What proxy runs predicted of the mixtures, how many times its tokens each would need, and bits per byte."""
+    found, about = _summary(part), _about(part)
+    columns: dict[str, Any] = {}
+    if len(found) > 1:
+        columns["measured rank"] = found["measured"].rank(method="min").map("{:.0f}".format)
+    if len(found) > 1 and "predicted" in found:
+        columns["predicted rank"] = found["predicted"].rank(method="min").map("{:.0f}".format)
+    if "low_difference" in found and about["proxy_setting"]:
+        bounds = zip(found["low_difference"], found["high_difference"], strict=True)
+        columns["difference as predicted"] = [tables.difference_interval(low, high) for low, high in bounds]
+    if "tokens_to_equal" in found:
+        columns["tokens to equal"] = [tables.times_as_many(ratio) for ratio in found["tokens_to_equal"]]
+    columns["bits per byte"] = found["bits_per_byte"].map("{:.4f}".format)
+    notes = (*_transfer(found, about["against"], about["proxy_setting"]), _bits(part))
+    return Table(
+        "Measured and predicted order of the mixtures",
+        pd.DataFrame(columns, found.index),
+        notes,
+        marked=(about["against"],),
+    )
 
 
 def verdict(found: pd.DataFrame, against: str) -> str:
@@ -151,7 +156,7 @@ def accuracies(part: Study) -> Table | None:
 def _tables(part: Study) -> list[Table]:
     names = list(part.domains.training)
     shares = tables.shares_of(_whole(part).groupby("role", sort=False)[names].first())
-    return [table for table in (models(part), shares, losses(part), accuracies(part)) if table]
+    return [table for table in (models(part), predictions(part), shares, losses(part), accuracies(part)) if table]
 
 
 def _shown(part: Study) -> list[str]:
@@ -258,12 +263,9 @@ def _transfer(found: pd.DataFrame, against: str, proxy_setting: bool) -> list[st
         signs = int((np.sign(ahead) == np.sign(others["difference"])).sum())
         told = f"{signs} of {len(others)} differences have the predicted sign"
         if proxy_setting:
-            notes.append(f"“As predicted” are the regressor's intervals of the differences: {told}.")
+            notes.append(f"The difference as predicted is the regressor's interval, for runs like these: {told}.")
         else:
-            notes.append(
-                f"Proxy runs predict an order, not the size of a gain with another training: {told} (predicted order: "
-                f"{', '.join(found['predicted'].sort_values(kind='stable').index)})."
-            )
+            notes.append(f"Proxy runs predict an order, not the size of a gain in runs of another kind: {told}.")
     if "tokens_to_equal" in found:
         notes.append(
             f"Tokens to equal: how many times its tokens a mixture needs to be as good as {against}, if its loss goes "

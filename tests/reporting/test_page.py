@@ -129,7 +129,7 @@ def test_a_study_of_some_stages_names_the_commands_that_are_missing(tmp_path):
 
 
 def test_a_recommendation_without_proof_says_so(study):
-    for name in ("mixtures.csv", "losses.csv", "summary.csv"):
+    for name in ("mixtures.csv", "losses.csv", "final.json"):
         (study.root / "proof" / name).unlink()
     text = " ".join(Reader(page.html(study)).text)
     assert "Not checked yet" in text
