@@ -7,6 +7,7 @@ from finished_study import PROOF, optimize, prove
 from scipy.stats import ttest_rel
 
 from mde.errors import UserError
+from mde.regression.power import seeds_needed
 from mde.reporting import figures, final, findings
 
 
@@ -93,7 +94,7 @@ def test_the_table_of_mixtures(study):
     assert table.title == "Validation runs: average loss over 3 evaluation domains, nats per token"
     assert row(table, "recommended") == ["2.0100", "–", "–", "–", "–", "–"]
     assert row(table, "uniform")[:4] == ["2.3100", "+0.3000 ± 0.0163", "0.0163", "0.0000"]
-    assert row(table, "uniform")[5] == "3"  # differences of 18 standard errors, at 5% / 3 with few degrees of freedom
+    assert row(table, "uniform")[5] == str(seeds_needed(np.sqrt(8 * 0.01**2 / 3), 0.3, comparisons=3))
     notes = " ".join(table.notes)
     assert "2 seeds and 9 test documents" in notes
     assert "100% of the tokens of these runs and 20% of a proxy run's" in notes
