@@ -94,7 +94,8 @@ def test_the_table_of_mixtures(study):
     assert table.title == "Validation runs: average loss over 3 evaluation domains, nats per token"
     assert row(table, "recommended") == ["2.0100", "–", "–", "–", "–", "–"]
     assert row(table, "uniform")[:4] == ["2.3100", "+0.3000 ± 0.0163", "0.0163", "0.0000"]
-    assert row(table, "uniform")[5] == str(seeds_needed(np.sqrt(8 * 0.01**2 / 3), 0.3, comparisons=3))
+    noise, difference = summary(study).loc["uniform", ["error_seeds", "difference"]]  # of two seeds
+    assert row(table, "uniform")[5] == str(seeds_needed(noise, difference, comparisons=3))
     notes = " ".join(table.notes)
     assert "2 seeds and 9 test documents" in notes
     assert "100% of the tokens of these runs and 20% of a proxy run's" in notes
