@@ -17,7 +17,7 @@ from mde import api, cli
 from mde.evaluation import mixture_nll
 from mde.reporting import final as report
 from mde.reporting import page
-from mde.stages import comparison, final, mixtures
+from mde.stages import comparison, mixtures
 from mde.study import Study
 from mde.training import pool
 
@@ -200,7 +200,7 @@ def test_what_starts_afresh_has_the_rate_of_what_did_and_an_encoder_stays_one(st
         trained.append(about)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(final, "train_runs", note)
+    monkeypatch.setattr(comparison, "train_runs", note)
     with pytest.raises(SystemExit):
         train(study, "--mixture=uniform", "--steps=4", "--preset=demo")
     assert "from fresh parameters, learning rate 0.01;" in capsys.readouterr().out
