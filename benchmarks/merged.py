@@ -102,6 +102,7 @@ def text(rng: np.random.Generator, config: DecoderConfig, seq_len: int, tokens: 
         np.ones((windows, seq_len + 1), np.int32),
         np.repeat(np.arange(J), windows // J),
         np.ones(J),
+        np.repeat(np.arange(windows, dtype=np.int32)[:, None], seq_len + 1, axis=1),
     )
 
 

@@ -125,15 +125,6 @@ def learning_curve(study: Study) -> None:
         .to_string()
     )
     print(f"{time.perf_counter() - started:.1f} s")
-    try:
-        proof = study.read_table("proof/losses.csv", "prove")
-        mixtures = study.read_table("proof/mixtures.csv", "prove")["role"]
-    except ValueError as missing:
-        print(f"no noise floor: {missing}")
-        return
-    proof_losses = proof[inputs.domains].to_numpy()
-    floor = validation.noise_floor(proof_losses, list(mixtures[proof.index]), inputs.objective)
-    print(f"noise floor, seeds and data orders of one mixture: {1e3 * floor:.4f} x10^-3")
 
 
 if __name__ == "__main__":

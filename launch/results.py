@@ -24,8 +24,8 @@ def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
 
     Columns: point; status (done, unfinished); STAGE.ARGUMENT for all that points bind; regressor, features, mse and
     spearman (of the chosen one, out of fold); predicted, low and high (the recommended mixture's objective);
-    share/DOMAIN; MIXTURE/measured, /noise and /rank of the proof; seconds/STAGE. Losses are in nats per token. What a
-    point has not come to is missing.
+    share/DOMAIN; MIXTURE/measured, /noise, /difference and /error of the proof; seconds/STAGE. Losses are in nats per
+    token. What a point has not come to is missing.
 
     Args:
       root: of the sweep.
@@ -62,7 +62,7 @@ def _row(directory: epath.Path) -> dict[str, Any]:
         row |= {f"share/{name}": share for name, share in optimum["shares"].items()}
     if _has(study, "proof/summary.csv"):
         for mixture, proof in study.read_table("proof/summary.csv", "prove").iterrows():
-            row |= {f"{mixture}/{key}": proof[key] for key in ("measured", "noise", "rank")}
+            row |= {f"{mixture}/{key}": proof[key] for key in ("measured", "noise", "difference", "error")}
     for stage in STAGES:
         if stage in point["stages"] and _has(study, f"stages/{stage}.json"):
             row[f"seconds/{stage}"] = study.read_json(f"stages/{stage}.json", stage)["seconds"]

@@ -11,11 +11,11 @@ import plotly.graph_objects as go
 
 from mde import cli, study
 from mde.ablation import HOME
-from mde.errors import unknown
+from mde.errors import UserError, unknown
 from mde.optimization import objectives, search
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.losses import Loss
-from mde.reporting import ablation, figures, findings, scaling, tables
+from mde.reporting import ablation, figures, final, findings, scaling, tables
 from mde.reporting.table import Table
 from mde.stages import pipeline, problem
 from mde.stages.mixtures import tokens_of
@@ -121,7 +121,12 @@ class Study(study.Study):
 
     def proof(self) -> Table:
         """What trained models say of the recommendation."""
-        return tables.proof(self)
+        return final.models(self._proof())
+
+    def _proof(self) -> study.Study:
+        if (part := final.proof(self)) is None:
+            raise UserError(f"{self}: no validation runs yet; run `mde prove --study={self}` first")
+        return part
 
     def plot_mixture(self) -> go.Figure:
         """The recommended shares with their intervals, and the mixtures they are compared with."""
@@ -144,8 +149,8 @@ class Study(study.Study):
         return _on_white(figures.expert_heatmap(findings.expert_losses(self)))
 
     def plot_proof(self) -> go.Figure:
-        """What was predicted of each mixture, and what its runs measured."""
-        return _on_white(figures.proof(findings.proof(self), findings.proof_runs(self)))
+        """What the validation runs of each mixture measured."""
+        return _on_white(final.measured_figure(self._proof()))
 
     def plot_budget(self) -> go.Figure:
         """The best share of each domain along the budget, of `scale`."""

@@ -22,7 +22,7 @@
     optimum.json           the recommended mixture
     surface.npz            predicted losses around it: ternary slices, draws all over the simplex, and what one more
                            point of each domain changes
-    proof/                 what was trained to check it
+    proof/                 validation runs: as final/NAME/, trained to check the recommended mixture
     final/NAME/            full models of one kind: a study with the text of this one, and runs and losses of its own
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round

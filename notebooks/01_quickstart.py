@@ -84,7 +84,7 @@ study.plot_mixture()
 
 # %% [markdown]
 # ## Is it true?
-# `study.run("prove")` trains the recommended mixture and its rivals with several seeds; `study.run("report")` writes
+# `study.run("prove")` trains the recommended mixture and its baselines from scratch; `study.run("report")` writes
 # all of this as one page, `studies/quickstart/report.html`.
 
 # %%

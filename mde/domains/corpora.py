@@ -20,6 +20,7 @@ from mde.domains.reading import Piece, Problem, Record
 from mde.errors import UserError, unknown
 from mde.values import described, fits
 
+SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 64 << 20  # bytes of files a shard: the unit of work, and what is read again after a kill
 PART = 2_000  # characters a part of a text that is alone in its place, as in `harvest`
 # JSON lines, rows, a text a file, or files that are cut into parts, each a document.
@@ -37,6 +38,7 @@ class Corpus:
         name: the domain's name, or that of a corpus of several.
         files: the place of its text; the place of its evaluation text, for a domain that is never trained on.
         validation: the place of its validation text; None holds documents of `files` out.
+        test: the place of its test text; None takes half of the held-out documents, by their hashes.
         text_field: what holds the text of a JSON line, a row or a TFDS example; may be nested (`content.text`). Empty
             for records that are no text, which are read whole.
         domain_field: what holds the domain's name, where the corpus is several domains.
@@ -48,6 +50,7 @@ class Corpus:
     name: str
     files: str
     validation: str | None = None
+    test: str | None = None
     text_field: str = "text"
     domain_field: str | None = None
     domains: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -61,8 +64,18 @@ class Corpus:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that are asked of it."""
-        return ("train", "validation") if self.trained else ("validation",)
+        """The splits of its text: a token store each."""
+        return SPLITS if self.trained else SPLITS[1:]
+
+    @property
+    def halved(self) -> bool:
+        """Whether its held-out text is divided into validation and test text, rather than having a place for each."""
+        return self.test is None and not (self.registered and "test" in registry.get(self.registered).splits)
+
+    @property
+    def read_splits(self) -> tuple[str, ...]:
+        """The splits that its text is read in; a half of validation becomes test text later."""
+        return self.splits[:-1] if self.halved else self.splits
 
     @property
     def registered(self) -> str | None:
@@ -106,7 +119,7 @@ def parse(domains: Sequence[str] | Mapping[str, Any], root: str | None, text_fie
     corpora = []
     for name, value in domains.items():
         given = settings("domain", name, value, Corpus, FORMATS)
-        for key in ("files", "validation"):
+        for key in ("files", "validation", "test"):
             if root and given.get(key) and not re.match(r"tfds:|mde:|\w+://", given[key]):
                 given[key] = str(buckets.path(root) / given[key])
         corpus = Corpus(name, **{"text_field": text_field, **given}, trained=trained)
@@ -159,13 +172,15 @@ def shards(corpus: Corpus, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         UserError: nothing is there, or a TFDS data set or split is unknown.
     """
     if corpus.registered:
-        return [Shard(corpus, split, (Piece(corpus.files),), "mde", 0) for split in corpus.splits]
+        return [Shard(corpus, split, (Piece(corpus.files),), "mde", 0) for split in corpus.read_splits]
+    places = {"validation": corpus.validation, "test": corpus.test}
+    first: str | None = "train" if corpus.validation else None
     if not corpus.trained:
-        return _shards(corpus, corpus.files, "validation", shard_bytes)
-    if corpus.validation is None:
-        return _shards(corpus, corpus.files, None, shard_bytes)
-    held = _shards(corpus, corpus.validation, "validation", shard_bytes)
-    return [*_shards(corpus, corpus.files, "train", shard_bytes), *held]
+        first, places["validation"] = "validation", None
+    found = _shards(corpus, corpus.files, first, shard_bytes)
+    for split, place in places.items():
+        found += _shards(corpus, place, split, shard_bytes) if place else []
+    return found
 
 
 def _shards(corpus: Corpus, place: str, split: str | None, shard_bytes: int) -> list[Shard]:

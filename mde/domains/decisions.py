@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from mde.domains import hygiene, passes, vocabulary
-from mde.domains.corpora import Shard
+from mde.domains.corpora import SPLITS, Shard
 from mde.domains.documents import Settings
-from mde.domains.passes import SPLITS
 from mde.domains.tables import DROPPED, EXACT, HELD_OUT, NEAR, OVERLAP, Tally
 from mde.errors import UserError, unknown
 
@@ -36,8 +36,8 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
     Of equal and of nearly equal documents the first stays, over all domains: evaluation text comes before training
     text, so that none of it is trained on; otherwise the order is that of the domains, and of the files in them.
     What joined a study later comes after all that was there, and decides nothing about it.
-    Validation text beyond `settings.validation_bytes` a domain is neither trained nor evaluated on; the smallest
-    digests stay.
+    Of validation and of test text, what is beyond `settings.validation_bytes` per domain is neither trained nor
+    evaluated on; the smallest digests stay.
 
     Args:
         surveyed: all shards.
@@ -72,12 +72,14 @@ def decide(surveyed: Sequence[Surveyed], settings: Settings, tally: Tally) -> li
             signatures = [functools.partial(passes.signatures, surveyed[i].folder) for i in own]
             near = order[~hygiene.first_of_similar(signatures, row_N[order], settings.near_duplicates)]
             reason_N[near[joined_N[near] == number]] = DROPPED.index(NEAR)
-    for code in range(len(domains)):
-        held = (domain_N == code) & (split_N == SPLITS.index("validation")) & ~given
+    halved = {name for each in surveyed if each.shard.corpus.halved for name in each.shard.corpus.names}
+    for code, split in itertools.product(range(len(domains)), ("validation", "test")):
+        held = (domain_N == code) & (split_N == SPLITS.index(split)) & ~given
         mine = np.flatnonzero(held & (reason_N == _KEPT))
         mine = mine[np.argsort(digest_N[mine], kind="stable")]
         before = np.cumsum(size_N[mine]) - size_N[mine]
-        reason_N[mine[before >= settings.validation_bytes]] = DROPPED.index(HELD_OUT)
+        most = settings.validation_bytes * (2 if domains[code] in halved else 1)
+        reason_N[mine[before >= most]] = DROPPED.index(HELD_OUT)
 
     for code, domain in enumerate(domains):
         for reason in (EXACT, NEAR, HELD_OUT):
@@ -106,7 +108,7 @@ def index_runs(
 def _runs(each: Surveyed, kept: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """The evaluation documents of a shard that stay, with their runs of words."""
     split = np.load(each.folder / "documents.npz")["split"]
-    places = np.flatnonzero(split == SPLITS.index("validation"))
+    places = np.flatnonzero(split != SPLITS.index("train"))
     return [(int(n), run) for n, run in zip(places, passes.runs(each.folder), strict=False) if kept[n]]
 
 
@@ -148,7 +150,7 @@ def check(surveyed: Sequence[Surveyed], keep: Sequence[np.ndarray], tally: Tally
     for corpus in dict.fromkeys(each.shard.corpus.name for each in surveyed):
         mine = [each for each in surveyed if each.shard.corpus.name == corpus]
         for domain in mine[0].shard.corpus.names:
-            for split in mine[0].shard.corpus.splits:
+            for split in [split for split in mine[0].shard.corpus.splits if split != "test"]:  # which may be missing
                 if not found[domain, split]:
                     raise _empty(domain, split, mine, found, tally)
 

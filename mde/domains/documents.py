@@ -109,7 +109,8 @@ def _document(shard: Shard, path: str, record: Any, settings: Settings) -> Docum
     if len(text) < settings.shortest:
         return Dropped(domain, TOO_SHORT, len(data))
     digest = hygiene.digest(data)
-    split = shard.split or ("validation" if digest < settings.validation_share * 2.0**64 else "train")
+    held_out = settings.validation_share * (2 if corpus.halved else 1)  # validation and test text, or the former alone
+    split = shard.split or ("validation" if digest < held_out * 2.0**64 else "train")
     return Document(domain, split, text, data, digest)
 
 

@@ -1,4 +1,4 @@
-"""From a domain's source to its documents: sampled, cleaned of duplicates, divided into train and validation, cut."""
+"""From a domain's source to its documents: sampled, cleaned of duplicates, divided into the splits, cut."""
 
 import hashlib
 from collections import Counter
@@ -13,7 +13,7 @@ from mde.domains.dedup import NearDuplicates
 from mde.domains.sources import Unit
 
 MAX_BYTES = 4_000_000
-VALIDATION_SHARE = 10  # one document in ten
+HELD_OUT_SHARE = 10  # one document in ten is validation text, and one is test text
 # Characters a part. A few thousand evaluation tokens must hold many documents: whole files and articles would be two or
 # three of them, and their quirks most of the loss.
 PART = 2_000
@@ -106,9 +106,10 @@ def _why_not(text: str, digest: bytes, seen: set[bytes], near: NearDuplicates) -
 
 
 def _split(digest: bytes, splits: tuple[str, ...]) -> str:
-    if len(splits) == 1:
-        return splits[0]
-    return "validation" if int.from_bytes(digest, "big") % VALIDATION_SHARE == 0 else "train"
+    number = int.from_bytes(digest, "big")
+    if "train" not in splits:
+        return splits[number % len(splits)]
+    return {0: "validation", 1: "test"}.get(number % HELD_OUT_SHARE, "train")
 
 
 def _parts(documents: list[Document]) -> list[Document]:

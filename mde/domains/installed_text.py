@@ -14,7 +14,7 @@ from mde.domains import sources
 from mde.domains.harvest import MAX_BYTES, Document, harvest
 from mde.errors import UserError
 
-_RECIPE = "1.1"  # major.minor: raised when the same packages would give another text
+_RECIPE = "1.2"  # major.minor: raised when the same packages would give another text
 _DEDUPLICATOR = ("datasketch",)  # its hashes decide which of two near duplicates is found
 
 

@@ -19,7 +19,7 @@ from etils import epath
 
 from mde.buckets import writing
 from mde.domains import hygiene, tokenizers, vocabulary
-from mde.domains.corpora import Shard
+from mde.domains.corpora import SPLITS, Shard
 from mde.domains.documents import Document, Dropped, Settings, documents, refused
 from mde.domains.reading import Problem
 from mde.domains.workers import advance
@@ -29,7 +29,6 @@ _TOLD = 100  # problems of a shard that are told one by one; all are counted
 _VALUES = 50  # values of a domain field that no domain has, which are told
 _BLOCK_TOKENS = 1 << 20  # that are copied at a time
 _BATCH_BYTES = 1 << 20  # text that is tokenized at a time
-SPLITS = ("train", "validation")
 
 
 def name(shard: Shard, settings: Mapping[str, Any]) -> str:
@@ -54,7 +53,7 @@ def _finish(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
     """The first pass: fingerprints of the documents, a sample for the tokenizer, what is wrong with the files.
 
-    Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order; how many runs of words each validation
+    Leaves `documents.npz` (domain, split, digest, bytes; in the shard's order; how many runs of words each held-out
     document has), `signatures.bin` ([n, PERMUTATIONS] uint32), `runs.bin` (uint64) and `sample.json`.
 
     Raises:
@@ -89,7 +88,7 @@ def survey(shard: Shard, settings: Settings, folder: Path) -> dict[str, Any]:
                 _append(signatures, signer(found.text))
             if found.split == "train" and settings.sample_bytes:
                 samples[found.domain].add(found.text)
-            elif found.split == "validation" and settings.overlap_words:
+            elif found.split != "train" and settings.overlap_words:
                 own = hygiene.grams(found.text, settings.overlap_words)
                 _append(runs, own)
                 columns["runs"].append(len(own))
@@ -115,7 +114,7 @@ def signatures(folder: Path) -> np.ndarray:
 
 
 def runs(folder: Path) -> Iterator[np.ndarray]:
-    """The runs of words of each validation document of a shard, on disk."""
+    """The runs of words of each held-out document of a shard, on disk."""
     together, start = _mapped(folder / "runs.bin", np.uint64), 0
     for count in np.load(folder / "documents.npz")["runs"]:
         yield together[start : start + count]
@@ -255,22 +254,32 @@ def _overlap(runs: str, words: int) -> hygiene.Overlap:
 
 
 def blocks(
-    folders: Sequence[Path], domain: str, split: str, dtype: type[np.unsignedinteger], by_digest: bool
+    folders: Sequence[Path], domain: str, split: str, dtype: type[np.unsignedinteger], by_digest: bool, halved: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What `tokenize` left of a domain's split in the folders of its shards: tokens, and documents' tokens and bytes.
 
-    Validation text comes in the order of its digests if `by_digest`, so that its beginning is a fair sample of it.
+    Held-out text comes in the order of its digests if `by_digest`, so that its beginning is a fair sample of it. If it
+    is `halved`, what was stored as validation text is divided by another bit of the digests, even ones for validation,
+    odd ones for test text; where that leaves either empty, every second document is test text.
     """
-    key = f"{domain}.{split}"
+    held_out = split != "train"
+    key = f"{domain}.validation" if held_out and halved else f"{domain}.{split}"
     found = [folder for folder in folders if (folder / f"{key}.tokens").exists()]
     stored = [np.load(folder / "documents.npz") for folder in found]
-    if split == "validation" and by_digest and found:
+    if held_out and (by_digest or halved) and found:
         parts = [np.fromfile(folder / f"{key}.tokens", dtype) for folder in found]
         lengths, sizes, digests = (
             np.concatenate([each[f"{key}.{what}"] for each in stored]) for what in ("tokens", "bytes", "digest")
         )
         documents = np.split(np.concatenate(parts), np.cumsum(lengths)[:-1])
-        order = np.argsort(digests, kind="stable")
+        order = np.argsort(digests, kind="stable") if by_digest else np.arange(len(digests))
+        if halved:
+            is_test = digests[order] % 2 == 1
+            if is_test.all() or not is_test.any():
+                is_test = np.arange(len(order)) % 2 == 1
+            order = order[is_test == (split == "test")]
+        if not len(order):
+            return
         yield np.concatenate([documents[i] for i in order]), lengths[order], sizes[order]
         return
     for folder, each in zip(found, stored, strict=True):

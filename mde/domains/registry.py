@@ -28,7 +28,8 @@ class Domain:
         name: letters, digits, `_`, `.`, and `:`, as seqio wants names to be.
         source: opens the domain's data, which may be kept below the given directory.
         description: one line on what the text is.
-        splits: the splits the source has; without `train`, a domain is for evaluation only.
+        splits: the splits the source has; without `train`, a domain is for evaluation only; without `test`, half
+            of the documents of `validation` are test text.
         text_feature: the feature of the source's examples that holds the text.
     """
 

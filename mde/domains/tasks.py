@@ -22,7 +22,7 @@ def domain(corpus: Corpus, name: str, settings: Settings) -> registry.Domain:
         name=name,
         source=lambda _: _source(corpus, name, settings),
         description=f"{name}: text of {corpus.files}",
-        splits=corpus.splits,
+        splits=corpus.read_splits,
     )
 
 

@@ -33,6 +33,7 @@ class EvaluationSet:
       segments: [N, L + 1] int32 document numbers, 0 for padding, below zero for what is read and not scored.
       window_domains: [N] index of the domain that each window belongs to.
       bytes: [J] UTF-8 bytes of the text that is scored.
+      documents: [N, L + 1] int32 number of each token's document within its domain, from 0; of an end task, its answer.
       masked: whether it is for encoders: hidden tokens, and they only, are scored (see `models.masking`).
     """
 
@@ -41,6 +42,7 @@ class EvaluationSet:
     segments: np.ndarray
     window_domains: np.ndarray
     bytes: np.ndarray
+    documents: np.ndarray
     masked: bool = False
 
     @property
@@ -65,6 +67,13 @@ class EvaluationSet:
         _, ids = np.unique((window + self.segments[:, 1:])[self.mask], return_inverse=True)
         return ids.astype(np.int32)
 
+    @property
+    def document_ids(self) -> np.ndarray:
+        """[T] numbers of the documents of all domains together, one after the other, of every scored token."""
+        within = np.repeat(self.window_domains, self.mask.sum(axis=1)) * (int(self.documents.max()) + 1)
+        _, ids = np.unique(within + self.documents[:, 1:][self.mask], return_inverse=True)
+        return ids
+
     def losses(self, log_probs_T: np.ndarray) -> np.ndarray:
         """Mean loss of each domain in nats per token, [J] float64."""
         sums = np.bincount(self.segment_ids, weights=-log_probs_T.astype(np.float64), minlength=len(self.domains))
@@ -81,7 +90,11 @@ class EvaluationSet:
             [np.flatnonzero(self.window_domains == j)[:windows_per_domain] for j in range(len(self.domains))]
         )
         part = dataclasses.replace(
-            self, tokens=self.tokens[keep], segments=self.segments[keep], window_domains=self.window_domains[keep]
+            self,
+            tokens=self.tokens[keep],
+            segments=self.segments[keep],
+            window_domains=self.window_domains[keep],
+            documents=self.documents[keep],
         )
         return dataclasses.replace(part, bytes=self.bytes * part.token_counts / self.token_counts)
 
@@ -102,7 +115,7 @@ def evaluation_set(
       UserError: a domain has no document.
     """
     windows: list[Window] = []
-    domains, sizes = [], []
+    domains, sizes, numbers = [], [], []
     for j, (name, store) in enumerate(stores.items()):
         if store.end_task:
             found, n_bytes = _answers(store, examples_per_task, seq_len)
@@ -112,9 +125,11 @@ def evaluation_set(
             raise UserError(f"evaluation domain {name!r} is empty: no document in {store.directory}")
         windows += found
         domains += [j] * len(found)
+        numbers += _numbers(found, continued=not store.end_task)
         sizes.append(n_bytes)
     tokens, segments = (np.stack([getattr(window, what) for window in windows]) for what in ("tokens", "segments"))
-    made = EvaluationSet(tuple(stores), tokens, segments, np.asarray(domains), np.asarray(sizes, np.float64))
+    sizes_J = np.asarray(sizes, np.float64)
+    made = EvaluationSet(tuple(stores), tokens, segments, np.asarray(domains), sizes_J, np.stack(numbers))
     return hide(made) if masked else made
 
 
@@ -143,6 +158,20 @@ def _documents(store: TokenStore, at_least: int, seq_len: int) -> tuple[list[Win
         beyond = np.arange(start, start + seq_len + 1) >= n_tokens
         windows.append(Window(window.tokens, np.where(beyond, 0, window.segments)))
     return windows, n_bytes
+
+
+def _numbers(windows: list[Window], continued: bool) -> list[np.ndarray]:
+    """[L + 1] the number of each token's document within its domain, by window.
+
+    Segments begin at 1 in every window. Where text is `continued`, a window's first token is the last one of the window
+    before, and so is its document.
+    """
+    first, found = 0, []
+    for window in windows:
+        numbers = np.abs(window.segments)
+        found.append(first + np.maximum(numbers, 1) - 1)
+        first += int(numbers.max()) - int(continued)
+    return found
 
 
 def _answers(store: TokenStore, examples: int | None, seq_len: int) -> tuple[list[Window], int]:

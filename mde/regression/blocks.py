@@ -43,36 +43,28 @@ def compare(losses_SxM: pd.DataFrame, against: str) -> pd.DataFrame:
 def compare_runs(runs: pd.DataFrame, against: str) -> pd.DataFrame:
     """`compare` of runs of full length; where there are shorter ones of each mixture too, what more tokens do.
 
-    Further columns then: slope (how much lower the objective is than that of the shorter run of the same seed) and
-    tokens_to_equal (how many times its tokens the mixture needs to be as good as `against`).
-
     Args:
-      runs: a row a run: role (its mixture), seed, steps and objective.
+      runs: one row per run: role (its mixture), seed, steps and objective.
       against: the mixture that the others are compared with.
     """
     whole = runs["steps"] == runs["steps"].max()
     labels = list(dict.fromkeys(runs["role"]))
-    full_SxM = runs[whole].pivot(index="seed", columns="role", values="objective")[labels]
-    found = compare(full_SxM, against)
-    if whole.all():
-        return found
-    shorter = runs[~whole].set_index("role").loc[labels]
-    found["slope"] = shorter["objective"] - full_SxM.loc[shorter["seed"].iloc[0]]
-    growth = runs["steps"].max() / shorter["steps"].to_numpy()
-    return found.assign(tokens_to_equal=tokens_to_equal(found["difference"], found["slope"], growth))
+    found = compare(runs[whole].pivot(index="seed", columns="role", values="objective")[labels], against)
+    return found if whole.all() else slopes(runs, found)
 
 
-def seed_reach(losses_SxM: npt.ArrayLike, level: float) -> float:
-    """How far the losses of another seed may lie from these seeds' mean, all mixtures together; NaN for one seed.
+def slopes(runs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """A comparison [M] with two more columns, from runs of full length and shorter ones of the first seed.
 
-    Half of the prediction interval of another seed's mean over the mixtures (Student's t, S - 1 degrees of freedom):
-    exact for normal seed effects, whatever is left of the single runs included.
+    Columns: slope (how much lower the objective is than that of the shorter run of the same seed) and tokens_to_equal
+    (how many times its tokens the mixture needs to be as good as the one that it is compared with).
     """
-    means_S = np.asarray(losses_SxM, dtype=np.float64).mean(axis=1)
-    count = len(means_S)
-    if count < 2:
-        return np.nan
-    return float(stats.t.ppf((1 + level) / 2, count - 1) * means_S.std(ddof=1) * np.sqrt(1 + 1 / count))
+    whole = runs["steps"] == runs["steps"].max()
+    full_SxM = runs[whole].pivot(index="seed", columns="role", values="objective")[list(found.index)]
+    shorter = runs[~whole].set_index("role").loc[list(found.index)]
+    slope = shorter["objective"] - full_SxM.loc[shorter["seed"].iloc[0]]
+    growth = runs["steps"].max() / shorter["steps"].to_numpy()
+    return found.assign(slope=slope, tokens_to_equal=tokens_to_equal(found["difference"], slope, growth))
 
 
 def difference_interval(

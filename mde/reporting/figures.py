@@ -159,33 +159,14 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
     return figure
 
 
-def proof(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """What was predicted of each mixture, and what its runs measured.
+def measured(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
+    """What the runs of each mixture measured: their means and every seed.
 
     Args:
-      summary: a row a mixture: predicted, low_any_seed, high_any_seed, measured.
-      runs: a row a run: mixture, seed, objective.
+      summary: one row per mixture: measured.
+      runs: one row per run: mixture, seed, objective.
     """
-    figure = blank(150 + 56 * len(summary))
-    _add_interval(figure, summary.assign(low=summary["low_any_seed"], high=summary["high_any_seed"]))
-    figure.add_scatter(
-        x=summary["predicted"],
-        y=[plain(name) for name in summary.index],
-        mode="markers",
-        name="predicted",
-        marker={"color": GRAY, "symbol": "diamond-open", "size": 12, "line": {"width": 2}},
-        hovertemplate="%{y}<br>predicted %{x:.4f}",
-    )
-    return _add_measured(figure, summary, runs)
-
-
-def measured(summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """What the runs of each mixture measured; arguments as of `proof`, without predictions."""
-    return _add_measured(blank(150 + 44 * len(summary)), summary, runs)
-
-
-def _add_measured(figure: go.Figure, summary: pd.DataFrame, runs: pd.DataFrame) -> go.Figure:
-    """Measured means and every seed of them, a row a mixture."""
+    figure = blank(150 + 44 * len(summary))
     figure.add_scatter(
         x=summary["measured"],
         y=[plain(name) for name in summary.index],

@@ -16,7 +16,6 @@ MEAN, ALONE, WEIGHTS, EXPERTS, MERGED = "mean", "alone", "λ only", "with MDE", 
 GROUPS = (MEAN, ALONE, WEIGHTS, EXPERTS, MERGED)
 RECOMMENDED = "recommended"
 CLEARLY = 2  # standard errors by which a difference is clear
-_ROUNDING = 1e-12  # a standard error below it is of seeds that agree
 
 
 def has(study: Study, name: str) -> bool:
@@ -216,52 +215,6 @@ def chosen_by_domain(study: Study) -> pd.DataFrame:
     return found.assign(responds=~found.index.isin(choice["unresponsive"]), noise=noise)
 
 
-def proof_objective(study: Study) -> dict[str, Any]:
-    """What the proof was measured by: the objective of its time, which a later recommendation may have changed.
-
-    A study of before it was kept has that of the recommendation.
-    """
-    if has(study, "proof/objective.json"):
-        return study.read_json("proof/objective.json", "prove")
-    return study.read_json("optimum.json", "optimize")
-
-
-def proof_runs(study: Study) -> pd.DataFrame:
-    """A row a run of the proof: mixture, seed and measured objective in nats per token."""
-    planned = study.mixtures("proof/mixtures.csv", "prove")
-    losses = study.losses("proof/losses.csv", "prove", planned.index)
-    goal = objectives.recorded(proof_objective(study), study.domains.evaluation, study.domains.training)
-    table = planned[["role", "seed"]].rename(columns={"role": "mixture"})
-    return table.assign(objective=goal(losses.to_numpy()))
-
-
-def proof_losses(study: Study) -> pd.DataFrame:
-    """Measured losses, mean over seeds: a row a mixture, a column an evaluation domain; nats per token."""
-    runs = study.mixtures("proof/mixtures.csv", "prove")
-    losses = study.losses("proof/losses.csv", "prove", runs.index)
-    return losses.groupby(runs["role"], sort=False).mean().rename_axis("mixture")
-
-
-def proof(study: Study) -> pd.DataFrame:
-    """A row a mixture: what `mde prove` found, and how far it is from the recommended one.
-
-    Columns beside those of proof/summary.csv: seeds, difference, error and clear, as `blocks.compare` has them;
-    low_difference and high_difference, the interval that was predicted of the difference; low_any_seed and
-    high_any_seed, the interval of the loss when it may be that of other seeds than the observations' (see
-    `blocks.seed_reach`; that of the regressor alone where the proof has one seed).
-    """
-    table = study.read_table("proof/summary.csv", "prove")
-    runs = proof_runs(study).pivot(index="seed", columns="mixture", values="objective")[table.index]
-    compared = blocks.compare(runs, RECOMMENDED)[["seeds", "difference", "error", "clear"]]
-    level = study.read_json("optimum.json", "optimize")["interval_level"]
-    reach = np.nan_to_num(blocks.seed_reach(runs, level))
-    wider = {
-        "low_any_seed": table["predicted"] - np.hypot(table["predicted"] - table["low"], reach),
-        "high_any_seed": table["predicted"] + np.hypot(table["high"] - table["predicted"], reach),
-    }
-    return with_differences(table, RECOMMENDED).join(compared).assign(**wider)
-
-
 def with_differences(table: pd.DataFrame, against: str) -> pd.DataFrame:
     """A table of predictions (predicted, low, high) with the intervals of their differences to one of them.
 
@@ -275,61 +228,6 @@ def with_differences(table: pd.DataFrame, against: str) -> pd.DataFrame:
     return table.assign(low_difference=bounds[:, 0], high_difference=bounds[:, 1])
 
 
-def verdict(table: pd.DataFrame, against: str = RECOMMENDED) -> str:
-    """Whether a mixture won, in one or two sentences; `table` has the columns of `blocks.compare`, against this one."""
-    subject = "The recommended mixture" if against == RECOMMENDED else f"Mixture {against!r}"
-    rivals = table.drop(index=against)
-    if rivals.empty:
-        return f"{subject} alone was trained: name others to compare it with."
-    best = rivals.sort_values("measured").iloc[0]
-    gap, clear = best["difference"], best["clear"]
-    size = f"{abs(gap):.4f} nats per token"
-    than = f"{size} below {best.name}, the next best" if gap > 0 else f"{best.name} is {size} below it"
-    error = best["error"]
-    times = f"{abs(gap) / error:.1f} standard errors" if error > _ROUNDING else "all seeds agree"
-    beyond = f"{times}, more than seeds explain" if error > _ROUNDING else times
-    if np.isnan(error):
-        outcome = "has the lowest measured loss" if gap > 0 else "did not win"
-        return f"{subject} {outcome}: {than}. One seed each: it may be noise."
-    if gap > 0 and clear:
-        return f"{subject} won: {than} ({beyond})."
-    beaten = list(rivals.index[rivals["clear"] & (rivals["difference"] > 0)])
-    named = " and ".join(filter(None, [", ".join(beaten[:-1]), *beaten[-1:]]))
-    also = f" It beats {named} by more than seeds explain." if beaten else ""
-    if gap <= 0 and clear:
-        return f"{subject} did NOT win: {than} ({beyond}).{also}"
-    outcome = "has the lowest measured loss, but the lead is" if gap > 0 else "did not win, but the difference is"
-    return f"{subject} {outcome} within seed noise: {than} ({times}).{also}"
-
-
-def calibration(table: pd.DataFrame, level: float) -> str:
-    """How often measured differences and losses lie in the predicted intervals; `table` is that of `proof`.
-
-    A seed moves all mixtures together, and the observations have a single one. So differences are what a prediction can
-    be held to; of a loss the interval has to be wider, by what the proof's seeds differ.
-    """
-    rivals = table.drop(index=RECOMMENDED)
-    told = int(rivals["difference"].between(rivals["low_difference"], rivals["high_difference"]).sum())
-    off = (table["measured"] - table["predicted"]).mean()
-    differences = (
-        f"Of the differences to the recommended mixture, {told} of {len(rivals)} lie in their predicted {level:.0%} "
-        "intervals"
-    )
-    losses = f"Losses are {off:+.4f} off their predictions on average"
-    within = int(table["measured"].between(table["low"], table["high"]).sum())
-    if table["seeds"].iloc[0] == 1:
-        return (
-            f"{differences}. {losses}, and {within} of {len(table)} lie in the regressor's intervals, which are of "
-            "runs with the observations' own seed: how far seeds move all mixtures together, one seed does not tell."
-        )
-    wider = int(table["measured"].between(table["low_any_seed"], table["high_any_seed"]).sum())
-    return (
-        f"{differences}. {losses}: a seed moves all mixtures together, and the observations have one seed. "
-        f"{wider} of {len(table)} losses lie in the {level:.0%} intervals shown, which allow for that by what the "
-        f"proof's seeds differ; {within} in those of the regressor alone."
-    )
-
-
 def bits_per_byte(study: Study, losses: pd.Series) -> pd.Series:
     """Losses in nats per token, indexed by evaluation domain, as bits per UTF-8 byte: total bits over total bytes."""
     text = study.read_table("evaluation.csv", "score").loc[losses.index]
@@ -340,29 +238,6 @@ def all_bits_per_byte(study: Study, losses: pd.DataFrame) -> pd.Series:
     """Losses [M, J] in nats per token as bits per UTF-8 byte of all their domains: total bits over total bytes, [M]."""
     text = study.read_table("evaluation.csv", "score").loc[losses.columns]
     return (losses * text["tokens"]).sum(axis=1) / text["bytes"].sum() / np.log(2)
-
-
-def proof_is_current(study: Study) -> bool:
-    """Whether the proof trained the mixture that is recommended now, and measured it by the objective of now."""
-    runs = study.mixtures("proof/mixtures.csv", "prove")
-    names = list(study.domains.training)
-    trained = runs.loc[runs["role"] == RECOMMENDED, names].to_numpy()
-    optimum = study.read_json("optimum.json", "optimize")
-    same = np.allclose(trained, [optimum["shares"][name] for name in names], atol=1e-9)
-    return bool(same) and _goal(study, proof_objective(study)) == _goal(study, optimum)
-
-
-def _goal(study: Study, record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """An objective on record, to compare it with another."""
-    goal = objectives.recorded(record, study.domains.evaluation, study.domains.training)
-    reference = None if goal.reference is None else goal.reference.tolist()
-    return goal.worst, goal.beta, goal.weights.tolist(), reference
-
-
-def proof_is_of_known(study: Study) -> bool:
-    """Whether the proof trained nothing but the mixtures that the recommendation's own table shows."""
-    optimum = study.read_json("optimum.json", "optimize")
-    return set(study.mixtures("proof/mixtures.csv", "prove")["role"]) <= set(optimum["predictions"])
 
 
 def expert_losses(study: Study) -> pd.DataFrame:
@@ -395,21 +270,9 @@ def _shifts(losses: pd.DataFrame) -> pd.Series:
 
 
 def noise(study: Study) -> float | None:
-    """Variance of the fit's objective between runs of one mixture: of the proxy runs, or else of the proof's seeds.
-
-    It goes with the errors of the fit, whatever objective the proof was measured by. None without replicates.
-    """
-    if found := study.read_json("fit/choice.json", "fit")["noise"]:
-        return found["objective"] ** 2
-    if not has(study, "proof/summary.csv"):
-        return None
-    runs = study.mixtures("proof/mixtures.csv", "prove")
-    if not runs["role"].duplicated().any():
-        return None
-    objective = study.read_json("fit/choice.json", "fit")["objective"]
-    weights = objectives.weights(objective, study.domains.evaluation, study.domains.training)
-    losses = study.losses("proof/losses.csv", "prove", runs.index)
-    return validation.noise_floor(losses.to_numpy(), list(runs["role"]), weights)
+    """Variance of the fit's objective between runs of one mixture; None where no mixture has several proxy runs."""
+    found = study.read_json("fit/choice.json", "fit")["noise"]
+    return found["objective"] ** 2 if found else None
 
 
 def versions(study: Study) -> dict[str, dict[str, str]]:

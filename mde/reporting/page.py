@@ -56,7 +56,7 @@ SECTIONS = (
     Section("Explorer", explorer.TOKENS, "evaluate", "Nothing is evaluated yet", explorer.body),
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
     Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
-    Section("Proof", "proof/summary.csv", "prove", "The recommended mixture is not trained yet", sections.proof),
+    Section("Proof", final.PROVED, "prove", "The recommended mixture is not trained yet", final.proof_body),
     Section("The final models", final.FOLDER, "final", "", final.body),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
     Section("Online re-weighting", reweighting.SHARES, "reweight", "", sections.online_reweighting),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mde.ablation import HOME
-from mde.reporting import ablation, accuracy, figures, findings, markup, reweighting, scaling, tables
+from mde.reporting import ablation, accuracy, figures, final, findings, markup, reweighting, scaling, tables
 from mde.reporting.style import MANY_ROWS
 from mde.study import Study
 from mde.versions import versions
@@ -20,12 +20,9 @@ def summary(study: Study) -> list[str]:
     unit = findings.objective_unit(study, optimum["objective"])
     interval = f"{level} {predicted['low']:.4f} to {predicted['high']:.4f}"
     numbers = [(f"Predicted, {unit}", f"{predicted['predicted']:.4f}", interval)]
-    if findings.has(study, "proof/summary.csv"):
-        found = findings.proof(study)
-        row = found.loc[findings.RECOMMENDED]
-        numbers.append((f"Measured, {unit}", f"{row['measured']:.4f}", f"mean of {row['seeds']} seeds"))
-        numbers.append(("Rank", f"{row['rank']} of {row['of']}", "among the mixtures of the proof, by measured loss"))
-        verdict = tables.proof(study).notes[0]
+    if part := final.proof(study):
+        numbers.append((f"Regret, {unit}", *final.regret(part)))
+        verdict = final.models(part).notes[0]
     else:
         verdict = "Not checked yet: no run was trained on the recommended mixture."
         verdict += "" if study.is_swarm else f" To train it, run mde prove --study={study.root.name}."
@@ -141,31 +138,6 @@ def end_tasks(study: Study) -> list[str]:
     if findings.has(study, "fit/accuracy.csv"):
         tables.append(accuracy.predicted(study))
     return [markup.table(table) for table in tables]
-
-
-def proof(study: Study) -> list[str]:
-    """Whether trained models bear out the prediction."""
-    losses = findings.proof_losses(study)
-    reference = findings.compared_with(losses.index)
-    table = tables.proof(study)
-    verdict, *notes = table.notes
-    return [
-        markup.verdict(verdict),
-        markup.figure(
-            figures.proof(findings.proof(study), findings.proof_runs(study)),
-            "Predicted interval and measured objective of the recommended mixture and its rivals",
-            "Left is better. Dots: one run each; bar: their mean. Whiskers: the predicted interval, widened by what "
-            "seeds move all mixtures together. The table below has the same numbers.",
-        ),
-        markup.table(replace(table, notes=tuple(notes))),
-        markup.details(tables.proof_shares(study)),
-        markup.figure(
-            figures.trade_off(losses, reference),
-            f"Measured loss of each domain less that of the {reference} mixture",
-            f"Where each mixture gains (left of zero) and pays (right), against {reference}; means over seeds.",
-        ),
-        markup.table(tables.proof_losses(study)),
-    ]
 
 
 def curves(study: Study) -> list[str]:

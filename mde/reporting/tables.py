@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mde.reporting import accuracy, findings
+from mde.reporting import findings
 from mde.reporting.table import Table
 from mde.study import Study
 
@@ -20,26 +20,6 @@ NOTHING = "–"
 POOR = 0.5  # R² below which a domain is said to be predicted poorly
 FEW = 5  # mixtures that stand for all those of a file
 MANY = 6  # columns of numbers beyond which a table of domains is turned on its side
-
-
-def text(study: Study) -> str:
-    """The tables of all stages that are done, for a terminal of 100 columns."""
-    found = []
-    if findings.has(study, "fit/choice.json"):
-        found.append(regressors(study))
-    if findings.has(study, "fit/accuracy.csv"):
-        found += [accuracy.measured(study), accuracy.predicted(study)]
-    if findings.has(study, "optimum.json"):
-        found.append(recommendation(study))
-    if findings.has(study, "proof/summary.csv"):
-        found += [
-            proof(study),
-            *([] if findings.proof_is_of_known(study) else [proof_shares(study)]),
-            proof_losses(study),
-        ]
-    if not findings.stages(study).empty:
-        found.append(times(study))
-    return "\n\n".join(map(str, found))
 
 
 def regressors(study: Study) -> Table:
@@ -138,46 +118,6 @@ def _edges(shares: pd.DataFrame) -> list[str]:
     ]
 
 
-def proof(study: Study) -> Table:
-    """Predicted against measured objective of the recommended mixture and its rivals."""
-    found = findings.proof(study)
-    optimum = study.read_json("optimum.json", "optimize")
-    frame = pd.DataFrame(
-        {
-            "predicted": found["predicted"].map("{:.4f}".format),
-            "measured": found["measured"].map("{:.4f}".format),
-            "difference": list(map(difference, found["difference"], found["error"])),
-            "as predicted": list(map(difference_interval, found["low_difference"], found["high_difference"])),
-            "rank": [f"{rank} of {of}" for rank, of in zip(found["rank"], found["of"], strict=True)],
-            f"{optimum['interval_level']:.0%} interval": [
-                f"{low:.4f} to {high:.4f}"
-                for low, high in zip(found["low_any_seed"], found["high_any_seed"], strict=True)
-            ],
-        }
-    )
-    frame.loc[findings.RECOMMENDED, ["difference", "as predicted"]] = NOTHING
-    notes = [
-        findings.verdict(found),
-        findings.calibration(found, optimum["interval_level"]),
-        "“As predicted” is the interval of a difference that the regressor gave. Rank 1 is the least measured loss of "
-        "these mixtures.",
-        seed_noise(found),
-    ]
-    if not findings.proof_is_current(study):
-        notes.insert(0, "This proof is of an earlier recommendation: run `mde prove` again.")
-    measured_by = findings.proof_objective(study)
-    goal = findings.objective_name(study, measured_by["objective"], measured_by.get("reference"))
-    title = f"Proof: {goal}, nats per token"
-    return Table(title, frame, tuple(notes), marked=(findings.RECOMMENDED,))
-
-
-def proof_losses(study: Study) -> Table:
-    """Measured losses by evaluation domain."""
-    losses = findings.proof_losses(study)
-    of = findings.RECOMMENDED
-    return losses_by_domain(losses, of, findings.bits_per_byte(study, losses.T[of]))
-
-
 def losses_by_domain(losses: pd.DataFrame, of: str, bits: pd.Series) -> Table:
     """Losses of mixtures [M, J] by domain, and of one of them in bits per byte; domains in columns if M is large."""
     frame = losses.T.map("{:.3f}".format).rename_axis("domain")
@@ -208,16 +148,24 @@ def shares_of(mixtures: pd.DataFrame) -> Table:
     return Table("The mixtures: share of the training tokens", _lying(frame, "mixture"))
 
 
-def proof_shares(study: Study) -> Table:
-    """What `mde prove` trained."""
-    runs = study.mixtures("proof/mixtures.csv", "prove")
-    names = list(study.domains.training)
-    return shares_of(runs.groupby("role", sort=False)[names].first())
-
-
 def difference(value: float, error: float) -> str:
     """A difference with its standard error, where it has one."""
     return f"{value:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+
+
+def error(value: float) -> str:
+    """A standard error, where it is known."""
+    return NOTHING if np.isnan(value) else f"{value:.4f}"
+
+
+def p_value(value: float) -> str:
+    """A p value, where there is one."""
+    return NOTHING if np.isnan(value) else "<.0001" if value < 1e-4 else f"{value:.4f}".removeprefix("0")
+
+
+def count(value: float) -> str:
+    """A number of runs, where it is known."""
+    return NOTHING if np.isnan(value) else "too many" if np.isinf(value) else f"{value:,.0f}"
 
 
 def difference_interval(low: float, high: float) -> str:
@@ -228,18 +176,6 @@ def difference_interval(low: float, high: float) -> str:
 def times_as_many(ratio: float) -> str:
     """How many times the tokens, where that is known."""
     return NOTHING if np.isnan(ratio) else f"{ratio:.2f}×"
-
-
-def seed_noise(found: pd.DataFrame) -> str:
-    """The noise of a run, of the columns of `blocks.compare`, and what the mixtures' shared seeds make of it."""
-    seeds = int(found["seeds"].iloc[0])
-    if seeds == 1:
-        return "Seed noise is unknown: one run each."
-    noise = np.sqrt((found["noise"] ** 2).mean())
-    return (
-        f"Seed noise: {noise:.4f} nats per token, the standard deviation of one run (pooled; {seeds} seeds each). "
-        "Mixtures share their seeds, so differences (± standard error) are surer than that."
-    )
 
 
 def _lying(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -4,21 +4,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mde import hosts
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
 from mde.models.config import DecoderConfig, on_record
-from mde.optimization import objectives
-from mde.optimization.objectives import Objective
-from mde.regression import blocks
 from mde.reporting import final as report
 from mde.stages import comparison
 from mde.stages.mixtures import RECOMMENDED, mixtures
-from mde.stages.score import evaluation_table
-from mde.stages.train import train_runs
 from mde.study import Study, digest
 from mde.training.metrics import Watching
 from mde.training.step import TrainSettings
@@ -87,7 +81,7 @@ def final(
         architecture, settings that make no sense.
     """
     check_positive(seeds=seeds, steps=steps, checkpoint_every=checkpoint_every)
-    about = _training(study, preset, model, from_seed_model)
+    about = training(study, preset, model, from_seed_model)
     given = {"steps": steps, "batch_size": batch_size, "seq_len": seq_len, "learning_rate": learning_rate}
     about["settings"] = dataclasses.asdict(_settings(about["settings"], given, settings))
     about["mesh"] = mesh
@@ -96,76 +90,18 @@ def final(
         check_positive(tokens_per_domain=tokens_per_domain)
         scoring["tokens_per_domain"] = tokens_per_domain
     compared = mixtures(study, mixture, "mixture")
-    goal = _Goal(study, list(compared.index))
     table = _runs(compared, range(first_seed, first_seed + seeds), steps, half)
     what = [about[key] for key in ("model", "settings", "seed_settings")]
     part = study.part(f"{report.FOLDER}/{about['preset']}-{steps}-{digest(what)[:6]}")
     if hosts.is_first():
         print(_announcement(about, len(table), part), flush=True)
-    train_runs(part, about, table, checkpoint_every, checkpoint_minutes, Watching(validate_every, tensorboard))
-    part.write_part()
-    part.write_json("training.json", about)
-    part.write_json("scoring.json", scoring)
-    hosts.wait("the study of the final models can be read")
-    part.write_table("evaluation.csv", evaluation_table(part, scoring))
-    losses = comparison.scored(part, scoring, table)
-    against = RECOMMENDED if RECOMMENDED in compared.index else str(compared.index[0])
-    found, objective = summary(table, losses, goal, against)
-    if (study.root / "fit/regressor.joblib").exists() and (study.root / "optimum.json").exists():
-        found = found.join(comparison.predictions(study, compared))
-    part.write_json("final.json", {"objective": goal.name, "against": against, "cost": _cost(study, about, table)})
-    part.write_table("objective.csv", objective.to_frame("objective"))
-    part.write_table("summary.csv", found)
+    watching = Watching(validate_every, tensorboard)
+    comparison.train_and_compare(part, about, scoring, table, compared, checkpoint_every, checkpoint_minutes, watching)
     if hosts.is_first():
         print(report.text(part))
 
 
-def summary(table: pd.DataFrame, losses: pd.DataFrame, goal: "_Goal", against: str) -> tuple[pd.DataFrame, pd.Series]:
-    """A row a mixture, and the objective of each run.
-
-    Columns: those of `blocks.compare_runs`. Nats per token.
-
-    Args:
-      table: of the runs: role, seed, steps.
-      losses: of these, [runs, J].
-      goal: what is minimised.
-      against: the mixture that others are compared with.
-    """
-    whole = table["steps"] == table["steps"].max()
-    losses = losses.loc[table.index]
-    objective = pd.Series(goal.of(losses, table["role"], whole), table.index)
-    return blocks.compare_runs(table.assign(objective=objective), against), objective
-
-
-class _Goal:
-    """What the mixtures are compared by: the objective of the recommendation, or the average of all domains.
-
-    Attributes:
-      name: of the objective.
-
-    Raises:
-      UserError: the objective is measured from a mixture that is not trained.
-    """
-
-    def __init__(self, study: Study, labels: Sequence[str]):
-        there = (study.root / "optimum.json").exists()
-        optimum = study.read_json("optimum.json", "optimize") if there else {}
-        self.name = optimum.get("objective", "avg-all")
-        self._rival, self._domains = optimum.get("reference"), study.domains
-        if self._rival and self._rival not in labels:
-            raise UserError(
-                f"objective {self.name!r} is measured from the losses of {self._rival!r}: name it among the mixtures"
-            )
-
-    def of(self, losses: pd.DataFrame, roles: pd.Series, whole: pd.Series) -> np.ndarray:
-        """The objective of runs, whose reference are the mean losses of its own full models."""
-        names = list(self._domains.evaluation)
-        reference = losses.loc[whole & (roles == self._rival), names].mean().to_numpy() if self._rival else None
-        goal: Objective = objectives.make(self.name, names, self._domains.training, reference)
-        return goal(losses[names].to_numpy())
-
-
-def _training(
+def training(
     study: Study, preset: str | None, model: Mapping[str, Any] | None, from_seed_model: bool
 ) -> dict[str, Any]:
     """What the study's runs have in common, with another model and the learning rate that goes with it."""
@@ -208,8 +144,7 @@ def _settings(
 
 def _runs(compared: pd.DataFrame, seeds: Sequence[int], steps: int, half: bool) -> pd.DataFrame:
     """The table of runs, with their steps; those of half the length have the first seed."""
-    table = comparison.runs(compared, seeds, "final")
-    table.insert(2, "steps", steps)
+    table = comparison.runs(compared, seeds, "final", steps)
     if not half:
         return table
     if steps < 2:
@@ -228,26 +163,3 @@ def _announcement(about: Mapping[str, Any], runs: int, part: Study) -> str:
         f"{settings.batch_size} × {settings.seq_len} tokens from {start}, learning rate {settings.learning_rate:.3g}; "
         f"in {part.root}"
     )
-
-
-def _cost(study: Study, about: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
-    """Tokens and FLOPs of a full model, of all of them, and of the small models that the mixture was found with."""
-    one, tokens = _spent(about)
-    proxies = study.read_json("training.json", "train")
-    runs = int(study.mixtures()["role"].isin(["expert", "observation"]).sum())
-    theirs, each = _spent(proxies)
-    first = TrainSettings.from_dict(proxies["seed_settings"]).tokens if proxies["seed_settings"] else 0
-    found = {"runs": runs, "tokens": runs * each + first, "flops": theirs * (runs * each + first)}
-    all_tokens = int(tokens * table["steps"].sum() / table["steps"].max())
-    return {
-        "run": {"tokens": tokens, "flops": one * tokens},
-        "runs": len(table),
-        "tokens": all_tokens,
-        "proxies": found,
-    }
-
-
-def _spent(about: Mapping[str, Any]) -> tuple[float, int]:
-    """FLOPs of a token and tokens of a run."""
-    model, settings = DecoderConfig.from_dict(about["model"]), TrainSettings.from_dict(about["settings"])
-    return float(model.train_flops(settings.seq_len)), settings.tokens

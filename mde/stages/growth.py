@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What is said of all domains, and is shown or built on.
 RESULTS = (
-    *("fit/choice.json", "optimum.json", "proof/summary.csv", "final/*/summary.csv"),
+    *("fit/choice.json", "optimum.json", "proof/final.json", "final/*/final.json"),
     *("scale.json", "reweighting/*.json", "reweighting/*.csv"),
 )
 Parts = Sequence[Sequence["Corpus"]]  # corpora by when they joined a study
@@ -72,6 +72,7 @@ def digests(found: Parts, sources: Mapping[str, Any], recipe: str, settings: Seq
         everything = digest([there, recipe, *settings])
         for corpus, split, name in stores(part):
             own = [] if corpus.registered else [everything]
+            own += ["halved"] if corpus.halved and split != "train" else []
             made[f"{name}/{split}"] = digest([recipe, sources[name], split, *own])
     return made
 

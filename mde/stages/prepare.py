@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def prepare(
       study: where to.
       training_domains: names of registered domains; or by name the place of a domain's text (a file, a folder, a
         pattern, `tfds:name/config:split`, `mde:registered`), or a mapping with its `files` and, if need be,
-        `validation`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in one.
+        `validation`, `test`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in
+        one.
       evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
       tasks: end tasks, which are evaluated on by their answers; by name the place of examples with a `question`,
         `choices` and the `answer`, or a mapping with its `files` and their layout (see `configs/tasks/`).
@@ -72,8 +74,9 @@ def prepare(
       start_token: what begins a document, for a `tokenizer.json` where it is not one of the usual names.
       end_token: what ends a document, likewise.
       text_field: what holds the text of a JSON line, a row or an example; may be nested, as `content.text`.
-      validation_share: of the documents, which their hashes hold out where no validation text is given.
-      validation_bytes: UTF-8 bytes of the longest validation split; what was held out beyond is not used.
+      validation_share: fraction of the documents that is validation text, chosen by hash, where no validation text is
+        given; as many again are test text, which only validation runs and full models are scored on.
+      validation_bytes: UTF-8 bytes of the longest validation and test split; what was held out beyond is not used.
       shortest: characters of the shortest document.
       near_duplicates: Jaccard similarity of 5-word shingles from which a later document is dropped; 0 for never.
       overlap_words: training documents are dropped that repeat evaluation text in runs of so many words; 0 for none.
@@ -95,9 +98,9 @@ def prepare(
         continuation_examples=continuation_examples,
         processes=1 if processes is None else processes,
     )  # fmt: skip
-    for name, value in (("validation_share", validation_share), ("near_duplicates", near_duplicates)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{name}={value!r} must be between 0 and 1")
+    for name, value, most in (("validation_share", validation_share, 0.5), ("near_duplicates", near_duplicates, 1)):
+        if not 0 <= value <= most:
+            raise UserError(f"{name}={value!r} must be between 0 and {most:g}")
     if min(shortest, overlap_words) < 0:
         raise UserError(f"shortest={shortest} and overlap_words={overlap_words} must not be negative")
     if on_error not in ("skip", "fail"):
@@ -276,7 +279,7 @@ class _Preparation:
         last, shards, jobs = len(self.parts) - 1, [], []
         for i, each in enumerate(surveyed):
             corpus, kept = each.shard.corpus, each.folder / "keep.npy"
-            if each.joined < last and corpus.trained and not corpus.registered and each.shard.split != "validation":
+            if each.joined < last and corpus.trained and not corpus.registered and each.shard.split in (None, "train"):
                 np.save(kept, keep[i])
                 shards.append(each)
                 folder = scratch / f"{names[i]}-repeated-{digest(list(names))}"
@@ -354,9 +357,16 @@ class _Preparation:
                 wanted = self.digests[f"{domain}/{split}"]
                 directory = self.study.root / "tokens" / domain / split
                 if not _is_store(directory, wanted):
-                    blocks = passes.blocks(folders, domain, split, dtype, by_digest=not corpus.registered)
+                    blocks = passes.blocks(folders, domain, split, dtype, not corpus.registered, corpus.halved)
                     tokens.write_blocks(directory, blocks, wanted, dtype)
                 store = tokens.TokenStore(directory)
+                if not store.n_documents and split == "test":
+                    print(
+                        f"warning: domain {domain!r}: too few held-out documents for a test split; validation runs and "
+                        "full models will be scored on validation text",
+                        file=sys.stderr,
+                    )
+                    continue
                 if not store.n_documents:
                     raise UserError(f"domain {domain!r} is empty: all its documents repeat evaluation text")
                 stores[f"{domain}/{split}"] = {
@@ -396,8 +406,12 @@ def _is_store(directory: epath.Path, wanted: str) -> bool:
 
 
 def _facts(settings: Any) -> dict[str, Any]:
-    """The settings that what is made depends on."""
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("corpus_dir", "on_error")}
+    """The settings that what is made depends on, and the splits that text is divided into."""
+    from mde.domains.corpora import SPLITS
+
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("corpus_dir", "on_error")} | {
+        "splits": SPLITS
+    }
 
 
 def _scratch(study: Study) -> Path:

@@ -119,6 +119,26 @@ def _score(
                 yield run, data.domains[j], log_probs
 
 
+def on_test_text(study: Study, about: Mapping[str, Any]) -> dict[str, Any]:
+    """How validation runs and full models are scored: on test text, or on validation text in a study without any."""
+    domains = [name for name in study.domains.evaluation if name not in study.tasks]
+    has_all = all(f"{name}/test" in study.about["stores"] for name in domains)
+    return {**about, "split": "test" if has_all else RIGHT}
+
+
+def document_sums(
+    study: Study, about: Mapping[str, Any], runs: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums over the D documents that scored runs were scored on: their nats [runs, D], tokens [D], and domains [D]."""
+    data = evaluation_data(study, about)
+    ids_T = data.document_ids
+    columns = log_probs_of(study, about, runs)
+    nats = np.stack([np.bincount(ids_T, -column.astype(np.float64)) for column in columns[:].T])
+    domain_D = np.zeros(nats.shape[1], np.int64)
+    domain_D[ids_T] = data.segment_ids
+    return nats, np.bincount(ids_T), domain_D
+
+
 def evaluation_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
     """The text that the study's runs are scored on; `about` is the content of `scoring.json`."""
     return _data(study, about, study.domains.evaluation, RIGHT)
@@ -137,7 +157,7 @@ def wrong_data(study: Study, about: Mapping[str, Any]) -> EvaluationSet:
 
 
 def _data(study: Study, about: Mapping[str, Any], domains: Sequence[str], split: str) -> EvaluationSet:
-    stores = {name: study.store(name, split) for name in domains}
+    stores = {name: study.store(name, _split_of(study, about, name, split)) for name in domains}
     examples, masked = about.get("examples_per_task"), model_config(study).masked
     return evaluation_set(stores, about["tokens_per_domain"], _seq_len(study), examples, masked)
 
@@ -209,9 +229,14 @@ def _identities(
     texts = {}
     for name in domains:
         cut = about.get("examples_per_task") if name in study.tasks else about["tokens_per_domain"]
-        texts[name] = [stores[f"{name}/{split}"]["digest"], cut, _seq_len(study)]
+        texts[name] = [stores[f"{name}/{_split_of(study, about, name, split)}"]["digest"], cut, _seq_len(study)]
     records = {run: study.read_json(f"runs/{run}/run.json", "train") for run in runs}
     return {run: {name: digest([record, text]) for name, text in texts.items()} for run, record in records.items()}
+
+
+def _split_of(study: Study, about: Mapping[str, Any], name: str, split: str) -> str:
+    """The split of a domain's text that `about` says; end tasks have right and wrong answers only."""
+    return split if name in study.tasks else about.get("split", split)
 
 
 def _seq_len(study: Study) -> int:

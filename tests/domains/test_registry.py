@@ -52,8 +52,8 @@ def test_importing_the_registry_leaves_tensorflow_alone():
 
 def test_the_domains():
     assert registry.names() == ["python", "cpp", "licenses", "docs", "wiki", "bible", "news"]
-    assert registry.get("news").splits == ("validation",)
-    assert registry.get("wiki").splits == ("train", "validation")
+    assert registry.get("news").splits == ("validation", "test")
+    assert registry.get("wiki").splits == ("train", "validation", "test")
 
 
 def test_unknown_names_bring_the_nearest(tmp_path):

@@ -41,21 +41,6 @@ def test_one_seed_or_one_mixture_has_no_error():
     assert np.isnan(alone["error"]).all()
 
 
-def test_the_reach_of_seeds_holds_another_seed_as_often_as_it_says():
-    """Mixtures share an effect of the seed; 3 seeds are measured and another one is not. 20,000 draws, ± .4% (2 σ)."""
-    rng = np.random.default_rng(0)
-    effect, noise = rng.normal(0, 0.01, (20_000, 4, 1)), rng.normal(0, 0.003, (20_000, 4, 4))
-    losses = 4 + effect + noise
-    inside = [abs(each[3].mean() - each[:3].mean()) <= blocks.seed_reach(each[:3], 0.9) for each in losses]
-    assert np.mean(inside) == pytest.approx(0.9, abs=0.006)
-    assert np.isnan(blocks.seed_reach(losses[0, :1], 0.9))
-
-
-def test_the_reach_of_seeds_by_hand():
-    # Means .1 apart: deviation .1 / √2; t at 95% with one degree of freedom is 6.3138.
-    assert blocks.seed_reach([[1.0, 2.0], [1.1, 2.1]], 0.9) == pytest.approx(6.313752 * 0.1 / np.sqrt(2) * np.sqrt(1.5))
-
-
 def test_intervals_of_differences_by_hand():
     # Down: 3 below the first and 4 above the second; up: 5 above the first and 12 below the second.
     found = blocks.difference_interval(10.0, [7.0, 15.0], 20.0, [8.0, 24.0])

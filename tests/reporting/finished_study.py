@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mde.regression.validation import in_rows
+from mde.stages import comparison
 from mde.study import Study
 
 TRAINING = ["code", "web"]
@@ -176,8 +177,12 @@ def optimize(study, code="code"):
     record(study, "optimize", 2.0, refits=200)
 
 
-def prove(study, losses, code="code"):
-    """The proof as `mde prove` leaves it, from (code, web, news) of each seed of each mixture."""
+def prove(study, losses, code="code", documents=3, split="test", proxy_setting=False):
+    """The validation runs as `mde prove` leaves them, from (code, web, news) of each seed of each mixture.
+
+    Every domain has documents of ten tokens, which differ from each other by the same for all runs, so that the text
+    adds nothing to the error of a difference.
+    """
     optimum = study.read_json("optimum.json", "optimize")
     rows = [(name, seed, *loss) for name, seeds in losses.items() for seed, loss in enumerate(seeds, start=1)]
     table = pd.DataFrame(rows, columns=["role", "seed", code, "web", "news"])
@@ -185,21 +190,29 @@ def prove(study, losses, code="code"):
         [f"proof-{role}-{seed}" for role, seed in zip(table["role"], table["seed"], strict=True)], name="run"
     )
     measured = table[[code, "web", "news"]]
-    study.write_table("proof/losses.csv", measured[["news", "web", code]].iloc[::-1])
+    part = study.part("proof")
+    part.write_part()
+    part.write_table("losses.csv", measured[["news", "web", code]].iloc[::-1])
     for name in (code, "web"):
-        shares = {label: mixture["mixture"][name] for label, mixture in optimum["predictions"].items()}
-        table[name] = table["role"].map(shares)
-    study.write_table("proof/mixtures.csv", table[["role", "seed", code, "web"]])
-    objective = measured.mean(axis=1).groupby(table["role"], sort=False).agg(["mean", "std"])
-    summary = pd.DataFrame(
-        {name: [p["objective"], *p["objective_interval"]] for name, p in optimum["predictions"].items()}
-    ).T
-    summary.columns = pd.Index(["predicted", "low", "high"])
-    summary = summary.assign(
-        measured=objective["mean"], noise=objective["std"], rank=objective["mean"].rank().astype(int), of=len(losses)
-    )
-    study.write_json("proof/objective.json", {"objective": optimum["objective"], "predictions": {}})
-    study.write_table("proof/summary.csv", summary.rename_axis("mixture"))
+        weights = {label: mixture["mixture"][name] for label, mixture in optimum["predictions"].items()}
+        table[name] = table["role"].map(weights)
+    table = table[["role", "seed", code, "web"]].assign(steps=10)
+    part.write_table("mixtures.csv", table)
+    each = np.linspace(-0.1, 0.1, documents) * (documents > 1)
+    nats = 10 * (measured[list(study.domains.evaluation)].to_numpy()[:, :, None] + each).reshape(len(table), -1)
+    sums = nats, np.full(3 * documents, 10), np.repeat(np.arange(3), documents)
+    goal = comparison.Goal(study, list(losses))
+    found = comparison.summary(table, sums, goal, "recommended")
+    predicted = {name: [p["objective"], *p["objective_interval"]] for name, p in optimum["predictions"].items()}
+    predictions = pd.DataFrame.from_dict(predicted, orient="index", columns=["predicted", "low", "high"])
+    part.write_table("summary.csv", found.join(predictions))
+    part.write_table("objective.csv", pd.DataFrame({"objective": goal.of(measured, table)}, table.index))
+    part.write_table("evaluation.csv", study.read_table("evaluation.csv", "score"))
+    part.write_json("scoring.json", {"split": split})
+    cost = {"runs": 28, "tokens": 28_000, "flops": 1e9, "controlled": 0.2}
+    cost = {"run": {"tokens": 5000, "flops": 1e8, "controlled": 1.0}, "runs": 8, "tokens": 40_000, "proxies": cost}
+    about = {"objective": goal.name, "reference": goal.reference, "against": "recommended", "cost": cost}
+    part.write_json("final.json", {**about, "proxy_setting": proxy_setting, "documents": 3 * documents})
     record(study, "prove", 10.0, seeds=len(losses["recommended"]))
 
 

@@ -42,20 +42,6 @@ def test_mixture_draws_intervals_from_low_to_high(study):
     np.testing.assert_allclose(traces["proportional"].x, [0.75, 0.25])
 
 
-def test_proof_has_a_dot_for_each_seed(study):
-    traces = named(figures.proof(findings.proof(study), findings.proof_runs(study)))
-    assert len(traces["measured, each seed"].x) == 8
-    np.testing.assert_allclose(traces["measured, mean"].x, [2.01, 2.31, 2.61, 2.91])
-
-
-def test_trade_off_is_relative_to_the_reference_and_keeps_each_mixture_its_colour(study):
-    traces = named(figures.trade_off(findings.proof_losses(study), "uniform"))
-    assert "uniform" not in traces
-    np.testing.assert_allclose(traces["recommended"].x, [-0.3, -0.3, -0.3])
-    beside = named(figures.mixture(findings.recommendation(study), ["uniform", "proportional", "best observed"]))
-    assert traces["proportional"].marker.color == beside["proportional"].marker.color
-
-
 def test_training_curves_of_many_runs_can_be_told_apart():
     curves = pd.DataFrame({"run": ["seed", *map(str, range(20))], "step": 1.0, "loss": 2.0})
     looks = [(trace.line.color, trace.line.dash) for trace in figures.training_curves(curves).data]

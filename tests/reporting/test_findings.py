@@ -1,17 +1,8 @@
-import numpy as np
 import pandas as pd
 import pytest
-from finished_study import METHODS, PROOF, fit, optimize, prove
-from scipy.stats import ttest_rel
+from finished_study import METHODS, fit
 
 from mde.reporting import findings, tables
-from mde.stages import mixtures
-from mde.stages.prove import summary
-
-
-def shifted(by):
-    """The proof's losses with the recommended mixture's raised."""
-    return PROOF | {"recommended": [tuple(loss + by for loss in seed) for seed in PROOF["recommended"]]}
 
 
 def test_regressors_are_grouped_and_ordered_by_error(study):
@@ -92,167 +83,6 @@ def test_recommendation_is_joined_by_domain(study):
     assert table.index.tolist() == ["code", "web"]
 
 
-def test_the_error_of_a_difference_is_what_mixtures_and_seeds_leave(study):
-    """Seeds are 0.02 apart, up in two mixtures and down in two: eight residuals of 0.01, three degrees of freedom."""
-    table = findings.proof(study)
-    np.testing.assert_allclose(table["difference"], [0, 0.3, 0.6, 0.9], atol=1e-12)
-    np.testing.assert_allclose(table["error"], np.sqrt(8 * 0.01**2 / 3))
-    assert table["clear"].tolist() == [False, True, True, True]
-
-
-def test_noise_that_all_mixtures_share_is_none(study):
-    """A seed that is worse by the same for every mixture says nothing of their differences."""
-    before = findings.proof(study)["error"]
-    losses = {name: [tuple(x + 0.5 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in PROOF.items()}
-    prove(study, losses)
-    np.testing.assert_allclose(findings.proof(study)["error"], before)
-
-
-@pytest.mark.parametrize("by", [0, 0.02, 0.04, 0.05, 0.06, 0.1, 0.5, 0.6])
-def test_with_two_mixtures_clear_is_the_paired_t_test_at_five_percent(study, by):
-    losses = {name: shifted(by)[name] for name in ("recommended", "uniform")}
-    optimum = study.read_json("optimum.json", "optimize")
-    predictions = {name: optimum["predictions"][name] for name in losses}
-    study.write_json("optimum.json", optimum | {"predictions": predictions})
-    prove(study, losses)
-    runs = [np.mean(losses[name], axis=1) for name in losses]
-    assert findings.proof(study).loc["uniform", "clear"] == (ttest_rel(*runs).pvalue < 0.05)
-
-
-@pytest.mark.parametrize(
-    ("by", "verdict"),
-    [
-        (0.0, "won: 0.3000 nats per token below uniform, the next best (18.4 standard errors"),
-        (0.29, "has the lowest measured loss, but the lead is within seed noise: 0.0100 nats per token below uniform"),
-        (0.31, "did not win, but the difference is within seed noise: uniform is 0.0100 nats per token below it"),
-        (0.5, "did NOT win: uniform is 0.2000 nats per token below it (12.2 standard errors, more than seeds explain)"),
-    ],
-)
-def test_verdict(study, by, verdict):
-    prove(study, shifted(by))
-    assert verdict in findings.verdict(findings.proof(study))
-
-
-def test_verdict_names_the_rivals_that_are_beaten_clearly(study):
-    prove(study, shifted(0.31))
-    sentence = findings.verdict(findings.proof(study))
-    assert sentence.endswith("It beats proportional and best observed by more than seeds explain.")
-
-
-@pytest.mark.parametrize(("by", "outcome"), [(0.0, "has the lowest measured loss"), (0.5, "did not win")])
-def test_a_single_seed_tells_nothing_of_noise(study, by, outcome):
-    prove(study, {name: seeds[:1] for name, seeds in shifted(by).items()})
-    table = findings.proof(study)
-    assert not table["clear"].any()
-    sentence = findings.verdict(table)
-    assert outcome in sentence
-    assert "One seed each" in sentence
-
-
-def test_losses_are_held_to_intervals_that_allow_for_the_seeds_and_differences_to_those_of_the_regressor(study):
-    """The four mixtures together have a loss of 2.46 with either seed, so the intervals are those of the regressor."""
-    table = findings.proof(study)
-    # measured 2.01, 2.31, 2.61, 2.91; predicted 2.1, 2.2, 2.3, 2.4 ± .1: differences .3, .6, .9 and .1, .2, .3 ± .1414
-    np.testing.assert_allclose(table["low_difference"][1:], np.array([0.1, 0.2, 0.3]) - np.hypot(0.1, 0.1))
-    np.testing.assert_allclose(table["high_difference"][1:], np.array([0.1, 0.2, 0.3]) + np.hypot(0.1, 0.1))
-    sentence = findings.calibration(table, 0.9)
-    assert "Of the differences to the recommended mixture, 0 of 3 lie in their predicted 90% intervals" in sentence
-    assert "Losses are +0.2100 off" in sentence
-    assert "1 of 4 losses lie in the 90% intervals shown" in sentence
-    assert "1 in those of the regressor alone" in sentence
-
-
-def test_a_seed_that_is_worse_for_all_mixtures_widens_intervals_of_losses_and_not_of_differences(study):
-    before = findings.proof(study)
-    losses = {name: [tuple(x + 0.1 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in PROOF.items()}
-    prove(study, losses)
-    table = findings.proof(study)
-    pd.testing.assert_series_equal(table["low_difference"], before["low_difference"])
-    # Two seeds a tenth apart: their means deviate by .1 / √2; t(95%, 1) = 6.3138; another seed against a mean of two.
-    reach = 6.3137515 * 0.1 / np.sqrt(2) * np.sqrt(1.5)
-    np.testing.assert_allclose(table["high_any_seed"] - table["predicted"], np.hypot(0.1, reach), rtol=1e-6)
-    np.testing.assert_allclose(table["predicted"] - table["low_any_seed"], np.hypot(0.1, reach), rtol=1e-6)
-    # measured 2.06, 2.36, 2.66, 2.96; predicted up to 2.656, 2.756, 2.856, 2.956
-    assert "3 of 4 losses lie" in findings.calibration(table, 0.9)
-
-
-def test_one_seed_says_that_it_cannot_tell_what_seeds_do(study):
-    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
-    table = findings.proof(study)
-    assert table["low_any_seed"].tolist() == table["low"].tolist()
-    assert "one seed does not tell" in findings.calibration(table, 0.9)
-
-
-def test_proof_objective_and_losses_are_joined_by_run_and_domain(study):
-    runs = findings.proof_runs(study)  # losses.csv has its rows and columns in reverse
-    assert runs.loc["proof-uniform-2", "objective"] == pytest.approx((1.3 + 2.3 + 3.3) / 3)
-    losses = findings.proof_losses(study)
-    assert losses.columns.tolist() == ["code", "web", "news"]
-    np.testing.assert_allclose(losses.loc["recommended"], [1.0, 2.0, 3.03])
-
-
-def test_a_proof_of_an_earlier_recommendation_is_noticed(study):
-    assert findings.proof_is_current(study)
-    optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | {"shares": {"web": 0.5, "code": 0.5}})
-    assert not findings.proof_is_current(study)
-    optimize(study)
-    assert findings.proof_is_current(study)
-
-
-def measured_anew(study, **changes):
-    """Only the objective is another than when the proof was made: its shares stay."""
-    optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | changes)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"objective": {"code": 1}},
-        {"objective": "worst-all"},
-        {"beta": 1.0},
-        {"objective": "worst-all", "reference": "uniform"},
-    ],
-)
-def test_a_proof_by_another_objective_keeps_its_own_and_is_an_earlier_one(study, changes):
-    before = findings.proof(study)
-    measured_anew(study, **changes)
-    assert not findings.proof_is_current(study)
-    pd.testing.assert_frame_equal(findings.proof(study), before)
-    assert findings.proof_objective(study)["objective"] == "avg-all"
-
-
-def test_another_reference_is_another_objective(study):
-    measured_anew(study, objective="worst-all", reference="uniform")
-    study.write_json("proof/objective.json", mixtures.objective_record(study))
-    assert findings.proof_is_current(study)
-    np.testing.assert_allclose(findings.proof_runs(study)["objective"].iloc[2:4], [0.36, 0.3])  # news, less 3.0
-    measured_anew(study, reference="proportional")
-    assert findings.proof_is_current(study)  # of the same losses
-    optimum = study.read_json("optimum.json", "optimize")
-    optimum["predictions"]["proportional"]["losses"]["news"] = 2.5
-    study.write_json("optimum.json", optimum)
-    assert not findings.proof_is_current(study)
-
-
-def test_a_proof_of_before_its_objective_was_kept_has_that_of_the_recommendation(study):
-    before = findings.proof(study)
-    (study.root / "proof/objective.json").unlink()
-    assert findings.proof_is_current(study)
-    pd.testing.assert_frame_equal(findings.proof(study), before)
-
-
-@pytest.mark.parametrize(("by", "outcome"), [(0.0, "won: 0.3200"), (0.5, "did NOT win: uniform is 0.1800")])
-def test_seeds_that_agree_give_no_number_of_standard_errors(study, by, outcome):
-    prove(study, {name: seeds[:1] * 2 for name, seeds in shifted(by).items()})
-    table = findings.proof(study)
-    for error in (table["error"], 0.0):  # of rounding, and none
-        sentence = findings.verdict(table.assign(error=error))
-        assert outcome in sentence
-        assert "(all seeds agree)" in sentence
-
-
 def test_experts_are_named_by_their_domain(study):
     losses = findings.expert_losses(study)
     expected = pd.DataFrame({"code": [1.0, 2.0], "web": [2.0, 1.0], "news": 3.0}, ["code", "web"])
@@ -289,30 +119,6 @@ def test_stages_come_in_their_order(study):
     assert findings.stages(study).loc["train", "seconds"] == 20.5
 
 
-def test_a_proof_ranks_its_own_mixtures_and_no_run_of_another_seed(study):
-    """All observations have an objective of 2, below what any mixture of the proof has with its seeds."""
-    runs = study.mixtures("proof/mixtures.csv", "prove")
-    losses = study.losses("proof/losses.csv", "prove").loc[runs.index]
-    table = summary(study, runs, losses, findings.predictions(study))
-    assert table["rank"].tolist() == [1, 2, 3, 4]
-    assert set(table["of"]) == {4}
-
-
-def test_the_noise_of_a_run_is_what_the_seeds_of_the_proof_leave(study):
-    """Each mixture's two seeds have objectives 0.02 apart: a variance of 0.0002."""
-    assert findings.noise(study) == pytest.approx(0.0002)
-    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
-    assert findings.noise(study) is None
-
-
-def test_the_noise_beside_errors_of_the_fit_is_of_the_fits_objective(study):
-    """News alone differs between the seeds: by .06 a run, of which the average of three domains has a third."""
-    losses = {name: [(1.0, 2.0, 3.0), (1.0, 2.0, 3.06)] for name in PROOF}
-    prove(study, losses)
-    study.write_json("proof/objective.json", {"objective": {"news": 1.0}, "predictions": {}})
-    assert findings.noise(study) == pytest.approx(0.02**2 / 2)
-
-
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -331,6 +137,3 @@ def test_what_was_sought_is_said_with_what_was_added(study, more, sentence):
 def test_a_worst_case_names_whose_losses_it_is_measured_from(study):
     words = "worst loss above that of uniform over 3 evaluation domains"
     assert findings.objective_name(study, "worst-all", "uniform") == words
-    measured_anew(study, objective="worst-all", reference="uniform")
-    study.write_json("proof/objective.json", mixtures.objective_record(study))
-    assert words in tables.proof(study).title

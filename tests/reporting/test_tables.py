@@ -1,7 +1,8 @@
 import pytest
-from finished_study import PROOF, prepare, prove, train
+from finished_study import prepare, train
 
 from mde.reporting import tables
+from mde.stages.report import text
 from mde.study import Study
 
 
@@ -64,60 +65,28 @@ def test_a_share_at_the_edge_of_its_interval_is_explained(study, low, said):
     assert any(note.startswith("At an edge of its interval: code.") for note in notes) == said
 
 
-def test_proof(study):
-    table = tables.proof(study)
-    assert row(table, "recommended") == ["2.1000", "2.0100", "–", "–", "1 of 4", "2.0000 to 2.2000"]
-    assert row(table, "uniform") == [
-        *("2.2000", "2.3100", "+0.3000 ± 0.0163", "-0.0414 to +0.2414", "2 of 4", "2.1000 to 2.3000")
-    ]
-    assert "0.0141 nats per token" in table.notes[-1]
-    assert row(tables.proof_losses(study), "news") == ["3.030", "3.330", "3.630", "3.930", "2.186"]
-
-
-def test_proof_of_one_seed_has_no_units_of_noise(study):
-    prove(study, {name: seeds[:1] for name, seeds in PROOF.items()})
-    table = tables.proof(study)
-    assert table.frame["difference"].tolist() == ["–", "+0.3200", "+0.6000", "+0.9200"]
-    assert "unknown" in table.notes[-1]
-
-
-def test_an_earlier_proof_is_said_to_be_one(study):
-    optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | {"shares": {"web": 0.5, "code": 0.5}})
-    assert "earlier recommendation" in tables.proof(study).notes[0]
-
-
-def test_a_proof_by_another_objective_is_said_to_be_earlier_and_says_what_it_was_measured_by(study):
-    optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | {"objective": {"code": 1}})
-    table = tables.proof(study)
-    assert "earlier recommendation" in table.notes[0]
-    assert table.title == "Proof: average loss over 3 evaluation domains, nats per token"
-    assert row(table, "uniform")[2] == "+0.3000 ± 0.0163"
-
-
 def test_times(study):
     assert row(tables.times(study), "train") == ["20.5"]
     assert row(tables.times(study), "total") == ["79.5"]
 
 
 def test_text_holds_every_table_in_100_columns(study):
-    text = tables.text(study)
-    assert max(map(len, text.splitlines())) <= 100
-    for title in ("Regressors", "Recommended mixture", "Proof", "Measured losses", "Time of each stage"):
-        assert f"\n\n{title}" in f"\n\n{text}"
-    lines = text.splitlines()
+    shown = text(study)
+    assert max(map(len, shown.splitlines())) <= 100
+    for title in ("Regressors", "Recommended mixture", "Validation runs", "Measured losses", "Time of each stage"):
+        assert f"\n\n{title}" in f"\n\n{shown}"
+    lines = shown.splitlines()
     heading = lines.index("with mixtures of data experts (MDE)")
     assert lines[heading + 1].startswith("  ridge  mde[0]+mde[1] *  ")
 
 
 def test_text_leaves_out_what_is_not_done(tmp_path):
     study = Study(tmp_path / "started")
-    assert tables.text(study) == ""
+    assert text(study) == ""
     prepare(study)
     train(study)
-    assert tables.text(study).splitlines()[0] == "Time of each stage"
-    assert "Proof" not in tables.text(study)
+    assert text(study).splitlines()[0] == "Time of each stage"
+    assert "Validation runs" not in text(study)
 
 
 @pytest.mark.parametrize(

@@ -28,4 +28,4 @@ def test_the_study_lists_its_stages_and_their_time(finished):
     html = finished._repr_html_()
     assert '<th scope="row">train</th><td>20 s</td>' in html
     assert html.count("not yet") == 3  # score, evaluate and report, which the hand-made study never ran
-    assert "The recommended mixture won" in str(finished.proof())
+    assert "Regret of the recommended mixture: 0.0000" in str(finished.proof())

@@ -29,11 +29,38 @@ def test_it_recommends_a_mixture_with_intervals_and_proves_it(finished):
     assert set(optimum["shares"]) == set(study.domains.training)
     assert shares.min() >= 0
     assert shares.sum() == pytest.approx(1, abs=1e-9)
-    assert study.read_json("proof/objective.json", "prove")["objective"] == optimum["objective"]
+    assert study.read_json("proof/final.json", "prove")["objective"] == optimum["objective"]
     proof = study.read_table("proof/summary.csv", "prove")
-    assert list(proof.index) == ["recommended", "uniform", "proportional", "best observed"]
-    assert ((proof["low"] <= proof["predicted"]) & (proof["predicted"] <= proof["high"])).sum() >= 3
+    assert list(proof.index) == ["recommended", "uniform", "proportional"]
     assert (proof["noise"] > 0).all()
+    assert (proof["error"][1:] > proof[["error_seeds", "error_text"]].max(axis=1)[1:]).all()
+    assert proof["p_holm"][1:].between(0, 1).all()
+
+
+def test_validation_runs_start_from_scratch_and_are_scored_on_test_text(finished):
+    """With as many steps as a proxy run and the seed model before it; the losses are those of the test stores."""
+    study = Study(finished[0])
+    part = study.part("proof")
+    runs = part.read_table("mixtures.csv", "prove")
+    assert set(runs["steps"]) == {120}
+    for run in runs.index:
+        record = part.read_json(f"runs/{run}/run.json", "prove")
+        assert "seed_model" not in record
+        assert record["training"]["steps"] == 120
+    scoring = part.read_json("scoring.json", "prove")
+    assert scoring == {**study.read_json("scoring.json", "score"), "split": "test"}
+    text = part.read_table("evaluation.csv", "prove")
+    for name in study.domains.evaluation:
+        assert text.loc[name, "tokens"] == study.store(name, "test").whole_documents(2048)[0] - documents(study, name)
+    controlled = part.read_json("final.json", "prove")["cost"]
+    assert controlled["run"]["controlled"] == 1
+    assert controlled["proxies"]["controlled"] == pytest.approx(20 / 120)
+
+
+def documents(study: Study, name: str) -> int:
+    """How many documents of test text are scored: their first tokens are predicted by nothing."""
+    store = study.store(name, "test")
+    return int(np.searchsorted(store.bounds, 2048))
 
 
 def test_news_is_evaluated_and_never_trained_on(finished):
@@ -61,8 +88,9 @@ def test_the_tables_are_printed_and_the_page_is_written(finished):
     assert re.search(r"recommended: python .*\nPredicted: ", before)
     assert f"`mde prove --study={study}`" in before
     proof = after.split("mde prove: ")[0]
-    assert re.search(r"^mixture +predicted .* measured .* rank", proof, re.MULTILINE)
-    assert "The recommended mixture " in proof
+    assert re.search(r"^mixture +measured +difference .* p \(Holm\) .* seeds for 80%", proof, re.MULTILINE)
+    assert "Regret of the recommended mixture: " in proof
+    assert "100% of the tokens of these runs and 17% of a proxy run's" in " ".join(proof.split())
     assert f"see {study}/report.html" in after
     assert (study / "report.html").stat().st_size > 100_000
 

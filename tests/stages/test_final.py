@@ -1,5 +1,6 @@
 """Full models on named mixtures: another model than the study's small ones, trained once, scored, and compared."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ from mde import api, cli
 from mde.evaluation import mixture_nll
 from mde.reporting import final as report
 from mde.reporting import page
-from mde.stages import final, mixtures
+from mde.stages import comparison, mixtures
 from mde.study import Study
 from mde.training import pool
 
@@ -36,6 +37,12 @@ def train(study: Study, *arguments: str) -> Study:
     cli.main(["train", f"--study={study}", *arguments])
     (found,) = report.parts(study)
     return Study(found.root)  # opened by itself, as somebody would
+
+
+def texts(study: Study, domain: str, split: str) -> list[bytes]:
+    """The tokens of each document of a store."""
+    store = study.store(domain, split)
+    return [store.read(a, b).tokens.tobytes() for a, b in itertools.pairwise(store.bounds.tolist())]
 
 
 def times(part: Study) -> dict[str, int]:
@@ -87,7 +94,12 @@ def test_the_whole_path(study, tmp_path, capsys, monkeypatch):
     np.testing.assert_allclose(summary["measured"], wide.mean()[summary.index], rtol=1e-12)
     gaps = wide["human"] - wide["uniform"]
     assert summary.loc["human", "difference"] == pytest.approx(gaps.mean())
-    assert summary.loc["human", "error"] == pytest.approx(gaps.std(ddof=1) / np.sqrt(2))
+    assert summary.loc["human", "error_seeds"] == pytest.approx(gaps.std(ddof=1) / np.sqrt(2))
+    assert summary.loc["human", "error_text"] > 0
+    assert part.read_json("scoring.json", "final")["split"] == "test"
+    for name in ("web", "code"):  # none of what the proxy runs were scored on
+        assert not set(texts(study, name, "test")) & set(texts(study, name, "validation"))
+    assert "End tasks have no test split: facts, short, web-next" in out
     halves = runs[~whole].assign(objective=objective).set_index("role")["objective"]
     slope = halves["human"] - wide.loc[1, "human"]
     assert summary.loc["human", "slope"] == pytest.approx(slope)
@@ -188,7 +200,7 @@ def test_what_starts_afresh_has_the_rate_of_what_did_and_an_encoder_stays_one(st
         trained.append(about)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(final, "train_runs", note)
+    monkeypatch.setattr(comparison, "train_runs", note)
     with pytest.raises(SystemExit):
         train(study, "--mixture=uniform", "--steps=4", "--preset=demo")
     assert "from fresh parameters, learning rate 0.01;" in capsys.readouterr().out
@@ -198,22 +210,18 @@ def test_what_starts_afresh_has_the_rate_of_what_did_and_an_encoder_stays_one(st
     assert found["seed_settings"] is None
 
 
-def test_the_summary_by_hand():
+def test_the_summary_by_hand(study):
     """Worse by .06 with one seed and by .02 with the other: .04 ± .02; a doubling takes .2 off the second mixture."""
     rows = [("a", 5, 8), ("a", 6, 8), ("b", 5, 8), ("b", 6, 8), ("a", 5, 4), ("b", 5, 4)]
     table = pd.DataFrame(rows, columns=["role", "seed", "steps"], index=["u", "v", "w", "x", "y", "z"])
-    losses = pd.DataFrame({"news": [2.00, 2.10, 2.06, 2.12, 2.15, 2.26]}, table.index)
-
-    class Goal(final._Goal):
-        def __init__(self):
-            self.name, self._rival = "avg-all", None
-            self._domains = type("Domains", (), {"evaluation": ("news",), "training": ("web",)})
-
-    found, objective = final.summary(table, losses.iloc[::-1], Goal(), "a")
-    assert objective.tolist() == losses["news"].tolist()
+    goal = comparison.Goal(study, ["a", "b"])
+    losses_R = np.array([2.00, 2.10, 2.06, 2.12, 2.15, 2.26])
+    domains = np.repeat(np.arange(len(goal.names)), 2)  # two documents each, alike for all runs
+    nats = losses_R[:, None] * np.full(len(domains), 5)
+    found = comparison.summary(table, (nats, np.full(len(domains), 5), domains), goal, "a")
     np.testing.assert_allclose(found["measured"], [2.05, 2.09])
     np.testing.assert_allclose(found["difference"], [0, 0.04])
-    np.testing.assert_allclose(found["error"], 0.02)  # half of what .06 and .02 differ by
+    np.testing.assert_allclose(found["error"], [0, 0.02])  # half of what .06 and .02 differ by
     np.testing.assert_allclose(found["slope"], [0.15, 0.20])
     np.testing.assert_allclose(found["tokens_to_equal"], [1, 2**0.2])
 

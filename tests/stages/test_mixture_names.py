@@ -183,11 +183,12 @@ def test_tables_that_are_refused(study, given, expected):
 def test_a_run_is_named_by_its_mixture(study):
     """So that another mixture of the same name is another run, and a name may hold anything."""
     found = mixtures.mixtures(study, ["recommended", {"a/b: c": SHARES}], "rivals")
-    runs = comparison.runs(found, [1, 2], "proof")
+    runs = comparison.runs(found, [1, 2], "proof", 10)
     assert runs["seed"].tolist() == [1, 2, 1, 2]
+    assert set(runs["steps"]) == {10}
     assert len(set(runs.index)) == 4
     assert all(set(run) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for run in runs.index)
-    again = comparison.runs(mixtures.mixtures(study, [{"recommended": {"web": 1.0}}], "rivals"), [1], "proof")
+    again = comparison.runs(mixtures.mixtures(study, [{"recommended": {"web": 1.0}}], "rivals"), [1], "proof", 10)
     assert again.index[0] not in runs.index
 
 

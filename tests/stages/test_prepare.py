@@ -1,5 +1,6 @@
 """`mde prepare` on corpora of one's own: the layouts of the papers, every kind of tokenizer, bad input, a kill."""
 
+import itertools
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from mde import cli
 from mde.domains import hygiene, tokenizers
 from mde.errors import UserError
 from mde.stages.prepare import _Preparation, prepare
+from mde.stages.score import on_test_text
 from mde.study import Study
 
 
@@ -32,6 +34,10 @@ def documents(study: Study, domain: str, split: str) -> list[str]:
         found.append(tokenizer.decode(tokens[start + 1 : stop - 1].tolist()))
         assert len(found[-1].encode()) == size
     return found
+
+
+def held_out(study: Study, domain: str) -> list[str]:
+    return documents(study, domain, "validation") + documents(study, domain, "test")
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -69,11 +75,14 @@ def test_flags_of_domains(places, capsys, monkeypatch):
     assert re.search(r"web +200 ", printed)
     for name in ("web", "code"):
         expected = {text((name, part, i)) for part in range(2) for i in range(100)}
-        found = [documents(study, name, split) for split in ("train", "validation")]
-        assert sorted(found[0] + found[1]) == sorted(expected)
-        assert 2 <= len(found[1]) <= 25  # of 200 documents 5% are held out
-    assert "".join(documents(study, "news", "validation")) != (places / "news.txt").read_text()  # by their hashes
-    assert sorted("".join(documents(study, "news", "validation"))) == sorted((places / "news.txt").read_text())
+        found = [documents(study, name, split) for split in ("train", "validation", "test")]
+        assert sorted(itertools.chain(*found)) == sorted(expected)  # each of them in one split
+        assert 2 <= len(found[1]) <= 25  # of 200 documents 5% are validation text
+        assert 2 <= len(found[2]) <= 25  # and 5% test text
+    assert "".join(held_out(study, "news")) != (places / "news.txt").read_text()  # by their hashes
+    assert sorted("".join(held_out(study, "news"))) == sorted((places / "news.txt").read_text())
+    assert documents(study, "news", "validation")
+    assert documents(study, "news", "test")
     assert not (study.root / "corpus" / "parts").exists()
     cli.main(["prepare", "--study=study", *flags])
     assert "done before" in capsys.readouterr().out
@@ -140,17 +149,46 @@ def test_tokenizers(places, kind):
     study = prepared(places, tokenizer=str(given))
     expected = {"train": (360, 0, 1), "bytes": (259, 0, 1), "model": (360, 0, 1), "json": (300, 0, 1)}[kind]
     assert tuple(study.about[key] for key in ("vocab_size", "start", "end")) == expected
-    assert len(documents(study, "code", "train") + documents(study, "code", "validation")) == 200
+    assert len(documents(study, "code", "train") + held_out(study, "code")) == 200
 
 
 def test_documents_that_are_held_out_stay_so_when_files_are_added(places):
-    before = set(documents(prepared(places), "web", "validation"))
+    """Validation text as validation text, test text as test text."""
+    study = prepared(places)
+    before = {split: set(documents(study, "web", split)) for split in ("validation", "test")}
     jsonl(places / "web" / "00.jsonl.zst", [{"text": text(("more", i))} for i in range(100)])
     study = prepared(places)
-    after = set(documents(study, "web", "validation"))
-    assert before < after
-    assert not after & set(documents(study, "web", "train"))
-    assert all(hygiene.digest(each.encode()) < 0.05 * 2**64 for each in after)
+    after = {split: set(documents(study, "web", split)) for split in before}
+    assert all(before[split] < after[split] for split in before)
+    assert not after["validation"] & after["test"]
+    assert not (after["validation"] | after["test"]) & set(documents(study, "web", "train"))
+    for odd, split in enumerate(before):
+        digests = [hygiene.digest(each.encode()) for each in after[split]]
+        assert all(each < 0.1 * 2**64 and each % 2 == odd for each in digests)
+
+
+def test_test_text_that_is_given_is_the_test_split(places):
+    """And then all documents that are held out by their hashes are validation text; neither is trained on."""
+    jsonl(places / "exam.jsonl", [{"text": text(("exam", i))} for i in range(30)])
+    jsonl(places / "web" / "9.jsonl.zst", [{"text": text(("exam", 3)) + "more"}, {"text": text(("exam", 4))}])
+    training = {"web": {"files": f"{places}/web", "test": f"{places}/exam.jsonl"}, "code": f"{places}/code"}
+    study = prepared(places, training)
+    assert sorted(documents(study, "web", "test")) == sorted(text(("exam", i)) for i in range(30))
+    assert all(hygiene.digest(each.encode()) < 0.05 * 2**64 for each in documents(study, "web", "validation"))
+    assert table(study).loc["web", ["exact_duplicate_documents", "near_duplicate_documents"]].tolist() == [1, 1]
+    assert not set(documents(study, "web", "test")) & set(documents(study, "web", "train"))
+
+
+def test_a_domain_of_one_held_out_document_has_no_test_split_and_says_so(places, capsys):
+    (places / "news.txt").write_text(text("alone", 60))
+    study = prepared(places, evaluation={"news": f"{places}/news.txt"})
+    assert len(documents(study, "news", "validation")) == 1
+    assert "news/test" not in study.about["stores"]
+    assert "domain 'news': too few held-out documents for a test split" in capsys.readouterr().err
+    assert on_test_text(study, {"batch_size": 1}) == {"batch_size": 1, "split": "validation"}
+    (places / "news.txt").write_text("".join(text(("news", i)) for i in range(50)))
+    study = prepared(places, evaluation={"news": f"{places}/news.txt"})
+    assert on_test_text(study, {}) == {"split": "test"}
 
 
 def test_a_study_that_is_prepared_anew_is_known_anew(places):
@@ -188,9 +226,12 @@ def test_text_that_joins_gives_way_to_what_is_there(places):
     settings = {"shortest": 10, "near_duplicates": 0.78, "vocab_size": 360}
     study = prepared(places, **settings)
     stays = {
-        (name, split): documents(study, name, split) for name in ("web", "code") for split in ("train", "validation")
+        (name, split): documents(study, name, split)
+        for name in ("web", "code")
+        for split in ("train", "validation", "test")
     }
-    assert {" ".join(words) + "\n", linked[1]} < {*stays["code", "train"], *stays["code", "validation"]}
+    everything = {each for (name, _), found in stays.items() if name == "code" for each in found}
+    assert {" ".join(words) + "\n", linked[1]} < everything
     assert any(each.startswith(long) for each in stays["code", "train"])
     (study.root / "runs").mkdir()
     held = [text(("page", 1)), text(("web", 0, 3)), text("held out"), text("also held out", 200)]
@@ -210,7 +251,7 @@ def test_text_that_joins_gives_way_to_what_is_there(places):
         assert study.joined == (("forum", "news"),)
         assert {key: documents(study, *key) for key in stays} == stays
         assert sorted(documents(study, "forum", "train")) == sorted(text(("new", i)) for i in range(20))
-        assert sorted(documents(study, "forum", "validation")) == sorted(held[2:])
+        assert sorted(held_out(study, "forum")) == sorted(held[2:])
         rows = table(study)
         assert rows.loc["forum", ["exact_duplicate_documents", "near_duplicate_documents"]].tolist() == [2, 1]
         assert rows.loc["forum", "overlap_documents"] == 2
@@ -247,7 +288,7 @@ def test_what_is_dropped_is_counted(places):
     assert {reason: row[f"{reason}_documents"] for reason in expected} == expected
     assert row["documents"] == 210
     assert row["near_duplicate_bytes"] == len(near)
-    assert row["train_documents"] + row["validation_documents"] == 201
+    assert row["train_documents"] + row["validation_documents"] + row["test_documents"] == 201
     code = table(study).loc["code"]
     assert (code["exact_duplicate_documents"], code["documents"]) == (1, 200)
     assert near not in documents(study, "web", "train")
@@ -257,18 +298,19 @@ def test_what_is_dropped_is_counted(places):
     assert "did you mean 'txt'" in problems["detail"][2]
     # 60% of 5-word shingles: one word of 60 leaves 51 of 61, .84.
     kept = prepared(places, near_duplicates=0.0, overlap_words=0, shortest=0, max_document_bytes=2000)
-    assert near in documents(kept, "web", "train") + documents(kept, "web", "validation")
+    assert near in documents(kept, "web", "train") + held_out(kept, "web")
     assert table(kept).loc["web"]["overlap_documents"] == 0
 
 
 def test_validation_text_beyond_the_limit_is_not_used(places):
-    study = prepared(places, validation_share=0.5, validation_bytes=3000)
+    study = prepared(places, validation_share=0.25, validation_bytes=3000)
     row = table(study).loc["web"]
-    assert 3000 <= row["validation_bytes"] < 3000 + 1000
+    assert 6000 <= row["validation_bytes"] + row["test_bytes"] < 6000 + 1000
     assert row["held_out_documents"] > 50
-    assert row["train_documents"] + row["validation_documents"] + row["held_out_documents"] == 200
-    held = [hygiene.digest(each.encode()) for each in documents(study, "web", "validation")]
-    assert held == sorted(held)
+    assert row[[f"{kind}_documents" for kind in ("train", "validation", "test", "held_out")]].sum() == 200
+    for split in ("validation", "test"):
+        held = [hygiene.digest(each.encode()) for each in documents(study, "web", split)]
+        assert held == sorted(held)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +379,7 @@ def test_slimpajama(tmp_path):
         train = [text((folder, name, i)) for folder in ("train/chunk1", "train/chunk2") for i in range(30)]
         assert sorted(documents(study, domain, "train")) == sorted(train)
         held = [text(("validation/chunk1", name, i)) for i in range(30)]
-        assert sorted(documents(study, domain, "validation")) == sorted(held)
+        assert sorted(held_out(study, domain)) == sorted(held)
     assert table(study).loc["slimpajama", "other_domain_documents"] == 90
 
 
@@ -354,7 +396,7 @@ def test_s2orc(tmp_path):
         jsonl(tmp_path / f"{number:05d}.json.gz", records[number::3])
     study = config("s2orc", tmp_path, "--validation_share=0.2")
     assert study.domains.training == tuple(fields.values())
-    found = documents(study, "medicine", "train") + documents(study, "medicine", "validation")
+    found = documents(study, "medicine", "train") + held_out(study, "medicine")
     assert sorted(found) == sorted(text(("Medicine", i)) for i in range(60))
     assert table(study).loc["s2orc", "missing_field_documents"] == 1
 
@@ -376,8 +418,9 @@ def test_m2d2_wikipedia(tmp_path):
         found = documents(study, domain, "train")
         assert "".join(found) == (tmp_path / folder / "train.txt").read_text()
         assert all(len(part) < 4000 for part in found)
-        held = documents(study, domain, "validation")
-        assert sorted("".join(held)) == sorted((tmp_path / folder / "valid.txt").read_text())
+        for split, name in (("validation", "valid"), ("test", "test")):
+            held = documents(study, domain, split)
+            assert sorted("".join(held)) == sorted((tmp_path / folder / f"{name}.txt").read_text())
 
 
 @pytest.fixture
