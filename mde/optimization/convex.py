@@ -134,7 +134,7 @@ class Program:
         ball = None if near is None or self._radius is None else (near, self._radius)
         found = []
         for floor in FLOORS:
-            point = np.maximum(mixture, floor)
+            point = np.where(self._region.high > 0, np.maximum(mixture, floor), mixture)
             value = float(weights @ self._formula.functions(point[None])[0])
             slope = self._formula.slope(point, weights)
             if price:

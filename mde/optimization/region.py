@@ -177,7 +177,7 @@ class Region:
             )
         aim = least + 0.5 * (self.max_kl - least)
         towards = centre - nearest
-        return nearest + _last_inside(nearest[None], towards[None], self.divergence, aim)[0] * towards
+        return nearest + last_inside(nearest[None], towards[None], self.divergence, aim)[0] * towards
 
     def _least_divergent(self) -> np.ndarray:
         """The mixture nearest to the prior in divergence, among those within the bounds."""
@@ -214,8 +214,8 @@ class Region:
         ahead, behind = np.clip(ahead, 0, 1e9), np.clip(behind, -1e9, 0)
         if self.max_kl == np.inf:
             return behind, ahead
-        forth = _last_inside(points, ahead[:, None] * direction, self.divergence, self.max_kl)
-        back = _last_inside(points, behind[:, None] * direction, self.divergence, self.max_kl)
+        forth = last_inside(points, ahead[:, None] * direction, self.divergence, self.max_kl)
+        back = last_inside(points, behind[:, None] * direction, self.divergence, self.max_kl)
         return behind * back, ahead * forth
 
     def _walk(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -247,7 +247,7 @@ class Region:
         return foot - self._span @ (residual[:-1] / residual[-1])
 
 
-def _last_inside(start: np.ndarray, direction: np.ndarray, value: Callable, cap: float) -> np.ndarray:
+def last_inside(start: np.ndarray, direction: np.ndarray, value: Callable, cap: float) -> np.ndarray:
     """The greatest t of [0, 1], [C], with `value(start + t * direction) <= cap`, for a convex value within it at 0."""
     least, most = np.zeros(len(start)), np.ones(len(start))
     everything = value(start + direction) <= cap
