@@ -36,7 +36,13 @@ def best(points: np.ndarray, values: np.ndarray, top: int) -> tuple[np.ndarray, 
 
 
 def refine(
-    loss: Loss, region: Region | TrustRegion, elite: np.ndarray, values: np.ndarray, rounds: int, per_round: int, seed: int
+    loss: Loss,
+    region: Region | TrustRegion,
+    elite: np.ndarray,
+    values: np.ndarray,
+    rounds: int,
+    per_round: int,
+    seed: int,
 ) -> tuple[np.ndarray, float, int]:
     """The best mixture [K] found around an elite [E, K] with losses [E], its loss, and how many were evaluated.
 
@@ -83,7 +89,9 @@ def _best_of_each(losses: Loss, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     return points[values.argmin(axis=1)], values.min(axis=1)
 
 
-def _propose(region: Region | TrustRegion, elite: np.ndarray, step: float, n: int, rng: np.random.Generator) -> np.ndarray:
+def _propose(
+    region: Region | TrustRegion, elite: np.ndarray, step: float, n: int, rng: np.random.Generator
+) -> np.ndarray:
     """Proposals [n + trims, K], at most `TRIM` trims, around the elite, as far as `step`, in equal parts of four kinds.
 
     The difference of two of the elite follows long valleys; a transfer between two domains can empty one of them, and

@@ -126,9 +126,7 @@ def _exact(loss: Any, region: Region | TrustRegion) -> Optimum:
     return Optimum(found.mixture, found.loss, "exact", 1, found.gap)
 
 
-def _by_vizier(
-    loss: Loss, region: Region | TrustRegion, seed: int, trials: int, start: np.ndarray | None
-) -> Optimum:
+def _by_vizier(loss: Loss, region: Region | TrustRegion, seed: int, trials: int, start: np.ndarray | None) -> Optimum:
     from mde.optimization import vizier
 
     mixture, _ = vizier.search(loss, region, seed, trials)
