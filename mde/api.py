@@ -14,6 +14,7 @@ from mde.ablation import HOME
 from mde.errors import unknown
 from mde.optimization import objectives, search
 from mde.optimization.constraints import Constraints, Group
+from mde.optimization.search import Optimum
 from mde.reporting import ablation, figures, findings, scaling, tables
 from mde.reporting.table import Table
 from mde.stages import pipeline, problem, recommend
@@ -198,10 +199,10 @@ class Recommendation:
     unit: str
     binding: tuple[str, ...]
     epochs: Mapping[str, float] | None
-    search: search.Optimum
+    search: Optimum
     errors: tuple[str, ...] = ()
     support: Mapping[str, Any] | None = None
-    unrestricted: search.Optimum | None = None
+    unrestricted: Optimum | None = None
 
     def table(self) -> Table:
         """Shares, and epochs where they are known."""
@@ -277,7 +278,7 @@ def optimize(
 
 
 def _recommendation(
-    found: search.Optimum,
+    found: Optimum,
     predict: Predict,
     goal: objectives.Objective,
     bounds: Constraints,

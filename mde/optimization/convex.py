@@ -62,10 +62,10 @@ class Program:
         assert isinstance(formula, Formula)
         self._formula = formula
         self._x, top = cp.Variable(region.k), cp.Variable()
-        self._below = _functions(cp, formula, self._x) <= top
+        self._below: Any = _functions(cp, formula, self._x) <= top
         constraints = [self._below, *_bounds(cp, region, self._x)]
-        divergence = _divergence(cp, region, self._x) if self._price or region.max_kl < np.inf else None
-        self._ball = None
+        divergence: Any = _divergence(cp, region, self._x) if self._price or region.max_kl < np.inf else None
+        self._ball: Any = None
         if region.max_kl < np.inf:
             self._ball = divergence <= region.max_kl
             constraints.append(self._ball)
@@ -99,7 +99,7 @@ class Program:
         return Solution(mixture, loss, max(loss - bound, 0.0), tangent)
 
     def _feasible(self, mixture: np.ndarray, near: np.ndarray | None) -> np.ndarray:
-        """The solver's mixture moved into the region, where it is off by rounding, without weights that are rounding."""
+        """The solver's mixture, moved into the region where it is off by rounding, and without weights so small."""
         region = self._region
         found = self._into(mixture, near)
         limit = self._loss(found[None])[0] + GAIN

@@ -36,9 +36,9 @@ class Differentiable(Protocol):
 class Formula:
     """The max of M functions of a mixture λ that are written out; one is an average, several a worst case.
 
-    Each is `offset + linear·λ + root·√λ + log·log(λ + 0.01) + factors·exp(exponents λ)`: linear models on these functions
-    of the mixture, and mixing laws. They are convex if no coefficient of a root or logarithm is positive and no factor
-    negative; a convex formula is minimised exactly (`mde.optimization.convex`).
+    Each is `offset + linear·λ + root·√λ + log·log(λ + 0.01) + factors·exp(exponents λ)`: linear models on these
+    functions of the mixture, and mixing laws. They are convex if no coefficient of a root or logarithm is positive and
+    no factor negative; a convex formula is minimised exactly (`mde.optimization.convex`).
 
     Args:
       offset: [M], or a number.
@@ -75,8 +75,14 @@ class Formula:
     def average(self, weights: np.ndarray) -> Self:
         """The formula of the weighted sum of the functions, `weights` [M]."""
         kept = weights @ self.factors != 0
-        parts = (weights @ part for part in (self.offset, self.linear, self.root, self.log, self.factors[:, kept]))
-        return type(self)(*parts, self.exponents[kept])
+        return type(self)(
+            weights @ self.offset,
+            weights @ self.linear,
+            weights @ self.root,
+            weights @ self.log,
+            weights @ self.factors[:, kept],
+            self.exponents[kept],
+        )
 
     def among(self, chosen: np.ndarray, reference: np.ndarray | float = 0.0) -> Self:
         """The formula of some of the functions, each less its reference: `chosen` [M], booleans."""

@@ -11,7 +11,7 @@ from mde.optimization import convex, descent, refinement, simplex, trust
 from mde.optimization.losses import Differentiable, Loss
 from mde.optimization.refinement import best, evaluate
 from mde.optimization.region import Region
-from mde.optimization.trust import TrustRegion
+from mde.optimization.trust import Area, TrustRegion
 
 METHODS = ("auto", "exact", "gradient", "simulation", "refinement", "vizier")
 STARTS = 16  # of the descent: the best simulated ones; two where all lead to the same optimum
@@ -44,7 +44,7 @@ class Optimum:
 
 def minimize(
     loss: Loss,
-    region: Region | TrustRegion,
+    region: Area,
     seed: int,
     method: str = "auto",
     n_candidates: int = 4096,
@@ -115,7 +115,7 @@ def minimize(
     )
 
 
-def _exact(loss: Any, region: Region | TrustRegion) -> Optimum:
+def _exact(loss: Any, region: Area) -> Optimum:
     """The optimum of a convex formula."""
     if isinstance(region, TrustRegion):
         mixture, value, gap, looked = trust.minimize(loss, region)
@@ -126,7 +126,7 @@ def _exact(loss: Any, region: Region | TrustRegion) -> Optimum:
     return Optimum(found.mixture, found.loss, "exact", 1, found.gap)
 
 
-def _by_vizier(loss: Loss, region: Region | TrustRegion, seed: int, trials: int, start: np.ndarray | None) -> Optimum:
+def _by_vizier(loss: Loss, region: Area, seed: int, trials: int, start: np.ndarray | None) -> Optimum:
     from mde.optimization import vizier
 
     mixture, _ = vizier.search(loss, region, seed, trials)
@@ -138,7 +138,7 @@ def _by_vizier(loss: Loss, region: Region | TrustRegion, seed: int, trials: int,
 
 def _from_draws(
     loss: Loss,
-    region: Region | TrustRegion,
+    region: Area,
     seed: int,
     method: str,
     n_candidates: int,
@@ -167,9 +167,7 @@ def _from_draws(
     return _by_gradient(loss, region, method, starts, len(points))
 
 
-def _by_gradient(
-    loss: Loss, region: Region | TrustRegion, method: str, starts: np.ndarray, evaluations: int
-) -> Optimum:
+def _by_gradient(loss: Loss, region: Area, method: str, starts: np.ndarray, evaluations: int) -> Optimum:
     if not isinstance(loss, Differentiable):
         raise UserError(f"search method {method!r} needs a loss with a gradient; 'refinement' takes any")
     if method == "exact" and not loss.convex:
@@ -187,7 +185,7 @@ def _by_gradient(
 
 
 def _candidates(
-    region: Region | TrustRegion, n: int, seed: int, start: np.ndarray | None, concentration: float | np.ndarray | None
+    region: Area, n: int, seed: int, start: np.ndarray | None, concentration: float | np.ndarray | None
 ) -> np.ndarray:
     """What the caller adds, and draws; without a concentration half of these near or on faces, and the corners."""
     if concentration is not None:
@@ -201,7 +199,7 @@ def _candidates(
     return np.vstack([points[inside], region.project(points[~inside])])
 
 
-def _given(region: Region | TrustRegion, start: np.ndarray | None) -> np.ndarray:
+def _given(region: Area, start: np.ndarray | None) -> np.ndarray:
     """The caller's candidates, checked."""
     if start is None:
         return np.empty((0, region.k))

@@ -110,6 +110,9 @@ class TrustRegion:
         return np.where(part[:, None] == 1, points, anchors + part[:, None] * (points - anchors))
 
 
+Area = Region | TrustRegion  # what a search takes
+
+
 def minimize(loss: Differentiable, trusted: TrustRegion) -> tuple[np.ndarray, float, float, int]:
     """The optimum of a convex formula among the mixtures near a run: its mixture, loss, gap, and balls looked into.
 

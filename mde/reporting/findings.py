@@ -150,8 +150,9 @@ def evaluators_by_domain(study: Study) -> pd.DataFrame:
 
 
 def recommendation(study: Study) -> pd.DataFrame:
-    """One row per training domain: its weight in every predicted mixture, and low and high of the recommended one, where
-    the regressor is not a constant.
+    """One row per training domain: its weight in every predicted mixture, and low and high of the recommended weight.
+
+    There is no interval where the regressor is a constant.
 
     Where the study has the domains' text, their `tokens` come first.
     """

@@ -32,8 +32,8 @@ def compared(study: Study) -> Table:
     ).rename_axis("mixture")
     unit = findings.objective_unit(study, optimum["objective"])
     note = (
-        "Distance: total variation to the nearest proxy run, 0 to 1. Extrapolation: further from the runs than they are "
-        f"from each other ({optimum['support']['spacing']:.2f}), or a weight above all that were trained."
+        "Distance: total variation to the nearest proxy run, 0 to 1. Extrapolation: further from the runs than they "
+        f"are from each other ({optimum['support']['spacing']:.2f}), or a weight above all that were trained."
     )
     return Table(f"Predictions, {unit}", frame, (note,), marked=(findings.RECOMMENDED,))
 
@@ -53,7 +53,8 @@ def _answer(optimum: dict[str, Any], unit: str) -> list[str]:
     dead, gain = optimum["unresponsive"], optimum["gain"]
     if dead["share"] == 1:
         lines.append(
-            f"nothing to optimise: no regressor predicts the objective better than the mean. {optimum['support']['note']}"
+            "nothing to optimise: no regressor predicts the objective better than the mean does; "
+            f"{optimum['support']['note']}"
         )
     elif dead["domains"]:
         lines.append(
@@ -85,8 +86,8 @@ def _support(optimum: dict[str, Any], unit: str) -> list[str]:
     """How far the recommendation is from the proxy runs, and what was left out for that."""
     support, weights = optimum["support"], optimum["shares"]
     lines = [
-        f"nearest proxy run: {support['nearest_run']}, {support['distance']:.2f} away (total variation; the runs are up "
-        f"to {support['spacing']:.2f} from their nearest neighbours)"
+        f"nearest proxy run: {support['nearest_run']}, {support['distance']:.2f} away (total variation; the runs are "
+        f"up to {support['spacing']:.2f} from their nearest neighbours)"
     ]
     if support["left_out"]:
         lines.append(
@@ -102,9 +103,10 @@ def _support(optimum: dict[str, Any], unit: str) -> list[str]:
         top = sorted(other["shares"], key=other["shares"].get, reverse=True)
         largest = [f"{name} {other['shares'][name]:.1%}" for name in top if other["shares"][name] > 0.01]
         lines.append(
-            f"limited to mixtures within {support['max_distance']:.2f} of a proxy run. Without the limit the optimum is "
-            f"{_some(largest, 3)}, predicted {other['below_recommended']:.4f} {unit} lower, but {other['distance']:.2f} "
-            "from the nearest run: not trusted; --max_distance=none recommends it"
+            f"limited to mixtures within {support['max_distance']:.2f} of a proxy run, with weights as they were "
+            f"trained. The optimum without that limit, {_some(largest, 3)}, is predicted "
+            f"{other['below_recommended']:.4f} {unit} lower, but is {other['distance']:.2f} from the nearest run: not "
+            "trusted; --max_distance=none recommends it"
         )
     elif support["note"] and optimum["unresponsive"]["share"] < 1:
         lines.append(support["note"])

@@ -45,7 +45,8 @@ def natural(
 ) -> dict[str, Shares]:
     """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
 
-    `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a greatest number of epochs besides, which leave a mixture.
+    `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a
+    largest number of epochs besides, which leave a mixture.
     """
     found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
     if not tokens:

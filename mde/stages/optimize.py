@@ -14,8 +14,7 @@ from mde.optimization import objectives, refinement, surface
 from mde.optimization.constraints import Constraints
 from mde.optimization.losses import Loss
 from mde.optimization.objectives import Objective
-from mde.optimization.region import Region
-from mde.optimization.trust import TrustRegion
+from mde.optimization.trust import Area
 from mde.regression import uncertainty
 from mde.reporting import support, tables
 from mde.stages import problem, recommend
@@ -280,8 +279,9 @@ def _elsewhere(predictor: Predictor, goal: Objective, data: Data, found: recomme
 def _gain(
     predictor: Predictor, fitted: Sequence[Any], goal: Objective, table: pd.DataFrame, predictions: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """How far the recommendation is predicted to be below the best baseline that obeys the constraints, and the standard
-    error of that difference: its spread over the refits on half of the proxy runs.
+    """How far the recommendation is predicted to be below the best baseline that obeys the constraints.
+
+    The standard error is the spread of that difference over the refits on half of the proxy runs.
     """
     allowed = [name for name, found in predictions.items() if name != RECOMMENDED and found["feasible"]]
     if not allowed:
@@ -310,7 +310,7 @@ def _optima(
     fitted: Sequence[Any],
     goal: Objective,
     bounds: Constraints,
-    region: Region | TrustRegion,
+    region: Area,
     table: pd.DataFrame,
     candidates: int,
     seed: int,

@@ -11,8 +11,8 @@ from mde.errors import UserError, unknown
 from mde.optimization import losses, objectives
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
-from mde.regression import formulas, uncertainty
 from mde.regression import features as feature_sets
+from mde.regression import formulas, uncertainty
 from mde.regression.designs import knows_deviation
 from mde.stages.fit import Observations
 from mde.stages.mixtures import BEST_OBSERVED, OWN_DOMAINS, Shares, natural
@@ -32,7 +32,7 @@ def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Con
     """
     known = natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs)
     rows = pd.DataFrame.from_dict(known, orient="index")[list(mixtures)]
-    if (most := own_domains(mixtures, own)) is not None and not np.allclose(rows, most, atol=1e-9).any():
+    if (most := own_domains(mixtures, own)) is not None and not np.isclose(rows, most).all(axis=1).any():
         rows.loc[OWN_DOMAINS] = most
     best = mixtures.iloc[[int(np.argmin(observed))]].set_axis([BEST_OBSERVED])
     return pd.concat([rows, best])
@@ -165,9 +165,9 @@ def loss(
 ) -> losses.Loss:
     """The predicted objective of mixtures, with what the search may know of it beside its values.
 
-    Ridge on functions of λ alone and mixing laws are formulas, whoever trained the proxy runs: where they are convex, an
-    average and a worst case are minimised exactly. Other regressors on λ alone are differentiated by JAX where they can
-    be; swarms from elsewhere, which have not needed JAX so far, only if the method asks for a gradient.
+    Ridge on functions of λ alone and mixing laws are formulas, whoever trained the proxy runs: where they are convex,
+    an average and a worst case are minimised exactly. Other regressors on λ alone are differentiated by JAX where they
+    can be; swarms from elsewhere, which have not needed JAX so far, only if the method asks for a gradient.
 
     Args:
       study: the study.

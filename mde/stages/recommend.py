@@ -1,4 +1,4 @@
-"""The search for a recommendation: everywhere, and again among the mixtures that the data support where that is needed."""
+"""The search for a recommendation: everywhere, and again among the mixtures that the data support if need be."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,8 @@ from mde.errors import UserError
 from mde.optimization import search
 from mde.optimization.constraints import Constraints
 from mde.optimization.losses import Loss
-from mde.optimization.region import Region
 from mde.optimization.search import Optimum
-from mde.optimization.trust import TrustRegion
+from mde.optimization.trust import Area
 from mde.stages.support import NONE, Data
 
 RESTARTS = 4  # independent local searches
@@ -31,7 +30,7 @@ class Found:
     """
 
     best: Optimum
-    region: Region | TrustRegion
+    region: Area
     radius: float | None = None
     unrestricted: Optimum | None = None
     note: str = ""
@@ -53,8 +52,8 @@ def search_for(
       loss: what is minimised.
       bounds: the constraints.
       data: the proxy runs.
-      max_distance: largest distance from one; "none" for no limit; None for the data's spacing where the optimum without
-        a limit extrapolates, and for no limit elsewhere.
+      max_distance: largest distance from one; "none" for no limit; None for the data's spacing where the optimum
+        without a limit extrapolates, and for no limit elsewhere.
       method: of the search.
       candidates: mixtures that it starts from.
       seed: of the search.
@@ -64,7 +63,7 @@ def search_for(
       UserError: no mixture obeys the constraints within `max_distance`.
     """
 
-    def best_in(region: Region | TrustRegion) -> Optimum:
+    def best_in(region: Area) -> Optimum:
         return search.minimize(loss, region, seed, method, n_candidates=candidates, start=start, restarts=RESTARTS)
 
     everywhere = best_in(bounds.region)

@@ -48,7 +48,7 @@ class Data:
         return largest + np.maximum(ABOVE, RELATIVELY * largest)
 
     def about(self, mixture: np.ndarray) -> dict[str, Any]:
-        """What `optimum.json` says of a mixture [K]: its nearest proxy run, how far that is, whether it extrapolates."""
+        """What `optimum.json` says of a mixture [K]: its nearest proxy run, the distance, whether it extrapolates."""
         distances = cdist(mixture[None], self.runs.to_numpy(), "cityblock")[0] / 2
         nearest = int(distances.argmin())
         above = [str(name) for name in self.runs.columns[mixture > self.caps() + ROUNDING]]
