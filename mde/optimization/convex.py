@@ -13,7 +13,7 @@ import numpy as np
 
 from mde.errors import UserError
 from mde.optimization.losses import SHIFT, Differentiable, Formula, Penalised
-from mde.optimization.region import TOLERANCE, Region
+from mde.optimization.region import PRECISE, TOLERANCE, Region
 
 # Of Clarabel. It stops where it gains no more, at losses right to about 1e-9 and mixtures to 1e-7; `gap` says how far.
 TIGHT = {"tol_gap_abs": 1e-14, "tol_gap_rel": 1e-14, "tol_feas": 1e-14}
@@ -75,7 +75,9 @@ class Program:
         objective = top if not self._price else top + self._price * divergence
         self._problem = cp.Problem(cp.Minimize(objective), constraints)
         lp = formula.is_linear and divergence is None
-        self._how: dict[str, Any] = {"solver": cp.HIGHS} if lp else {"solver": cp.CLARABEL, **TIGHT}
+        # CVXPY's own interface to HiGHS prints a banner; SciPy's is as exact: its answers are vertices.
+        exact = {"solver": cp.SCIPY, "scipy_options": {"method": "highs", **PRECISE}}
+        self._how: dict[str, Any] = exact if lp else {"solver": cp.CLARABEL, **TIGHT}
 
     def solve(self, near: np.ndarray | None = None) -> Solution | None:
         """The optimum, near a mixture [K] where there is a radius; None where no mixture obeys the constraints.

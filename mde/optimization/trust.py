@@ -16,6 +16,7 @@ from mde.optimization.losses import Differentiable
 from mde.optimization.region import TOLERANCE, Region, last_inside
 
 FLOOR = 1e-3  # weights of a run where the tangents are taken that tell which balls to look into first
+MOST = 64  # balls looked into; the gap says what the others could hold
 SURE = 1e-9  # nats per token: a ball whose bound is no further below the best found is not looked into
 
 
@@ -116,8 +117,9 @@ Area = Region | TrustRegion  # what a search takes
 def minimize(loss: Differentiable, trusted: TrustRegion) -> tuple[np.ndarray, float, float, int]:
     """The optimum of a convex formula among the mixtures near a run: its mixture, loss, gap, and balls looked into.
 
-    Every ball is a convex problem. Those whose lower bound is above the best loss found are left out, so the answer is
-    the optimum over all of them. The bounds are from tangents at the runs and at the optima found so far.
+    Every ball is a convex problem. They are looked into in the order of lower bounds on their losses, which are from
+    tangents at the runs and at the optima found so far, until no bound is below the best loss: then it is the optimum
+    over all of them. After `MOST` the search stops, and the gap is larger.
     """
     program = convex.Program(loss, trusted.region, trusted.radius)
     best, lowest, looked = None, np.inf, 0
@@ -125,7 +127,7 @@ def minimize(loss: Differentiable, trusted: TrustRegion) -> tuple[np.ndarray, fl
     left = np.ones(len(bounds), bool)
     while left.any():
         i = int(np.where(left, bounds, np.inf).argmin())
-        if best is not None and bounds[i] >= best.loss - SURE:
+        if best is not None and (bounds[i] >= best.loss - SURE or looked >= MOST):
             break
         left[i], looked = False, looked + 1
         found = program.solve(trusted.runs[i])
