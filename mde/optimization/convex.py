@@ -17,7 +17,7 @@ from mde.optimization.region import PRECISE, TOLERANCE, Region
 
 # Of Clarabel. It stops where it gains no more, at losses right to about 1e-9 and mixtures to 1e-7; `gap` says how far.
 TIGHT = {"tol_gap_abs": 1e-14, "tol_gap_rel": 1e-14, "tol_feas": 1e-14}
-FLOORS = (1e-13, 1e-11, 1e-9, 1e-7, 1e-5)  # smallest weights where a tangent is taken: at 0 a root's is vertical
+FLOORS = (1e-13, 1e-11, 1e-9, 1e-7, 1e-6, 1e-5)  # smallest weights where a tangent is taken: at 0 a root's is vertical
 TINY = (1e-5, 1e-6, 1e-7, 1e-8)  # an interior-point method leaves such weights where the optimum has none
 GAIN = 1e-10  # of the loss, that such weights may cost
 
@@ -97,7 +97,7 @@ class Program:
             raise UserError(f"{name} did not solve the convex search ({status}); --method=refinement does without it")
         mixture = self._feasible(np.asarray(self._x.value), near)
         loss = float(self._loss(mixture[None])[0])
-        bound, tangent = max(self._tangents(mixture, near), key=lambda found: found[0])
+        bound, tangent = max(self._tangents(np.asarray(self._x.value), near), key=lambda found: found[0])
         return Solution(mixture, loss, max(loss - bound, 0.0), tangent)
 
     def _feasible(self, mixture: np.ndarray, near: np.ndarray | None) -> np.ndarray:
