@@ -14,7 +14,7 @@ from mde.optimization.region import Region
 from mde.optimization.trust import Area, TrustRegion
 
 METHODS = ("auto", "exact", "gradient", "simulation", "refinement", "vizier")
-STARTS = 16  # of the descent: the best simulated ones; two where all lead to the same optimum
+STARTS = 16  # of the descents of all restarts: the best simulated ones; two where all lead to the same optimum
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def minimize(
         spaced = seed + 1000 * number  # a search uses a few seeds from its own on
         if method == "vizier":
             return _by_vizier(loss, region, spaced, n_candidates, start)
-        return _from_draws(loss, region, spaced, method, n_candidates, rounds, top, start, concentration)
+        starts = max(STARTS // restarts, 4)
+        return _from_draws(loss, region, spaced, method, n_candidates, rounds, top, start, concentration, starts)
 
     found = [once(number) for number in range(restarts)]
     least = min(found, key=lambda one: one.loss)
@@ -146,6 +147,7 @@ def _from_draws(
     top: int,
     start: np.ndarray | None,
     concentration: float | np.ndarray | None,
+    starts: int,
 ) -> Optimum:
     points = _candidates(region, n_candidates, seed, start, concentration)
     values = evaluate(loss, points)
@@ -163,8 +165,8 @@ def _from_draws(
         per_round = max(n_candidates // 4, 1)
         mixture, value, more = refinement.refine(loss, region, elite, elite_values, rounds, per_round, seed)
         return Optimum(mixture, value, method, len(points) + more)
-    starts = elite[: 2 if getattr(loss, "convex", False) else STARTS]
-    return _by_gradient(loss, region, method, starts, len(points))
+    used = elite[: 2 if getattr(loss, "convex", False) else starts]
+    return _by_gradient(loss, region, method, used, len(points))
 
 
 def _by_gradient(loss: Loss, region: Area, method: str, starts: np.ndarray, evaluations: int) -> Optimum:

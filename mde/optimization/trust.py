@@ -104,10 +104,16 @@ class TrustRegion:
     def _towards(self, points: np.ndarray, runs: np.ndarray, anchors: np.ndarray) -> np.ndarray:
         """For each of [C, K] the last mixture near its run on the way to it from the run's anchor."""
 
-        def distance(found: np.ndarray) -> np.ndarray:
-            return np.abs(found - runs).sum(axis=1) / 2
+        reach = np.abs(points - runs).sum(axis=1) / 2
+        part = np.minimum(self.radius / np.maximum(reach, 1e-300), 1)
+        apart = np.flatnonzero((anchors != runs).any(axis=1))  # of runs that do not obey the constraints themselves
+        if len(apart):
+            start, of = anchors[apart], runs[apart]
 
-        part = last_inside(anchors, points - anchors, distance, self.radius)
+            def distance(found: np.ndarray) -> np.ndarray:
+                return np.abs(found - of).sum(axis=1) / 2
+
+            part[apart] = last_inside(start, points[apart] - start, distance, self.radius)
         return np.where(part[:, None] == 1, points, anchors + part[:, None] * (points - anchors))
 
 
@@ -139,7 +145,7 @@ def minimize(loss: Differentiable, trusted: TrustRegion) -> tuple[np.ndarray, fl
         value, point, slope = found.tangent
         tangents = value + (trusted.runs - point) @ slope
         everywhere = np.broadcast_to(slope, trusted.runs.shape)
-        bounds = np.maximum(bounds, tangents - _decrease(everywhere, trusted.runs, trusted.radius))
+        bounds = np.maximum(bounds, tangents - _decrease(everywhere, trusted))
     if best is None:
         raise UserError(f"max_distance={trusted.radius:.4g}: no mixture that obeys the constraints is so near a run")
     lowest = min(lowest, np.min(bounds, where=left, initial=np.inf))
@@ -153,15 +159,23 @@ def _first_bounds(loss: Differentiable, trusted: TrustRegion) -> np.ndarray:
     values, slopes = loss.value_and_gradient(points)
     slopes = np.where(free, slopes, slopes.max(axis=1, keepdims=True))  # the others have no weight to be given
     tangents = values + np.sum(slopes * (trusted.runs - points), axis=1)
-    return tangents - _decrease(slopes, trusted.runs, trusted.radius)
+    return tangents - _decrease(slopes, trusted)
 
 
-def _decrease(slopes: np.ndarray, runs: np.ndarray, radius: float) -> np.ndarray:
-    """How much a linear function of each slope [G, K] can fall within the radius of each run [G, K], [G].
+def _decrease(slopes: np.ndarray, trusted: TrustRegion) -> np.ndarray:
+    """How much a linear function of each slope [G, K] can fall within the radius of each run and under the caps, [G].
 
-    Tokens move from the domains of the largest slopes to that of the smallest.
+    Tokens move from the domains of the largest slopes to those of the smallest that have room; what they gain is
+    concave in how many move, and piecewise linear.
     """
-    order = np.argsort(-slopes, axis=1, kind="stable")
-    mass = np.take_along_axis(runs, order, axis=1)
-    moved = np.clip(radius - (np.cumsum(mass, axis=1) - mass), 0, mass)
-    return np.sum(moved * (np.take_along_axis(slopes, order, axis=1) - slopes.min(axis=1, keepdims=True)), axis=1)
+    runs, order = trusted.runs, np.argsort(slopes, axis=1, kind="stable")
+    steps = np.take_along_axis(slopes, order, axis=1)
+    room = np.take_along_axis(np.maximum(trusted.high - runs, 0), order, axis=1)
+    mass = np.take_along_axis(runs, order, axis=1)[:, ::-1]
+    found = np.zeros(len(runs))
+    for i, radius in enumerate(np.minimum(trusted.radius, room.sum(axis=1))):
+        taken, given = np.append(0, np.cumsum(mass[i])), np.append(0, np.cumsum(room[i]))
+        saved, spent = np.append(0, np.cumsum(mass[i] * steps[i, ::-1])), np.append(0, np.cumsum(room[i] * steps[i]))
+        moved = np.minimum(np.concatenate([taken, given]), radius)
+        found[i] = np.max(np.interp(moved, taken, saved) - np.interp(moved, given, spent))
+    return found

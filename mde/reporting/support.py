@@ -102,11 +102,13 @@ def _support(optimum: dict[str, Any], unit: str) -> list[str]:
     if other := support["unrestricted"]:
         top = sorted(other["shares"], key=other["shares"].get, reverse=True)
         largest = [f"{name} {other['shares'][name]:.1%}" for name in top if other["shares"][name] > 0.01]
+        far = [f"{other['distance']:.2f} from the nearest run"] if other["distance"] > support["max_distance"] else []
+        far += [f"{name} was {support['largest_weights'][name]:.1%} at most" for name in other["above_trained"]]
         lines.append(
             f"limited to mixtures within {support['max_distance']:.2f} of a proxy run, with weights as they were "
             f"trained. The optimum without that limit, {_some(largest, 3)}, is predicted "
-            f"{other['below_recommended']:.4f} {unit} lower, but is {other['distance']:.2f} from the nearest run: not "
-            "trusted; --max_distance=none recommends it"
+            f"{other['below_recommended']:.4f} {unit} lower, but extrapolates ({_some(far, 3)}): not trusted; "
+            "--max_distance=none recommends it"
         )
     elif support["note"] and optimum["unresponsive"]["share"] < 1:
         lines.append(support["note"])
