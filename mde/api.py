@@ -20,7 +20,7 @@ from mde.reporting.table import Table
 from mde.stages import pipeline, problem, recommend
 from mde.stages.mixtures import tokens_of
 from mde.stages.predict import Predictor
-from mde.stages.support import Data, check_distance
+from mde.stages.support import Data, distance_limit
 
 Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
 
@@ -105,7 +105,7 @@ class Study(study.Study):
         Raises:
           UserError: no regressor was chosen; an objective or constraint that makes no sense.
         """
-        check_distance(max_distance)
+        max_distance = distance_limit(max_distance)
         predictor, domains, runs = self.predictor(), self.domains, self.mixtures()
         data = Data(runs.loc[runs["role"] == "observation", list(domains.training)])
         untrained = () if allow_untrained else data.untrained()

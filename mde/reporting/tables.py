@@ -99,7 +99,7 @@ def recommendation(study: Study) -> Table:
         intervals[f"{level:.0%} interval"] = [f"{_percent(low)} to {_percent(high)}" for low, high in bounds]
     if "support" in optimum:
         trained = pd.Series(optimum["support"]["largest_weights"])
-        largest["max of the proxy runs"] = trained[shares.index].map(_percent)
+        largest["max of the proxy runs"] = trained.reindex(shares.index).map(_percent)
     frame = pd.DataFrame(
         {
             **tokens,

@@ -21,7 +21,7 @@ from mde.stages import problem, recommend
 from mde.stages.fit import Observations, observations
 from mde.stages.mixtures import BEST_OBSERVED, RECOMMENDED, tokens_of
 from mde.stages.predict import Predictor
-from mde.stages.support import Data, check_distance
+from mde.stages.support import Data, distance_limit
 from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
@@ -85,7 +85,7 @@ def optimize(
       seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
-    check_distance(max_distance)
+    max_distance = distance_limit(max_distance)
     choice = study.read_json("fit/choice.json", "fit")
     inputs, predictor, domains = observations(study, choice["objective"]), Predictor(study), study.domains
     data = Data(inputs.mixtures)

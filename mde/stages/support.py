@@ -72,9 +72,18 @@ class Data:
         return TrustRegion(capped, support.Support(self.runs.to_numpy()).mixtures, radius)
 
 
-def check_distance(max_distance: float | str | None) -> None:
-    """Raises UserError at a distance that makes no sense."""
+def distance_limit(max_distance: float | str | None) -> float | str | None:
+    """A distance as it was given, checked: a number, "none" for no limit, or None for the default.
+
+    Raises:
+      UserError: it is none of these.
+    """
     if max_distance is None or max_distance == NONE:
-        return
-    if isinstance(max_distance, str) or not 0 <= max_distance <= 1:
+        return max_distance
+    try:
+        number = float(max_distance)  # a command line has text
+    except ValueError:
+        number = np.nan
+    if not 0 <= number <= 1:
         raise UserError(f"max_distance={max_distance!r}, expected a total variation distance from 0 to 1, or {NONE!r}")
+    return number
