@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 # Enough to fit, search and report on numbers, and to train and score token stores that exist already.
 REQUIRED = [
     "absl-py",
+    "clarabel>=0.11",
+    "cvxpy>=1.9",
     "etils[epath]",
     "flax>=0.12",
     "gin-config>=0.5",

@@ -41,11 +41,11 @@ def problems(k: int) -> dict[str, tuple[losses.Differentiable, Region]]:
     root, slope = rng.normal(size=(k, k)) / np.sqrt(k), rng.normal(size=k)
     curvature = root @ root.T + 0.05 * np.eye(k)
     convex = losses.Smooth(lambda x: x @ curvature @ x / 2 + slope @ x, convex=True)
-    logs = losses.Separable(np.zeros(k), np.zeros(k), -rng.dirichlet(np.ones(k)), 0.01, 3.0)
+    logs = losses.Formula(3.0, np.zeros(k), log=-rng.dirichlet(np.ones(k)))
     bounds = {"lower": {"d0": 0.05}, "upper": {"d1": 0.2}, "groups": {"g": Group(names[: k // 2], 0.3, 0.5)}}
     return {
-        "linear": (losses.Linear(slope), Region.simplex(k)),
-        "worst of five linear": (losses.Linear(rng.normal(size=(5, k))), Region.simplex(k)),
+        "linear": (losses.Formula(0.0, slope), Region.simplex(k)),
+        "worst of five linear": (losses.Formula(0.0, rng.normal(size=(5, k))), Region.simplex(k)),
         "sum of logarithms": (logs, Region.simplex(k)),
         "convex quadratic": (convex, Region.simplex(k)),
         "convex quadratic, bounds and a group": (convex, Constraints(names, **bounds).region),

@@ -14,12 +14,13 @@ from mde.ablation import HOME
 from mde.errors import UserError, unknown
 from mde.optimization import objectives, search
 from mde.optimization.constraints import Constraints, Group
-from mde.optimization.losses import Loss
+from mde.optimization.search import Optimum
 from mde.reporting import ablation, figures, final, findings, scaling, tables
 from mde.reporting.table import Table
-from mde.stages import pipeline, problem
+from mde.stages import pipeline, problem, recommend
 from mde.stages.mixtures import tokens_of
 from mde.stages.predict import Predictor
+from mde.stages.support import Data, distance_limit
 
 Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
 
@@ -82,6 +83,8 @@ class Study(study.Study):
         beta: float = 0.0,
         method: str = "auto",
         candidates: int = 2048,
+        max_distance: float | str | None = None,
+        allow_untrained: bool = False,
         seed: int = 0,
         **constraints: Any,
     ) -> "Recommendation":
@@ -93,6 +96,8 @@ class Study(study.Study):
           beta: standard deviations of the prediction that are added to the objective.
           method: of the search: auto, exact, gradient, simulation, refinement or vizier.
           candidates: mixtures that the search starts from.
+          max_distance: largest distance from a proxy run, or "none"; by default as in `mde optimize`.
+          allow_untrained: whether domains that no proxy run trained on may get weight.
           seed: of the search.
           constraints: as those of `mde optimize`: lower, upper, fixed, groups, group_bounds, tokens, budget,
             max_epochs, prior, max_kl, kl_penalty, frozen.
@@ -100,16 +105,20 @@ class Study(study.Study):
         Raises:
           UserError: no regressor was chosen; an objective or constraint that makes no sense.
         """
-        predictor = self.predictor()
-        domains = self.domains
+        max_distance = distance_limit(max_distance)
+        predictor, domains, runs = self.predictor(), self.domains, self.mixtures()
+        data = Data(runs.loc[runs["role"] == "observation", list(domains.training)])
+        untrained = () if allow_untrained else data.untrained()
         tokens = constraints.pop("tokens", None) or tokens_of(self)
-        bounds = problem.constraints(domains.training, tokens, **constraints)
+        bounds = problem.constraints(domains.training, tokens, untrained=untrained, **constraints)
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
         loss = problem.loss(self, predictor, goal, bounds, method)
         start, unit = problem.known_mixtures(self, bounds), self.unit_of(goal.counted(domains.evaluation))
-        found = _recommended(loss, predictor, goal, bounds, domains.evaluation, unit, method, candidates, seed, start)
-        return replace(found, errors=self.errors)
+        found = recommend.search_for(loss, bounds, data, max_distance, method, candidates, seed, start)
+        about = {**data.about(found.best.mixture), "max_distance": found.radius, "left_out": bounds.left_out}
+        made = _recommendation(found.best, predictor, goal, bounds, domains.evaluation, unit)
+        return replace(made, errors=self.errors, support=about, unrestricted=found.unrestricted)
 
     def regressors(self) -> Table:
         """How well each regressor predicts mixtures it has not seen."""
@@ -182,8 +191,11 @@ class Recommendation:
       unit: of both.
       binding: the constraints that stop the mixture from going further, in words.
       epochs: how often each domain is read at the budget; None without budget or tokens.
-      search: how it was found.
+      search: how it was found, and how sure that is: its gap, or how far restarts differ.
       errors: evaluation domains of which the loss is an error, 1 − value, since more is better; shown as values.
+      support: nearest_run, distance (total variation to it), extrapolates, above_trained (domains with more weight than
+        any proxy run gave them), max_distance, left_out (domains that no run trained on); None without a study.
+      unrestricted: the optimum without the limit on distance, where that leaves it out.
     """
 
     mixture: pd.Series
@@ -192,8 +204,10 @@ class Recommendation:
     unit: str
     binding: tuple[str, ...]
     epochs: Mapping[str, float] | None
-    search: search.Optimum
+    search: Optimum
     errors: tuple[str, ...] = ()
+    support: Mapping[str, Any] | None = None
+    unrestricted: Optimum | None = None
 
     def table(self) -> Table:
         """Shares, and epochs where they are known."""
@@ -204,6 +218,10 @@ class Recommendation:
         by_domain = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
         notes = [f"Predicted: {self.objective:.4f} {self.unit}; {by_domain}."]
         notes += [f"Binds: {constraint}." for constraint in self.binding]
+        if self.support:
+            far = "; an extrapolation" if self.support["extrapolates"] else ""
+            nearest = f"{self.support['nearest_run']}, {self.support['distance']:.2f} away"
+            notes.append(f"Nearest proxy run: {nearest} (total variation){far}.")
         return Table("Recommended mixture", frame, tuple(notes))
 
     def plot(self) -> go.Figure:
@@ -260,22 +278,18 @@ def optimize(
     def loss(mixtures: np.ndarray) -> np.ndarray:
         return goal(predict(mixtures)) + bounds.penalty(mixtures)
 
-    return _recommended(loss, predict, goal, bounds, evaluation_domains, unit, method, candidates, seed)
+    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates, restarts=recommend.RESTARTS)
+    return _recommendation(found, predict, goal, bounds, evaluation_domains, unit)
 
 
-def _recommended(
-    loss: Loss,
+def _recommendation(
+    found: Optimum,
     predict: Predict,
     goal: objectives.Objective,
     bounds: Constraints,
     evaluation_domains: Sequence[str],
     unit: str,
-    method: str,
-    candidates: int,
-    seed: int,
-    start: np.ndarray | None = None,
 ) -> Recommendation:
-    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates, start=start)
     losses = predict(found.mixture[None])[0]
     return Recommendation(
         pd.Series(found.mixture, list(bounds.domains), name="share"),

@@ -45,6 +45,8 @@ class Constraints:
       groups: bounds on sums of shares, by a name of your own.
       frozen: ratios that domains keep to each other, by a name of your own, such as {"old": {"web": 0.6, "code": 0.4}}:
         only their sum varies, as if they were one domain. A domain is in one of these at most.
+      untrained: domains that no proxy run trained on. They get no weight, unless `lower`, `fixed` or `frozen` asks for
+        some.
       tokens: tokens that there are, by domain; all domains or none.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget. One number, or
@@ -69,6 +71,7 @@ class Constraints:
     max_kl: float | None = None
     kl_penalty: float = 0.0
     frozen: Mapping[str, Shares] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -80,6 +83,7 @@ class Constraints:
     def region(self) -> Region:
         """The mixtures that obey the constraints."""
         low, high = self._vector(self.lower, 0.0), np.minimum(self._vector(self.upper, 1.0), self._caps())
+        high = np.where([name in self.left_out for name in self.domains], 0.0, high)
         fixed = self._vector(self.fixed, np.nan)
         low, high = np.where(np.isnan(fixed), low, fixed), np.where(np.isnan(fixed), high, fixed)
         prior = self.prior_mixture
@@ -103,6 +107,13 @@ class Constraints:
             prior,
             np.inf if self.max_kl is None else self.max_kl,
         )
+
+    @functools.cached_property
+    def left_out(self) -> list[str]:
+        """The untrained domains that nothing asks for."""
+        asked = {*(name for name, share in self.lower.items() if share > 0), *self.fixed}
+        asked |= {name for ratios in self.frozen.values() for name, ratio in ratios.items() if ratio > 0}
+        return [name for name in self.untrained if name not in asked]
 
     @property
     def prior_mixture(self) -> np.ndarray | None:
@@ -130,6 +141,8 @@ class Constraints:
                 found.append(f"{name} is fixed at {self.fixed[name]:.4g}")
             elif self.lower.get(name, 0) > 0 and share <= self.lower[name] + tolerance:
                 found.append(f"{name} is at its least share {self.lower[name]:.4g}")
+            elif name in self.left_out:
+                continue
             elif name in self.upper and self.upper[name] <= cap and share >= self.upper[name] - tolerance:
                 found.append(f"{name} is at its greatest share {self.upper[name]:.4g}")
             elif cap < 1 and share >= cap - tolerance:
@@ -317,6 +330,8 @@ class Constraints:
     def _who_caps(self, name: str) -> str:
         if name in self.fixed:
             return "fixed shares"
+        if name in self.left_out:
+            return "proxy runs, none of which trained on it (--allow_untrained gives it weight),"
         cap = self._caps()[self.domains.index(name)]
         if self.region.high[self.domains.index(name)] < min(cap, self.upper.get(name, 1)) - SUM_TOLERANCE:
             groups = [group for group, ratios in self.frozen.items() if name in ratios]

@@ -6,6 +6,7 @@ import numpy as np
 
 from mde.optimization.losses import Differentiable, Penalised
 from mde.optimization.region import Region
+from mde.optimization.trust import Area
 
 ENOUGH = 1e-4  # of the decrease that the gradient promises (Armijo's condition)
 STILL = 1e-13  # nats per token: a start whose steps gain less than this several times in a row has arrived
@@ -15,7 +16,7 @@ STARTS = 4  # kept from one price of divergence to the next
 
 
 def descend(
-    loss: Differentiable, region: Region, starts: np.ndarray, iterations: int = 500
+    loss: Differentiable, region: Area, starts: np.ndarray, iterations: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each of the mixtures [S, K] comes to, [S, K], and its losses [S]; never above where it started.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mde.errors import UserError
 from mde.optimization.losses import Loss
-from mde.optimization.region import Region
+from mde.optimization.trust import Area
 
 NOTHING = 1e-9  # shares below this are rounding, not data
 TRIM = np.geomspace(1e-6, 1e-2, 13)  # shares below these are tried without
@@ -35,7 +35,13 @@ def best(points: np.ndarray, values: np.ndarray, top: int) -> tuple[np.ndarray, 
 
 
 def refine(
-    loss: Loss, region: Region, elite: np.ndarray, values: np.ndarray, rounds: int, per_round: int, seed: int
+    loss: Loss,
+    region: Area,
+    elite: np.ndarray,
+    values: np.ndarray,
+    rounds: int,
+    per_round: int,
+    seed: int,
 ) -> tuple[np.ndarray, float, int]:
     """The best mixture [K] found around an elite [E, K] with losses [E], its loss, and how many were evaluated.
 
@@ -53,7 +59,7 @@ def refine(
 
 
 def refine_together(
-    losses: Loss, region: Region, points: np.ndarray, rounds: int, per_round: int, seed: int
+    losses: Loss, region: Area, points: np.ndarray, rounds: int, per_round: int, seed: int
 ) -> np.ndarray:
     """The best mixture found for each of M losses that lie near each other, [M, K].
 
@@ -82,7 +88,7 @@ def _best_of_each(losses: Loss, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     return points[values.argmin(axis=1)], values.min(axis=1)
 
 
-def _propose(region: Region, elite: np.ndarray, step: float, n: int, rng: np.random.Generator) -> np.ndarray:
+def _propose(region: Area, elite: np.ndarray, step: float, n: int, rng: np.random.Generator) -> np.ndarray:
     """Proposals [n + trims, K], at most `TRIM` trims, around the elite, as far as `step`, in equal parts of four kinds.
 
     The difference of two of the elite follows long valleys; a transfer between two domains can empty one of them, and

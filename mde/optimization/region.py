@@ -5,6 +5,7 @@ ones, which can keep a ratio), and a ball of Kullback-Leibler divergence around 
 every method below takes many points at once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,20 +117,42 @@ class Region:
         length = np.linalg.norm(direction, axis=1, keepdims=True)
         return self.project(self.centre + FAR * direction / np.maximum(length, 1e-300))
 
-    def vertex(self, slope: np.ndarray) -> np.ndarray:
-        """A mixture [K] of least `slope @ mixture`, exact: a vertex of the bounds (the divergence is not looked at).
+    def divergence_slope(self, point: np.ndarray) -> np.ndarray:
+        """Gradient [K] of the divergence at a point [K]; zero where the prior has no weight."""
+        assert self.prior is not None
+        used = self.prior > 0
+        return np.where(used, np.log(np.maximum(point, 1e-300) / np.where(used, self.prior, 1.0)) + 1, 0.0)
+
+    def vertex(self, slope: np.ndarray, ball: tuple[np.ndarray, float] | None = None) -> np.ndarray:
+        """A mixture [K] of min `slope @ mixture`, exact: a vertex of the bounds (the divergence is not looked at).
+
+        Args:
+          slope: [K].
+          ball: a mixture [K], and the total variation distance from it within which to stay.
 
         Raises:
           UserError: no mixture obeys all bounds.
         """
-        if not len(self.member):
+        if not len(self.member) and ball is None:
             return simplex.cheapest(slope[None], self.low, self.high)[0]
         rows, limits = np.vstack([self.member, -self.member]), np.concatenate([self.group_high, -self.group_low])
         bounds = np.stack([self.low, self.high], axis=1)
-        found = optimize.linprog(slope, rows, limits, np.ones((1, self.k)), [1.0], bounds, "highs", options=PRECISE)
-        if found.x is None:
+        total = np.ones((1, self.k))
+        if ball is None:
+            found = optimize.linprog(slope, rows, limits, total, [1.0], bounds, "highs", options=PRECISE).x
+        else:  # what is added to the mixture and what is taken from it
+            near, radius = ball
+            split = np.hstack([np.eye(self.k), -np.eye(self.k)])
+            rows = np.vstack([rows, np.eye(self.k), -np.eye(self.k)])
+            limits = np.concatenate([limits, self.high, -self.low]) - rows @ near
+            rows, limits = np.vstack([rows @ split, np.repeat([1.0, 0.0], self.k)]), np.append(limits, radius)
+            moved = optimize.linprog(
+                slope @ split, rows, limits, total @ split, [1 - near.sum()], (0, 1), "highs", options=PRECISE
+            ).x
+            found = None if moved is None else near + split @ moved
+        if found is None:
             raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
-        return found.x
+        return found
 
     @functools.cached_property
     def centre(self) -> np.ndarray:
@@ -145,7 +168,7 @@ class Region:
             centre = simplex.centre(self.low, self.high)
         if self.prior is None or self.max_kl == np.inf:
             return centre
-        nearest = self._least_divergent(centre)
+        nearest = self._least_divergent()
         least = self.divergence(nearest[None])[0]
         if least > self.max_kl:
             raise UserError(
@@ -154,32 +177,20 @@ class Region:
             )
         aim = least + 0.5 * (self.max_kl - least)
         towards = centre - nearest
-        return nearest + _last_inside(nearest[None], towards[None], self.divergence, aim)[0] * towards
+        return nearest + last_inside(nearest[None], towards[None], self.divergence, aim)[0] * towards
 
-    def _least_divergent(self, start: np.ndarray) -> np.ndarray:
+    def _least_divergent(self) -> np.ndarray:
         """The mixture nearest to the prior in divergence, among those within the bounds."""
-        prior = self.prior
-        assert prior is not None
-        if self.contains(prior[None])[0]:
-            return prior
-        used = prior > 0  # elsewhere the bounds leave nothing
-        tiny = 1e-12
-        limits = [
-            optimize.LinearConstraint(np.ones((1, int(used.sum()))), 1, 1),
-            optimize.LinearConstraint(self.member[:, used], self.group_low, self.group_high),
-        ]
-        found = optimize.minimize(
-            lambda x: float(np.sum(x * np.log(np.maximum(x, tiny) / prior[used]))),
-            start[used],
-            jac=lambda x: np.log(np.maximum(x, tiny) / prior[used]) + 1,
-            bounds=np.stack([self.low, self.high], axis=1)[used],
-            constraints=limits if len(self.member) else limits[:1],
-            method="SLSQP",
-            options={"ftol": 1e-14, "maxiter": 500},
-        )
-        mixture = np.zeros(self.k)
-        mixture[used] = found.x
-        return mixture
+        from mde.optimization import convex, losses  # which use regions
+
+        assert self.prior is not None
+        if self.contains(self.prior[None])[0]:
+            return self.prior
+        bounds = dataclasses.replace(self, max_kl=np.inf)
+        divergence = losses.Penalised(losses.Formula(0.0, np.zeros(self.k)), bounds, 1.0)
+        found = convex.Program(divergence, bounds).solve()
+        assert found is not None  # the centre obeys the bounds
+        return found.mixture
 
     @functools.cached_property
     def _span(self) -> np.ndarray:
@@ -203,8 +214,8 @@ class Region:
         ahead, behind = np.clip(ahead, 0, 1e9), np.clip(behind, -1e9, 0)
         if self.max_kl == np.inf:
             return behind, ahead
-        forth = _last_inside(points, ahead[:, None] * direction, self.divergence, self.max_kl)
-        back = _last_inside(points, behind[:, None] * direction, self.divergence, self.max_kl)
+        forth = last_inside(points, ahead[:, None] * direction, self.divergence, self.max_kl)
+        back = last_inside(points, behind[:, None] * direction, self.divergence, self.max_kl)
         return behind * back, ahead * forth
 
     def _walk(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -236,7 +247,7 @@ class Region:
         return foot - self._span @ (residual[:-1] / residual[-1])
 
 
-def _last_inside(start: np.ndarray, direction: np.ndarray, value: Callable, cap: float) -> np.ndarray:
+def last_inside(start: np.ndarray, direction: np.ndarray, value: Callable, cap: float) -> np.ndarray:
     """The greatest t of [0, 1], [C], with `value(start + t * direction) <= cap`, for a convex value within it at 0."""
     least, most = np.zeros(len(start)), np.ones(len(start))
     everything = value(start + direction) <= cap

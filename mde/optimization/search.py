@@ -1,17 +1,20 @@
 """The mixture of least loss, under constraints: one entry point, and the way to search that the loss allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from mde.errors import UserError, unknown
-from mde.optimization import descent, refinement, simplex
-from mde.optimization.losses import Differentiable, Linear, Loss
+from mde.optimization import convex, descent, refinement, simplex, trust
+from mde.optimization.losses import Differentiable, Loss
 from mde.optimization.refinement import best, evaluate
 from mde.optimization.region import Region
+from mde.optimization.trust import Area, TrustRegion
 
 METHODS = ("auto", "exact", "gradient", "simulation", "refinement", "vizier")
-STARTS = 16  # of the descent: the best simulated ones; two where all lead to the same optimum
+STARTS = 16  # of the descents of all restarts: the best simulated ones; two where all lead to the same optimum
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,11 @@ class Optimum:
       mixture: [K], the best candidate of all that were evaluated.
       loss: its loss.
       method: how it was found, one of `METHODS`.
-      evaluations: number of mixtures evaluated, not counting the steps of a descent.
-      gap: how far the loss is above the least one at most; None where the loss is not known to be convex.
+      evaluations: number of mixtures evaluated, not counting the steps of a descent or solver.
+      gap: how far the loss is above the minimum at most; None where the loss is not known to be convex.
+      restarts: how many independent searches it is the best of.
+      loss_spread: how far the worst of these searches is above the best; None for a single one.
+      mixture_spread: the largest total variation distance between two of their mixtures; None for a single one.
     """
 
     mixture: np.ndarray
@@ -31,11 +37,14 @@ class Optimum:
     method: str
     evaluations: int
     gap: float | None = None
+    restarts: int = 1
+    loss_spread: float | None = None
+    mixture_spread: float | None = None
 
 
 def minimize(
     loss: Loss,
-    region: Region,
+    region: Area,
     seed: int,
     method: str = "auto",
     n_candidates: int = 4096,
@@ -43,18 +52,20 @@ def minimize(
     top: int = 64,
     start: np.ndarray | None = None,
     concentration: float | np.ndarray | None = None,
+    restarts: int = 1,
 ) -> Optimum:
-    """Searches a region of the simplex for the least loss.
+    """Searches a region of the simplex for the min loss.
 
     The result is the same for the same seed, and never worse than any mixture the search has seen, those of `start`
     that lie in the region included (with `simulation` it is the mean of the best instead).
 
     Args:
-      loss: mixtures [C, K] -> losses [C], nats per token, of many mixtures a call. A `losses.Linear` is minimised
-        exactly, a `losses.Differentiable` by descent from many starts, anything else by simulation and refinement.
+      loss: mixtures [C, K] -> losses [C], nats per token, of many mixtures a call. A convex `losses.Formula` is
+        minimised exactly, another `losses.Differentiable` by descent from many starts, anything else by simulation and
+        refinement.
       region: the mixtures to choose from.
       seed: of the draws.
-      method: `auto` chooses as said. `exact`: a linear program, or the descent of a convex loss, with its gap.
+      method: `auto` chooses as said. `exact`: of a convex loss, with its gap; a formula by CVXPY, others by descent.
         `gradient`: multi-start descent. `simulation`: the mean of the `top` best of `n_candidates` draws (RegMix, arXiv
         2407.01492, section 3.4). `refinement`: rounds of ever smaller steps around the `top` best. `vizier`: OSS
         Vizier's Eagle strategy with `n_candidates` trials.
@@ -64,6 +75,7 @@ def minimize(
       start: further candidates, [C0, K], such as the mixtures that were trained.
       concentration: of the Dirichlet distribution drawn from, one number or [K]; by default half of the draws are
         uniform and half prefer faces.
+      restarts: independent searches with seeds of their own, of which the best is taken; what is exact is solved once.
 
     Raises:
       UserError: settings that make no sense; a method that the loss does not allow; `start` is not made of mixtures;
@@ -71,56 +83,111 @@ def minimize(
     """
     if method not in METHODS:
         raise unknown("search method", method, METHODS)
-    if n_candidates < 1 or top < 1 or rounds < 0:
-        raise UserError(f"n_candidates={n_candidates}, top={top}, rounds={rounds}: expected at least 1, 1 and 0")
-    program = isinstance(loss, Linear) and region.max_kl == np.inf
+    if n_candidates < 1 or top < 1 or rounds < 0 or restarts < 1:
+        raise UserError(
+            f"n_candidates={n_candidates}, top={top}, rounds={rounds}, restarts={restarts}: expected at least 1, 1, 0 "
+            "and 1"
+        )
+    if method in ("auto", "exact") and convex.is_convex_formula(loss):
+        return _exact(loss, region)
     if method == "auto":
-        method = "exact" if program else "gradient" if isinstance(loss, Differentiable) else "refinement"
-    if isinstance(loss, Linear) and program and method == "exact":
-        mixture = loss.minimum(region)
-        return Optimum(mixture, float(loss(mixture[None])[0]), method, 1, gap=0.0)
-    if method == "vizier":
-        from mde.optimization import vizier
+        method = "gradient" if isinstance(loss, Differentiable) else "refinement"
+    if method in ("gradient", "exact") and getattr(loss, "convex", False) and isinstance(region, Region):
+        restarts = 1  # all end at the same optimum, and the gap says how near
 
-        mixture, _ = vizier.search(loss, region, seed, n_candidates)
-        given = _given(region, start)  # Eagle has no way to be told of them
-        points = np.vstack([mixture, given[region.contains(given)]])
-        points, values = best(points, evaluate(loss, points), 1)
-        return Optimum(points[0], float(values[0]), method, n_candidates + len(given))
+    def once(number: int) -> Optimum:
+        spaced = seed + 1000 * number  # a search uses a few seeds from its own on
+        if method == "vizier":
+            return _by_vizier(loss, region, spaced, n_candidates, start)
+        starts = max(STARTS // restarts, 4)
+        return _from_draws(loss, region, spaced, method, n_candidates, rounds, top, start, concentration, starts)
 
+    found = [once(number) for number in range(restarts)]
+    least = min(found, key=lambda one: one.loss)
+    if restarts == 1:
+        return least
+    mixtures = np.stack([one.mixture for one in found])
+    return replace(
+        least,
+        evaluations=sum(one.evaluations for one in found),
+        restarts=restarts,
+        loss_spread=max(one.loss for one in found) - least.loss,
+        mixture_spread=float(pdist(mixtures, "cityblock").max() / 2),
+    )
+
+
+def _exact(loss: Any, region: Area) -> Optimum:
+    """The optimum of a convex formula."""
+    if isinstance(region, TrustRegion):
+        mixture, value, gap, looked = trust.minimize(loss, region)
+        return Optimum(mixture, value, "exact", looked, gap)
+    found = convex.Program(loss, region).solve()
+    if found is None:
+        raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
+    return Optimum(found.mixture, found.loss, "exact", 1, found.gap)
+
+
+def _by_vizier(loss: Loss, region: Area, seed: int, trials: int, start: np.ndarray | None) -> Optimum:
+    from mde.optimization import vizier
+
+    mixture, _ = vizier.search(loss, region, seed, trials)
+    given = _given(region, start)  # Eagle has no way to be told of them
+    points = np.vstack([mixture, given[region.contains(given)]])
+    points, values = best(points, evaluate(loss, points), 1)
+    return Optimum(points[0], float(values[0]), "vizier", trials + len(given))
+
+
+def _from_draws(
+    loss: Loss,
+    region: Area,
+    seed: int,
+    method: str,
+    n_candidates: int,
+    rounds: int,
+    top: int,
+    start: np.ndarray | None,
+    concentration: float | np.ndarray | None,
+    starts: int,
+) -> Optimum:
     points = _candidates(region, n_candidates, seed, start, concentration)
     values = evaluate(loss, points)
     elite, elite_values = best(points, values, top)
-    average = elite.mean(axis=0)  # in the region, which is convex
-    average_loss = float(evaluate(loss, average[None])[0])
+    average = elite.mean(axis=0)
     if method == "simulation":
-        return Optimum(average, average_loss, method, len(points) + 1)
-    elite, elite_values = best(np.vstack([elite, average]), np.append(elite_values, average_loss), top)
+        average = average if region.contains(average[None])[0] else region.project(average[None])[0]
+        return Optimum(average, float(evaluate(loss, average[None])[0]), method, len(points) + 1)
+    if region.contains(average[None])[0]:  # always, where the region is convex
+        points = np.vstack([points, average])
+        elite, elite_values = best(
+            np.vstack([elite, average]), np.append(elite_values, evaluate(loss, average[None])), top
+        )
     if method == "refinement":
         per_round = max(n_candidates // 4, 1)
         mixture, value, more = refinement.refine(loss, region, elite, elite_values, rounds, per_round, seed)
-        return Optimum(mixture, value, method, len(points) + 1 + more)
-    starts = elite[: 2 if getattr(loss, "convex", False) else STARTS]
-    return _by_gradient(loss, region, method, starts, len(points) + 1)
+        return Optimum(mixture, value, method, len(points) + more)
+    used = elite[: 2 if getattr(loss, "convex", False) else starts]
+    return _by_gradient(loss, region, method, used, len(points))
 
 
-def _by_gradient(loss: Loss, region: Region, method: str, starts: np.ndarray, evaluations: int) -> Optimum:
+def _by_gradient(loss: Loss, region: Area, method: str, starts: np.ndarray, evaluations: int) -> Optimum:
     if not isinstance(loss, Differentiable):
         raise UserError(f"search method {method!r} needs a loss with a gradient; 'refinement' takes any")
     if method == "exact" and not loss.convex:
         raise UserError("search method 'exact' needs a convex loss; 'gradient' takes any differentiable one")
-    if region.max_kl < np.inf:
+    distance = None
+    if isinstance(region, TrustRegion):
+        points, values = descent.descend(loss, region, starts)
+    elif region.max_kl < np.inf:
         points, values, distance = descent.descend_in_ball(loss, region, starts)
     else:
         points, values = descent.descend(loss, region, starts)
         distance = descent.gap(loss, region, points[np.argmin(values)])
     least = int(np.argmin(values))
-    gap = distance if loss.convex else None
-    return Optimum(points[least], float(values[least]), method, evaluations, gap)
+    return Optimum(points[least], float(values[least]), method, evaluations, distance if loss.convex else None)
 
 
 def _candidates(
-    region: Region, n: int, seed: int, start: np.ndarray | None, concentration: float | np.ndarray | None
+    region: Area, n: int, seed: int, start: np.ndarray | None, concentration: float | np.ndarray | None
 ) -> np.ndarray:
     """What the caller adds, and draws; without a concentration half of these near or on faces, and the corners."""
     if concentration is not None:
@@ -134,7 +201,7 @@ def _candidates(
     return np.vstack([points[inside], region.project(points[~inside])])
 
 
-def _given(region: Region, start: np.ndarray | None) -> np.ndarray:
+def _given(region: Area, start: np.ndarray | None) -> np.ndarray:
     """The caller's candidates, checked."""
     if start is None:
         return np.empty((0, region.k))

@@ -9,13 +9,13 @@ import numpy as np
 from mde.errors import UserError
 from mde.optimization.losses import Loss
 from mde.optimization.refinement import evaluate
-from mde.optimization.region import Region
+from mde.optimization.trust import Area
 
 BATCH = 16  # trials between updates
 METRIC = "loss"
 
 
-def search(loss: Loss, region: Region, seed: int, trials: int) -> tuple[np.ndarray, float]:
+def search(loss: Loss, region: Area, seed: int, trials: int) -> tuple[np.ndarray, float]:
     """The best mixture [K] of so many trials, and its loss.
 
     Vizier knows boxes, not simplices: each share has a parameter u of [0, 1], and -log u, divided by their sum, are the
@@ -56,7 +56,7 @@ def search(loss: Loss, region: Region, seed: int, trials: int) -> tuple[np.ndarr
     return best, least
 
 
-def _mixtures(u: np.ndarray, region: Region) -> np.ndarray:
+def _mixtures(u: np.ndarray, region: Area) -> np.ndarray:
     exponential = -np.log(np.clip(u.astype(np.float64), 1e-12, 1 - 1e-12))
     shares = exponential / exponential.sum(axis=1, keepdims=True)
     return region.nearby(region.low + (1 - region.low.sum()) * shares)

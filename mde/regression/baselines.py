@@ -5,11 +5,11 @@ Shapes: R observations, K training domains, J evaluation domains.
 
 import numpy as np
 
-from mde.optimization import losses as functions
 from mde.optimization import search
 from mde.optimization.objectives import Objective
 from mde.optimization.region import Region
 from mde.regression.estimators import GradientBoosting, make
+from mde.regression.formulas import formula, under
 from mde.regression.laws import MixingLaw
 
 ROWS = 40  # observations with which LightGBM's leaves of 20 rows can split for the first time
@@ -44,22 +44,17 @@ def regmix(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, prior
     return found.mixture
 
 
-def mixing_law(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, seed: int) -> np.ndarray:
-    """The mixture [K] of least objective under exponential laws, one an evaluation domain.
+def mixing_law(mixtures: np.ndarray, losses: np.ndarray, objective: Objective) -> np.ndarray:
+    """The mixture [K] of min objective under exponential laws, one per evaluation domain.
 
-    Source: Data Mixing Laws, arXiv 2403.16952, equation 7. The laws are convex, so for an average this is their optimum
-    over the whole simplex; a worst case is searched by its values.
+    Source: Data Mixing Laws, arXiv 2403.16952, equation 7. The laws are convex, so this is their optimum over the whole
+    simplex, of an average or a worst case.
 
     Args:
       mixtures: of the observations, [R, K].
       losses: of these, [R, J], nats per token.
       objective: what is minimised.
-      seed: of the starts.
     """
-    laws = MixingLaw().fit(mixtures, losses)
-    region = Region.simplex(mixtures.shape[1])
-    if objective.worst:
-        return search.minimize(lambda candidates: objective(laws.predict(candidates)), region, seed).mixture
-    predicted = laws.jax_predict()
-    average = functions.Smooth(lambda mixture: predicted(mixture) @ objective.weights, convex=True)
-    return search.minimize(average, region, seed, "exact").mixture
+    laws = formula(MixingLaw().fit(mixtures, losses), "lambda")
+    assert laws is not None
+    return search.minimize(under(laws, objective), Region.simplex(mixtures.shape[1]), 0, "exact").mixture

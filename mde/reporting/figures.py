@@ -77,7 +77,7 @@ def errors(methods: pd.DataFrame) -> go.Figure:
             hovertemplate="%{y}<br>MSE %{x:.3g} ×10⁻³",
         )
     learnt_first = pd.concat([tried[tried["group"] != findings.ALONE], tried])
-    order = list(learnt_first["features"].map(short).unique())
+    order = list(learnt_first["features"].map(short).unique()) or ["mean"]  # where nothing else was tried
     for mean in methods.loc[methods["group"] == findings.MEAN, "mse"]:
         figure.add_scatter(
             x=[mean * 1e3] * 2,

@@ -170,7 +170,9 @@ def evaluators_by_domain(study: Study) -> pd.DataFrame:
 
 
 def recommendation(study: Study) -> pd.DataFrame:
-    """A row a training domain: share of every predicted mixture, and low and high of the recommended share.
+    """One row per training domain: its weight in every predicted mixture, and low and high of the recommended weight.
+
+    There is no interval where the regressor is a constant.
 
     Where the study has the domains' text, their `tokens` come first.
     """
@@ -181,8 +183,9 @@ def recommendation(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(tokens, names)
     for label, predicted in optimum["predictions"].items():
         table[label] = pd.Series(predicted["mixture"])
-    intervals = pd.DataFrame(optimum["share_intervals"], ["low", "high"]).T
-    return table.join(intervals).rename_axis("domain")
+    if optimum["share_intervals"]:
+        table = table.join(pd.DataFrame(optimum["share_intervals"], ["low", "high"]).T)
+    return table.rename_axis("domain")
 
 
 def predictions(study: Study) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mde.reporting import findings
+from mde.reporting import findings, support
 from mde.reporting.table import Table
 from mde.study import Study
 
@@ -89,18 +89,25 @@ def recommendation(study: Study) -> Table:
     level, epochs = optimum["interval_level"], optimum["epochs"]
     beside = "proportional" if "proportional" in shares else "best observed"
     tokens = {"tokens": shares["tokens"].map("{:,}".format)} if "tokens" in shares else {}
+    intervals, largest = {}, {}
+    if "low" in shares:
+        bounds = zip(shares["low"], shares["high"], strict=True)
+        intervals[f"{level:.0%} interval"] = [f"{_percent(low)} to {_percent(high)}" for low, high in bounds]
+    if "support" in optimum:
+        trained = pd.Series(optimum["support"]["largest_weights"])
+        largest["max of the proxy runs"] = trained.reindex(shares.index).map(_percent)
     frame = pd.DataFrame(
         {
             **tokens,
             beside: shares[beside].map(_percent),
             "recommended": shares[findings.RECOMMENDED].map(_percent),
-            f"{level:.0%} interval": [
-                f"{_percent(low)} to {_percent(high)}" for low, high in zip(shares["low"], shares["high"], strict=True)
-            ],
+            **intervals,
+            **largest,
             **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
         }
     )
-    notes = [predicted(study), *(f"Binds: {constraint}." for constraint in optimum["binding"])]
+    notes = [predicted(study), *(f"{line[0].upper()}{line[1:]}." for line in support.cautions(study))]
+    notes += [f"Binds: {constraint}." for constraint in optimum["binding"]]
     if study.errors:
         notes.append(f"Error is 1 − value, where more is better: {', '.join(study.errors)}.")
     return Table("Recommended mixture: share of the training tokens", frame, (*notes, *_edges(shares)))
@@ -108,6 +115,8 @@ def recommendation(study: Study) -> Table:
 
 def _edges(shares: pd.DataFrame) -> list[str]:
     """Why recommended shares lie at an edge of their intervals or beyond, if some do; 0.1% is what a table shows."""
+    if "low" not in shares:
+        return []
     share, low, high = (shares[column].round(3) for column in (findings.RECOMMENDED, "low", "high"))
     at = shares.index[(low < high) & (share > 0) & ((share <= low) | (share >= high))]
     if at.empty:

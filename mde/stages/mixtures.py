@@ -14,6 +14,9 @@ from mde.study import Study
 
 Shares = Mapping[str, float]
 RECOMMENDED, BEST_OBSERVED, GIVEN, UNIMAX = "recommended", "best observed", "given", "unimax"
+OWN_DOMAINS = "own domains"  # the baseline "more of the target's own domain"
+TEMPERATURE = 0.5  # power of the token counts, between proportional (1) and uniform (0)
+TEMPERED = f"proportional^{TEMPERATURE:g}"
 REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
 THIS = "study"  # stands before a name as another study's directory does: study:recommended is recommended
 _SEED = 0  # of the searches of other methods: a name stands for one mixture
@@ -42,12 +45,15 @@ def natural(
 ) -> dict[str, Shares]:
     """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
 
-    `proportional` takes the tokens; `unimax` a budget and a greatest number of epochs besides, which leave a mixture.
+    `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a
+    largest number of epochs besides, which leave a mixture.
     """
     found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
     if not tokens:
         return found
     found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
+    tempered = {name: count**TEMPERATURE for name, count in tokens.items()}
+    found[TEMPERED] = {name: count / sum(tempered.values()) for name, count in tempered.items()}
     if budget and max_epochs:
         epochs = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(domains, max_epochs)
         most = np.array([tokens[name] * epochs.get(name, np.inf) for name in domains])
@@ -193,7 +199,7 @@ def _regmix(study: Study) -> Shares:
 
 
 def _mixing_law(study: Study) -> Shares:
-    return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study), _SEED))
+    return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study)))
 
 
 def _of_experts(tau: float) -> Callable[[Study], Shares]:
@@ -223,6 +229,16 @@ def _by_domain(study: Study, shares: np.ndarray) -> Shares:
     return dict(zip(study.domains.training, shares.tolist(), strict=True))
 
 
+def _predicted(study: Study, name: str) -> Shares:
+    """A mixture that `mde optimize` compared its recommendation with."""
+    predictions = study.read_json("optimum.json", "optimize")["predictions"]
+    if name not in predictions:
+        raise UserError(
+            f"mixture {name!r}: `mde optimize` has none for this objective; known are {', '.join(predictions)}"
+        )
+    return predictions[name]["mixture"]
+
+
 def _scaled(study: Study) -> Shares:
     found = study.read_json("scale.json", "scale")["ddo"]
     if "tokens" not in found:
@@ -237,7 +253,8 @@ def _reweighted(method: str) -> Callable[[Study], Shares]:
 # Where the mixtures come from that some command has found.
 SOURCES: Mapping[str, Callable[[Study], Shares]] = {
     RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["shares"],
-    BEST_OBSERVED: lambda study: study.read_json("optimum.json", "optimize")["predictions"][BEST_OBSERVED]["mixture"],
+    BEST_OBSERVED: lambda study: _predicted(study, BEST_OBSERVED),
+    OWN_DOMAINS: lambda study: _predicted(study, OWN_DOMAINS),
     UNIMAX: _unimax,
     "regmix": _regmix,
     "mixing-law": _mixing_law,

@@ -1,23 +1,27 @@
 """`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from tqdm import tqdm
 
 from mde.errors import check_positive, unknown
-from mde.optimization import objectives, refinement, search, surface
+from mde.optimization import objectives, refinement, surface
 from mde.optimization.constraints import Constraints
+from mde.optimization.losses import Loss
 from mde.optimization.objectives import Objective
+from mde.optimization.trust import Area
 from mde.regression import uncertainty
-from mde.reporting import tables
-from mde.stages import problem
+from mde.reporting import support, tables
+from mde.stages import problem, recommend
 from mde.stages.fit import Observations, observations
-from mde.stages.mixtures import BEST_OBSERVED, tokens_of
+from mde.stages.mixtures import BEST_OBSERVED, RECOMMENDED, tokens_of
 from mde.stages.predict import Predictor
+from mde.stages.support import Data, distance_limit
 from mde.study import Study
 
 LEVEL = 0.9  # of the intervals
@@ -46,6 +50,8 @@ def optimize(
     prior: str | Mapping[str, float] | None = None,
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
+    max_distance: float | str | None = None,
+    allow_untrained: bool = False,
     seed: int = 0,
 ) -> None:
     """Searches the simplex with the chosen regressor, fitted on all observations.
@@ -72,34 +78,53 @@ def optimize(
       prior: a mixture to stay near: uniform, proportional, unimax or shares by domain.
       max_kl: greatest KL divergence from the prior, nats.
       kl_penalty: what a nat of this divergence costs, in the unit of the losses.
+      max_distance: largest total variation distance from the nearest proxy run, from 0 to 1, or none to search
+        everywhere. By default there is no limit where the optimum lies among the proxy runs; where it does not, the
+        limit is the largest distance between a proxy run and its nearest neighbour.
+      allow_untrained: whether domains that no proxy run trained on may get weight.
       seed: of the search and the halves.
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
-    names, counts = study.domains.training, tokens or tokens_of(study)
-    bounds = problem.constraints(
-        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen
-    )
+    max_distance = distance_limit(max_distance)
     choice = study.read_json("fit/choice.json", "fit")
+    inputs, predictor, domains = observations(study, choice["objective"]), Predictor(study), study.domains
+    data = Data(inputs.mixtures)
+    names, counts = domains.training, tokens or tokens_of(study)
+    bounds = problem.constraints(
+        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen,
+        () if allow_untrained else data.untrained(),
+    )  # fmt: skip
     name = problem.objective_or_chosen(study, objective)
-    inputs = observations(study, choice["objective"])
-    domains = study.domains
-    goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
-    predictor = Predictor(study)
-    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds)
+    goal = objectives.make(name, domains.evaluation, names, None, beta)
+    own = problem.own_weights(goal, domains.evaluation, names)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
-        goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
+        goal = objectives.make(name, domains.evaluation, names, losses, beta)
         if reference != BEST_OBSERVED:  # which is then the best by what is minimised
-            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds)
-    best = _search(study, predictor, goal, bounds, method, candidates, seed)
-    table = pd.concat([pd.DataFrame([best.mixture], ["recommended"], known.columns), known])
-    resampled = _resampled(predictor, inputs, goal, bounds, table, candidates, refits, seed)
-    shares = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
+    dead = problem.unresponsive(choice, goal, domains.evaluation)
+    if dead.share == 1:
+        found = recommend.nothing(bounds, known)
+        fitted = None
+    else:
+        loss = problem.loss(study, predictor, goal, bounds, method)
+        start = problem.known_mixtures(study, bounds)
+        found = _shown(recommend.search_for, loss, bounds, data, max_distance, method, candidates, seed, start)
+        fitted = _refits(predictor, inputs, refits, seed)
+    table = pd.concat([pd.DataFrame([found.best.mixture], [RECOMMENDED], known.columns), known])
+    weights, gain = None, None
+    if fitted is not None:
+        optima = _optima(predictor, fitted, goal, bounds, found.region, table, candidates, seed)
+        low, high = np.quantile(optima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        weights = dict(zip(table.columns, np.stack([low, high], axis=1), strict=True))
     intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
-    predictions = _predictions(predictor, inputs, goal, bounds, table, intervals)
-    epochs, binding = bounds.epochs(best.mixture), bounds.binding(best.mixture)
+    predictions = _predictions(predictor, inputs, goal, bounds, table, intervals, data)
+    if fitted is not None:
+        gain = _gain(predictor, fitted, goal, table, predictions)
+    best = found.best
     study.write_json(
         "optimum.json",
         {
@@ -110,12 +135,31 @@ def optimize(
             "regressor": choice["regressor"],
             "features": choice["features"],
             "shares": dict(zip(table.columns, best.mixture, strict=True)),
-            "share_intervals": dict(zip(table.columns, shares.T, strict=True)),
-            "refits": len(resampled),
+            "share_intervals": weights,
+            "refits": 0 if fitted is None else len(fitted),
             "interval_level": LEVEL,
-            "search": {"method": best.method, "evaluations": best.evaluations, "gap": best.gap},
-            "binding": binding,
-            "epochs": epochs,
+            "search": {
+                "method": best.method,
+                "evaluations": best.evaluations,
+                "gap": best.gap,
+                "restarts": best.restarts,
+                "loss_spread": best.loss_spread,
+                "mixture_spread": best.mixture_spread,
+            },
+            "support": {
+                **data.about(best.mixture),
+                "spacing": data.spacing,
+                "largest_weights": data.largest.to_dict(),
+                "untrained": data.untrained(),
+                "left_out": bounds.left_out,
+                "max_distance": found.radius,
+                "note": found.note,
+                "unrestricted": None if found.unrestricted is None else _elsewhere(predictor, goal, data, found),
+            },
+            "unresponsive": dead._asdict(),
+            "gain": gain,
+            "binding": bounds.binding(best.mixture),
+            "epochs": bounds.epochs(best.mixture),
             "tokens": bounds.tokens,
             "budget": bounds.budget,
             "max_epochs": bounds.max_epochs,
@@ -124,41 +168,34 @@ def optimize(
     )
     around = _surface(predictor, bounds, best.mixture, seed)
     study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
-    print("recommended: " + ", ".join(f"{k} {share:.1%}" for k, share in zip(table, best.mixture, strict=True)))
+    print("recommended: " + ", ".join(f"{k} {weight:.1%}" for k, weight in zip(table, best.mixture, strict=True)))
     print(tables.predicted(study))
-    if refits is not None and len(resampled) < refits:
-        print(f"the intervals of the shares are of {len(resampled)} refits, not {refits}: each of them is expensive")
-    _say(binding, epochs, predictions, study.unit_of(goal.counted(domains.evaluation)))
+    print(f"\n{support.compared(study)}\n")
+    if refits is not None and fitted is not None and len(fitted) < refits:
+        print(f"the intervals of the weights are of {len(fitted)} refits, not {refits}: each of them is expensive")
+    for line in support.cautions(study):
+        print(line)
+    _say(
+        bounds.binding(best.mixture),
+        bounds.epochs(best.mixture),
+        predictions,
+        study.unit_of(goal.counted(domains.evaluation)),
+    )
     following = ("report", "shows more") if study.is_swarm else ("prove", "trains it and its rivals")
     print(f"`mde {following[0]} --study={study}` {following[1]}")
 
 
-def _search(
-    study: Study,
-    predictor: Predictor,
-    goal: Objective,
-    bounds: Constraints,
-    method: str,
-    candidates: int,
-    seed: int,
-) -> search.Optimum:
+def _shown(search_for: Callable[..., recommend.Found], loss: Loss, *arguments: Any) -> recommend.Found:
     """The search itself, with a bar where mixtures are evaluated one batch after another."""
-    loss = problem.loss(study, predictor, goal, bounds, method)
+    if hasattr(loss, "value_and_gradient"):
+        return search_for(loss, *arguments)
     with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
 
         def counted(mixtures: np.ndarray) -> np.ndarray:
             bar.update(len(mixtures))
             return loss(mixtures)
 
-        structured = hasattr(loss, "value_and_gradient")
-        return search.minimize(
-            loss if structured else counted,
-            bounds.region,
-            seed,
-            method,
-            n_candidates=candidates,
-            start=problem.known_mixtures(study, bounds),
-        )
+        return search_for(counted, *arguments)
 
 
 def _predictions(
@@ -168,8 +205,11 @@ def _predictions(
     bounds: Constraints,
     table: pd.DataFrame,
     intervals: np.ndarray,
+    data: Data,
 ) -> dict[str, Any]:
-    """By mixture: what is predicted of it, how far above the recommended one, and whether it obeys the constraints."""
+    """By mixture: what is predicted of it, how far above the recommended one, whether it obeys the constraints, and how
+    far it is from the proxy runs.
+    """
     losses = predictor(table.to_numpy())
     objective = goal(losses)
     inside = bounds.region.contains(table.to_numpy(), 1e-6)
@@ -180,6 +220,7 @@ def _predictions(
             "objective_interval": intervals[i],
             "above_recommended": float(objective[i] - objective[0]),
             "feasible": bool(inside[i]),
+            "support": data.about(table.to_numpy()[i]),
             "losses": dict(zip(inputs.domains, losses[i], strict=True)),
         }
         for i, name in enumerate(table.index)
@@ -222,25 +263,64 @@ def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions
             print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} {unit}")
 
 
-def _resampled(
-    predictor: Predictor,
-    inputs: Observations,
-    goal: Objective,
-    bounds: Constraints,
-    table: pd.DataFrame,
-    candidates: int,
-    refits: int | None,
-    seed: int,
-) -> np.ndarray:
-    """The optimum of each refit on half of the observations, [refits, K]; of an expensive regressor there are fewer.
+def _elsewhere(predictor: Predictor, goal: Objective, data: Data, found: recommend.Found) -> dict[str, Any]:
+    """The optimum of the search without a limit on distance, which was not trusted."""
+    assert found.unrestricted is not None
+    mixture = found.unrestricted.mixture
+    objective = goal(predictor(np.stack([mixture, found.best.mixture])))
+    return {
+        "shares": dict(zip(data.runs.columns, mixture, strict=True)),
+        "objective": float(objective[0]),
+        "below_recommended": float(objective[1] - objective[0]),
+        **data.about(mixture),
+    }
 
-    All are searched for together, from the recommendation, its rivals and draws all over the region on.
+
+def _gain(
+    predictor: Predictor, fitted: Sequence[Any], goal: Objective, table: pd.DataFrame, predictions: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How far the recommendation is predicted to be below the best baseline that obeys the constraints.
+
+    The standard error is the spread of that difference over the refits on half of the proxy runs.
     """
-    pool = np.concatenate([table.to_numpy(), bounds.region.sample(candidates, seed + 1)])
-    pool = pool[bounds.region.contains(pool)]
+    allowed = [name for name, found in predictions.items() if name != RECOMMENDED and found["feasible"]]
+    if not allowed:
+        return None
+    name = min(allowed, key=lambda baseline: predictions[baseline]["objective"])
+    design = predictor.design(table.loc[[RECOMMENDED, name]].to_numpy())
+    differences = [np.diff(goal(refitted.predict(design)))[0] for refitted in fitted]
+    error, gain = float(np.std(differences)), predictions[name]["above_recommended"]
+    return {
+        "baseline": name,
+        "gain": gain,
+        "standard_error": error,
+        "distinguishable": bool(gain > norm.ppf((1 + LEVEL) / 2) * error),
+    }
+
+
+def _refits(predictor: Predictor, inputs: Observations, refits: int | None, seed: int) -> list[Any]:
+    """Regressors fitted on random halves of the proxy runs; of an expensive one there are fewer."""
     design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
     bar = functools.partial(tqdm, desc="refits", unit=f"{uncertainty.BATCH} refits")
-    fitted = uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed, bar)
+    return uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed, bar)
+
+
+def _optima(
+    predictor: Predictor,
+    fitted: Sequence[Any],
+    goal: Objective,
+    bounds: Constraints,
+    region: Area,
+    table: pd.DataFrame,
+    candidates: int,
+    seed: int,
+) -> np.ndarray:
+    """The optimum of each refit, [refits, K].
+
+    All are searched for together, from the recommendation, its baselines and draws all over the region on.
+    """
+    pool = np.concatenate([table.to_numpy(), region.sample(candidates, seed + 1)])
+    pool = pool[region.contains(pool, 1e-7)]
 
     with tqdm(desc="their optima", total=ROUNDS + 1, unit="round") as rounds:
 
@@ -250,4 +330,4 @@ def _resampled(
             rounds.update()
             return found
 
-        return refinement.refine_together(values, bounds.region, pool, ROUNDS, max(candidates // 4, 1), seed)
+        return refinement.refine_together(values, region, pool, ROUNDS, max(candidates // 4, 1), seed)

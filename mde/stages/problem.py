@@ -1,7 +1,7 @@
 """What `mde optimize` and `mde iterate` minimise, and under what: names out of a study become numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,32 +11,80 @@ from mde.errors import UserError, unknown
 from mde.optimization import losses, objectives
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.objectives import Objective
-from mde.regression import estimators, uncertainty
 from mde.regression import features as feature_sets
+from mde.regression import formulas, uncertainty
 from mde.regression.designs import knows_deviation
-from mde.regression.laws import MixingLaw
 from mde.stages.fit import Observations
-from mde.stages.mixtures import BEST_OBSERVED, Shares, natural
+from mde.stages.mixtures import BEST_OBSERVED, OWN_DOMAINS, Shares, natural
 from mde.stages.predict import Predictor
 from mde.study import Study
 
 
-def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Constraints) -> pd.DataFrame:
-    """What a recommendation is compared with: uniform, proportional and unimax where they are known, the best observed.
+def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Constraints, own: Shares) -> pd.DataFrame:
+    """What a recommendation is compared with: the mixtures that need no training, most of the own domains, and the best
+    proxy run.
 
     Args:
-      mixtures: of the observations, [R, K].
+      mixtures: of the proxy runs, [R, K].
       observed: their objective, [R].
       bounds: with the tokens, budget and epochs that proportional and unimax are made of.
+      own: weights in the objective of the evaluation domains that are trained on; empty for none.
     """
     known = natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs)
-    rows = pd.DataFrame.from_dict(known, orient="index")
+    rows = pd.DataFrame.from_dict(known, orient="index")[list(mixtures)]
+    if (most := own_domains(mixtures, own)) is not None and not np.isclose(rows, most).all(axis=1).any():
+        rows.loc[OWN_DOMAINS] = most
     best = mixtures.iloc[[int(np.argmin(observed))]].set_axis([BEST_OBSERVED])
-    return pd.concat([rows[list(mixtures)], best])
+    return pd.concat([rows, best])
+
+
+def own_domains(mixtures: pd.DataFrame, own: Shares) -> np.ndarray | None:
+    """The baseline "more of the target's own domain", [K]: uniform over several own domains that count equally and are
+    all that counts, and otherwise the mixture of the proxy run with most weight on them. None without any.
+    """
+    weights = np.array([own.get(str(name), 0.0) for name in mixtures])
+    counted = weights > 0
+    if not counted.any():
+        return None
+    if counted.sum() > 1 and np.ptp(weights[counted]) < 1e-9 and weights.sum() > 1 - 1e-9:
+        return counted / counted.sum()
+    return mixtures.iloc[int(np.argmax(mixtures.to_numpy() @ weights))].to_numpy()
+
+
+def own_weights(objective: Objective, evaluation: Sequence[str], training: Sequence[str]) -> dict[str, float]:
+    """Weights in the objective of the evaluation domains that are trained on."""
+    return {
+        name: float(weight)
+        for name, weight in zip(evaluation, objective.weights, strict=True)
+        if name in training and weight > 0
+    }
+
+
+class Unresponsive(NamedTuple):
+    """Evaluation domains of an objective that no regressor predicts better than their mean does.
+
+    Attributes:
+      domains: their names.
+      share: of the objective's weight, 0 to 1; of a worst case, of the domains that it is over.
+    """
+
+    domains: list[str]
+    share: float
+
+
+def unresponsive(choice: Mapping[str, Any], objective: Objective, evaluation: Sequence[str]) -> Unresponsive:
+    """What of an objective does not respond to the mixture; all of it where the chosen regressor is the mean."""
+    names = evaluation if choice["regressor"] == "mean" else choice.get("unresponsive", [])
+    dead = np.array([name in names for name in evaluation]) & (objective.weights > 0)
+    if dead.sum() == (objective.weights > 0).sum():
+        share = 1.0
+    else:
+        share = float(dead.sum() / (objective.weights > 0).sum() if objective.worst else objective.weights[dead].sum())
+    return Unresponsive([name for name, one in zip(evaluation, dead, strict=True) if one], share)
 
 
 def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
-    """What every search starts from beside its draws: the observations and the mixtures that have a name, [C, K]."""
+    """What every search starts from beside its draws: the proxy runs and the mixtures that have a name, [C, K]."""
     runs = study.mixtures()
     observed = runs.loc[runs["role"] == "observation", list(bounds.domains)]
     named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs).values()))
@@ -70,6 +118,7 @@ def constraints(
     max_kl: float | None = None,
     kl_penalty: float = 0.0,
     frozen: Mapping[str, Shares] | None = None,
+    untrained: Sequence[str] = (),
 ) -> Constraints:
     """The constraints on mixtures of these domains, as the arguments of commands say.
 
@@ -77,6 +126,7 @@ def constraints(
       names: the domains.
       tokens: that there are of each, if that is known.
       lower: this and the others are those of `mde optimize`.
+      untrained: domains that no proxy run trained on, which get no weight unless a constraint asks for it.
 
     Raises:
       UserError: as `Constraints`; bounds of a group that is not there, or that are not two; an unknown prior.
@@ -106,6 +156,7 @@ def constraints(
         max_kl,
         kl_penalty,
         frozen or {},
+        tuple(untrained),
     )
 
 
@@ -114,11 +165,9 @@ def loss(
 ) -> losses.Loss:
     """The predicted objective of mixtures, with what the search may know of it beside its values.
 
-    Ridge on functions of λ alone is linear in them: an average of its losses has a gradient, and on λ itself a linear
-    program is exact, for a worst case too. Other regressors on λ alone are differentiated by JAX where they can be.
-
-    Observations from elsewhere are searched without JAX, which they have not needed so far, unless the method asks for
-    a gradient.
+    Ridge on functions of λ alone and mixing laws are formulas, whoever trained the proxy runs: where they are convex,
+    an average and a worst case are minimised exactly. Other regressors on λ alone are differentiated by JAX where they
+    can be; swarms from elsewhere, which have not needed JAX so far, only if the method asks for a gradient.
 
     Args:
       study: the study.
@@ -128,7 +177,7 @@ def loss(
       method: of the search.
     """
     traced = method in ("gradient", "exact") or not study.is_swarm
-    found = _structured(predictor, objective) or (_traced(predictor, objective) if traced else None)
+    found = _written(predictor, objective) or (_traced(predictor, objective) if traced else None)
     if found is None:
         return lambda mixtures: (
             values(predictor.regressor, predictor.design(mixtures), objective) + bounds.penalty(mixtures)
@@ -173,22 +222,14 @@ def intervals(
     )
 
 
-def _structured(predictor: Predictor, objective: Objective) -> losses.Linear | losses.Separable | None:
-    regressor = predictor.regressor
-    parts = predictor.features.split("+")
-    if not isinstance(regressor, estimators.Ridge) or objective.beta or set(parts) - {"lambda", "sqrt", "log"}:
+def _written(predictor: Predictor, objective: Objective) -> losses.Formula | None:
+    """The objective as a formula, where it is one that a search can do more with than evaluate."""
+    written = None if objective.beta else formulas.formula(predictor.regressor, predictor.features)
+    if written is None:
         return None
-    slopes = dict(zip(parts, np.split(regressor.coef_, len(parts)), strict=True))  # [K, J] each
-    if objective.worst:
-        counted = objective.weights > 0
-        reference = 0.0 if objective.reference is None else objective.reference
-        offsets = (regressor.intercept_ - reference)[counted]
-        return losses.Linear(slopes["lambda"].T[counted], offsets) if parts == ["lambda"] else None
-    linear, root, log = (
-        slopes.get(part, 0 * slopes[parts[0]]) @ objective.weights for part in ("lambda", "sqrt", "log")
-    )
-    offset = float(regressor.intercept_ @ objective.weights)
-    return losses.Linear(linear, offset) if parts == ["lambda"] else losses.Separable(linear, root, log, 0.01, offset)
+    found = formulas.under(written, objective)
+    # Of a worst case that is not convex, the largest function's gradient leads to a kink and no further.
+    return found if found.convex or not objective.worst else None
 
 
 def _traced(predictor: Predictor, objective: Objective) -> losses.Smooth | None:
@@ -200,6 +241,4 @@ def _traced(predictor: Predictor, objective: Objective) -> losses.Smooth | None:
         predicted, design = regressor.jax_predict(), feature_sets.traceable(features)
     except UserError:  # a blend with a part that has no such form; it is searched by its values
         return None
-    return losses.Smooth(
-        lambda mixture: predicted(design(mixture)) @ objective.weights, isinstance(regressor, MixingLaw)
-    )
+    return losses.Smooth(lambda mixture: predicted(design(mixture)) @ objective.weights)

@@ -193,5 +193,5 @@ def test_every_search_keeps_frozen_ratios_and_finds_what_virtual_domains_would(m
 @given(st.integers(0, 10_000))
 def test_a_linear_loss_is_least_at_a_virtual_domain(seed):
     slope = np.random.default_rng(seed).normal(size=5)
-    found = search.minimize(losses.Linear(slope), constrained(frozen=RATIOS).region, seed=0)
+    found = search.minimize(losses.Formula(0.0, slope), constrained(frozen=RATIOS).region, seed=0)
     np.testing.assert_allclose(found.mixture, VIRTUAL[np.argmin(VIRTUAL @ slope)], atol=1e-9)

@@ -85,7 +85,7 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted, 
     # The objective is 3 - .1 √web - 1.475 √code - .3 √books: code takes all it may, the others go as squared slopes.
     # Ridge shrinks the slopes a little: of a share of .63, one part in a hundred.
     np.testing.assert_allclose(shares, [0.07, 0.3, 0.63], atol=0.0063)
-    assert found["search"]["method"] == "gradient"
+    assert found["search"]["method"] == "exact"
     assert 0 <= found["search"]["gap"] < 1e-6
     assert found["binding"] == ["code is at 1 epochs of its tokens, share 0.3"]
     assert found["epochs"]["code"] == pytest.approx(1)
