@@ -110,6 +110,23 @@ def objective_intervals(
     return np.stack([low, high], axis=1)
 
 
+def selected_interval(interval: np.ndarray, predicted: float, refitted: np.ndarray, level: float = 0.9) -> np.ndarray:
+    """An interval [2] for the mixture that a search chose, which must allow for its having been chosen.
+
+    Where predictions err, a search goes to where they err low (the winner's curse). What refits on half of the proxy
+    runs, which chose other mixtures, say of this one tells how far: their distance from the prediction is added to
+    both sides, in squares.
+
+    Args:
+      interval: low and high of a mixture that was not chosen by its prediction.
+      predicted: the prediction.
+      refitted: those of the refits, [B].
+      level: of the interval.
+    """
+    reach = norm.ppf((1 + level) / 2) * np.sqrt(np.mean((refitted - predicted) ** 2))
+    return predicted + np.array([-1, 1]) * np.hypot(np.abs(interval - predicted), reach)
+
+
 def objective_deviation(regressor: Any, deviations: np.ndarray, objective: np.ndarray) -> np.ndarray:
     """Standard deviations of the objective, [C], from those of the targets, [C, J].
 

@@ -121,6 +121,12 @@ def optimize(
         low, high = np.quantile(optima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         weights = dict(zip(table.columns, np.stack([low, high], axis=1), strict=True))
     intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
+    if fitted is not None:
+        design = predictor.design(table.to_numpy()[:1])
+        chosen = np.array([goal(refitted.predict(design))[0] for refitted in fitted])
+        intervals[0] = uncertainty.selected_interval(
+            intervals[0], goal(predictor(table.to_numpy()[:1]))[0], chosen, LEVEL
+        )
     predictions = _predictions(predictor, inputs, goal, bounds, table, intervals, data)
     if fitted is not None:
         gain = _gain(predictor, fitted, goal, table, predictions)
