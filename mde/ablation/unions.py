@@ -140,7 +140,7 @@ def overlap(unions: Mapping[str, Copies], units: Mapping[str, str]) -> pd.DataFr
     """
     own = pd.DataFrame.from_dict(dict(unions), orient="index").reindex(columns=list(units)).fillna(0.0)
     own = own.div(own.sum(axis=1), axis=0)
-    source = own.T.groupby([units[name] for name in own]).sum().T
+    source = own.T.groupby([units[str(name)] for name in own]).sum().T
     parts = [each @ each.T / np.mean((each**2).sum(axis=1)) for each in (own, source)]
     return parts[0] + parts[1]
 
