@@ -29,9 +29,10 @@ def prove(
     Args:
       study: a study with an optimum.
       seeds: runs of each mixture.
-      rivals: baselines: names of mixtures (uniform, proportional, unimax, best observed, regmix, mixing-law, mde,
-        mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), or weights by domain under a name of your
-        own, such as {'human': {'web': .7, 'code': .3}}; those that `mde optimize` compared it with by default.
+      rivals: baselines: names of mixtures (uniform, proportional, proportional^0.5, unimax, own domains, best observed,
+        regmix, mixing-law, mde, mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), or weights by domain
+        under a name of your own, such as {'human': {'web': .7, 'code': .3}}; those that `mde optimize` compared it with
+        by default.
       first_seed: seed of the first one.
       checkpoint_every: steps between states to resume from.
 

@@ -47,6 +47,8 @@ def test_every_name_is_a_mixture_in_the_order_of_the_domains(study):
     assert of(study, "study:recommended") == of(study, "recommended")
     assert of(study, "proportional") == pytest.approx([0.6, 0.3, 0.1])
     assert of(study, "uniform") == pytest.approx([1 / 3] * 3)
+    roots = np.sqrt([600, 300, 100])
+    assert of(study, "proportional^0.5") == pytest.approx((roots / roots.sum()).tolist())
     assert of(study, "best observed") == pytest.approx(simplex.space_filling(24, 3, seed=1)[3])
     # Symmetrical laws of the first two domains; the third helps neither.
     np.testing.assert_allclose(of(study, "mixing-law"), [0.5, 0.5, 0], atol=1e-3)
@@ -146,6 +148,7 @@ def test_unimax_is_what_its_authors_water_by_hand(k):
         ("mixmin", "run `mde score"),
         ("nowhere:recommended", "nowhere is no study"),
         ("study:doge", "run `mde reweight --method=doge"),
+        ("own domains", "`mde optimize` has none for this objective; known are recommended, best observed"),
     ],
 )
 def test_names_that_stand_for_nothing(study, name, expected):
