@@ -15,7 +15,7 @@ FEW = 32  # mixtures up to which every mixture is left out alone
 BATCH = 10  # refits at once
 FOLDS = 5  # parts that are left out of more mixtures than that
 BUDGET = 2e7  # entries of covariance matrices, summed over the halves, that an expensive regressor is fitted on
-MOST = 50  # refits of such a regressor, however few its rows
+MOST = 30  # refits of such a regressor, however few its rows
 
 
 def half_sample_refits(
@@ -37,7 +37,7 @@ def half_sample_refits(
       design: features of the observations, [R, F] or [R, J, F].
       observed: their losses, [R, J], nats per token.
       estimator: regressor; it is cloned.
-      n: number of halves; an expensive regressor is given fewer, at most 50.
+      n: number of halves; an expensive regressor is given fewer, at most 30.
       seed: of the halves.
       shown: goes through the batches of refits, for a bar.
 

@@ -38,7 +38,7 @@ def fit(
     objective: str | Mapping[str, float] = "avg-all",
     families: Mapping[str, Sequence[str]] | None = None,
     train_mixtures: int | None = None,
-    repeats: int = 50,
+    repeats: int = 20,
     folds: int | None = None,
     regressors: Sequence[str] = ("ridge", "gbm", "auto"),
     features: Sequence[str] = (),

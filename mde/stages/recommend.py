@@ -13,7 +13,7 @@ from mde.optimization.search import Optimum
 from mde.optimization.trust import Area
 from mde.stages.support import NONE, Data
 
-RESTARTS = 4  # independent local searches
+RESTARTS = 3  # independent local searches
 NO_SEARCH = "none"
 
 

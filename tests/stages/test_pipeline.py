@@ -101,7 +101,7 @@ def test_help_lists_what_gin_can_bind(capsys):
         cli.main(["fit", "--help"])
     assert status.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"--repeats REPEATS random splits,[^\[]* \[default 50\]", text)
+    assert re.search(r"--repeats REPEATS random splits,[^\[]* \[default 20\]", text)
     named = re.search(r"names of regressors: ([^.]*)\.", text)
     assert named is not None
     assert set(named[1].split(", ")) == set(estimators.REGRESSORS)
