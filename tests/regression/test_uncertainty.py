@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from mde.errors import UserError
 from mde.optimization import simplex
@@ -106,6 +107,53 @@ def test_deviation_of_the_objective_by_hand():
     deviations = np.array([[0.6, 0.8]])
     assert objective_deviation(Knows(), deviations, OBJECTIVE) == pytest.approx(0.5)  # half of hypot(.6, .8)
     assert objective_deviation(None, deviations, OBJECTIVE) == pytest.approx(0.7)  # all errors at once
+
+
+def test_calibration_of_one_target_by_hand():
+    """Of 18 ratios 1 … 18 the .9 quantile, one row more and no belief: .9 · 19 = 17.1, so the 18th."""
+    errors = np.arange(1.0, 19)[:, None] * np.tile([[0.1], [-0.1]], (9, 1))
+    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), 0.9, belief=0.0)
+    student = t.ppf(0.95, 14) / norm.ppf(0.95)
+    np.testing.assert_allclose(found, [18 * student / norm.ppf(0.95)])
+    # At level .5 it is 9.5 rows, so the tenth.
+    student = t.ppf(0.75, 14) / norm.ppf(0.75)
+    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), 0.5, belief=0.0)
+    np.testing.assert_allclose(found, [10 * student / norm.ppf(0.75)])
+
+
+def test_calibration_takes_all_targets_as_eight_more_rows_by_hand():
+    """Ratios 1 and 3 in 8 rows each: 16 rows' worth, of which 8 + 4 at most 1 and .5 · 17 = 8.5 are needed."""
+    errors = np.tile([[1.0, 3.0]], (8, 1))
+    factor = t.ppf(0.75, 4) / norm.ppf(0.75) ** 2
+    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), 0.5), [factor, 3 * factor])
+    # At level .8 it is 13.6 of 16: more than the first target's 12, and both take the larger ratio.
+    factor = t.ppf(0.9, 4) / norm.ppf(0.9) ** 2
+    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), 0.8), [3 * factor, 3 * factor])
+
+
+def test_calibration_makes_intervals_of_each_target_hold_as_many_as_they_say():
+    rng = np.random.default_rng(0)
+    errors = rng.normal(size=(4000, 3)) * [0.1, 1, 10]
+    found = uncertainty.calibration(errors[:2000], np.ones((2000, 3)))
+    np.testing.assert_allclose(found, [0.1, 1, 10], rtol=0.1)
+    np.testing.assert_allclose(np.mean(abs(errors[2000:]) < norm.ppf(0.95) * found, axis=0), 0.9, atol=0.02)
+
+
+def test_calibration_of_few_rows_holds_new_rows_on_the_average():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        errors = rng.normal(size=(13, 4))
+        factor = uncertainty.calibration(errors[:12], np.ones((12, 4)))
+        inside.append(abs(errors[12]) < norm.ppf(0.95) * factor)
+    assert 0.88 < np.mean(inside) < 0.97  # 1200 of them vary by one point
+
+
+def test_calibration_of_errors_that_are_zero_is_positive_and_does_not_depend_on_the_unit():
+    assert uncertainty.calibration(np.zeros((10, 2)), np.zeros((10, 2))).min() > 0
+    errors = np.random.default_rng(0).normal(size=(20, 3))
+    once, again = (uncertainty.calibration(errors * unit, np.full((20, 3), unit)) for unit in (1.0, 1e-5))
+    np.testing.assert_allclose(once, again)
 
 
 def test_correlations_are_shrunk_to_independence():
