@@ -29,6 +29,8 @@ SHRINKAGE = 1.0  # how strongly weights are pulled to their centre, in units of 
 REACH = 2.0  # distances between neighbouring runs (`Support.spacing`) beyond which predictions fall back to the mean
 CAUTION = 1.0  # standard errors that are taken off what predictions are worth beside the mean
 HARDLY = 0.02  # of the typical variation of a domain's weight: with less, nothing can be learnt from it
+ROUNDS = 2  # of replacing outlying losses by better predictions and fitting again
+MOVED = 0.1  # spreads of a target that a loss must be replaced by more, or less, for that to matter
 BEYOND = 0.25  # how far features and predictions may leave what the proxy runs covered, in parts of its range
 
 
@@ -123,8 +125,11 @@ class Auto(RegressorMixin, BaseEstimator):
         """A fitted clone for each (X, y); their inner folds are fitted in common batches."""
         prepared = [self._prepare(*check_fit(X, y)) for X, y in tables]
         self._fit_candidates(prepared)
-        # The first look at outlying losses was rough. Where the blend sees others, all is fitted once more.
-        if unlike := [table for table in prepared if self._clean_again(table)]:
+        # The first look at outlying losses was rough. Where the blend replaces others, or by other values, all is
+        # fitted once more; what replaces a loss comes nearer to what the other runs say each time.
+        for _ in range(ROUNDS):
+            if not (unlike := [table for table in prepared if self._clean_again(table)]):
+                break
             self._fit_candidates(unlike)
         return [self._blend(table) for table in prepared]
 
@@ -249,7 +254,16 @@ class Auto(RegressorMixin, BaseEstimator):
                 part = self._part(features, _Inputs(table.design[kept], len(self.evaluated))(table.design))
                 jobs.append((part[kept], table.cleaned[kept]))
                 places.append((table, rows, part[rows]))
-        for (table, rows, part), job, fitted in zip(places, jobs, fit_many(regressor, jobs), strict=True):
+        try:
+            every = fit_many(regressor, jobs)
+        except (UserError, np.linalg.LinAlgError) as error:
+            if len(tables) == 1:
+                tables[0].failed[number] = str(error)
+            else:  # which of them it was
+                for table in tables:
+                    self._fit_candidate(number, [table])
+            return
+        for (table, rows, part), job, fitted in zip(places, jobs, every, strict=True):
             if not len(rows):
                 table.fitted[number] = fitted
                 continue
@@ -259,14 +273,12 @@ class Auto(RegressorMixin, BaseEstimator):
             table.predicted[number, rows] = np.clip(mean, *_extended(job[1]))
 
     def _clean_again(self, table: _Table) -> bool:
-        """Replaces outlying losses by what the blend predicts of them; whether these are others than before."""
+        """Replaces outlying losses by what the blend predicts of them; whether it matters beside what was there."""
         blend, _, outliers = self._out_of_fold(table)
-        found = np.zeros(table.losses.shape, bool)
+        before, table.cleaned = table.cleaned, table.losses.copy()
         for one in outliers:
-            found[one.row, one.target] = True
-        before = table.cleaned != table.losses
-        table.cleaned = np.where(found, blend, table.losses)
-        return bool((before != found).any())
+            table.cleaned[one.row, one.target] = blend[one.row, one.target]
+        return bool((np.abs(table.cleaned - before) > MOVED * robust_spread(table.losses)).any())
 
     def _out_of_fold(self, table: _Table) -> tuple[np.ndarray, np.ndarray, list[Outlier]]:
         """Predictions [R, J] of rows that the blend had not seen, their deviations, and losses that do not fit."""

@@ -46,6 +46,8 @@ class MixingLaw(RegressorMixin, BaseEstimator):
             raise UserError(
                 f"a mixing law takes mixtures (features 'lambda'), [R, K], not a design of shape {design.shape}"
             )
+        # Rows that do not sum to one are brought there: k has the unit of the losses and must not depend on the sum.
+        design = design + (1 - design.sum(axis=1, keepdims=True)) / design.shape[1]
         top_J = np.log(HIGHEST * np.maximum(np.ptp(losses, axis=0), 1e-9))
         pull_J = PULL * losses.std(axis=0)
         centre = (np.eye(design.shape[1]) - 1 / design.shape[1]) * design.std(axis=0)
@@ -84,16 +86,14 @@ class MixingLaw(RegressorMixin, BaseEstimator):
         """Losses [C, J], nats per token."""
         check_is_fitted(self)
         design = check_predict(X, self.design_shape_)
-        # As it was fitted: k belongs to every weight, which tells when rows sum to one only nearly.
-        return self.floor_ + np.exp(design @ (self.exponents_ + np.log(self.factor_)))
+        return self.floor_ + self.factor_ * np.exp(design @ self.exponents_)
 
     def jax_predict(self) -> Any:
         """A pure JAX function from a mixture [K] to its losses [J]: traceable, differentiable, convex."""
         import jax.numpy as jnp
 
         check_is_fitted(self)
-        exponents_KJ = self.exponents_ + np.log(self.factor_)
-        return lambda mixture: self.floor_ + jnp.exp(mixture @ exponents_KJ)
+        return lambda mixture: self.floor_ + self.factor_ * jnp.exp(mixture @ self.exponents_)
 
     @staticmethod
     def _start(design: np.ndarray, losses: np.ndarray, part: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 from mde.regression.ridge import Ridge
 
 DEVIATIONS = 8.0  # robust standard deviations beyond which a loss does not fit; more where there are few runs
+SUSPECT = 2.5  # the same at first sight: outliers widen all other errors, in which milder ones hide
 SPREADS = 2.0  # and it is off by more than so many robust standard deviations of its target
 
 
@@ -25,7 +26,10 @@ class Outlier(NamedTuple):
 
 
 def find_outliers(
-    residual_RJ: np.ndarray, spread_J: np.ndarray, expected_RJ: np.ndarray | float = 1.0
+    residual_RJ: np.ndarray,
+    spread_J: np.ndarray,
+    expected_RJ: np.ndarray | float = 1.0,
+    deviations: float = DEVIATIONS,
 ) -> list[Outlier]:
     """Losses that are far from predictions which had not seen them, the farthest first.
 
@@ -38,11 +42,12 @@ def find_outliers(
       spread_J: robust standard deviation of each target's losses, from `robust_spread`.
       expected_RJ: how large each residual was expected to be, in any unit: runs that are far from all others are
         predicted less well, and may be off by more.
+      deviations: how many are needed of very many runs; 8 in the above.
     """
     relative_RJ = residual_RJ / expected_RJ
     scale_J = robust_spread(relative_RJ, centred=False)
     deviations_RJ = np.divide(relative_RJ, scale_J, out=np.zeros_like(residual_RJ), where=scale_J > 0)
-    needed = DEVIATIONS * (1 + 8 / max(len(residual_RJ), 1))
+    needed = deviations * (1 + 8 / max(len(residual_RJ), 1))
     with np.errstate(invalid="ignore"):
         far = (np.abs(deviations_RJ) > needed) & (np.abs(residual_RJ) > SPREADS * spread_J)
     found = [Outlier(int(row), int(j), float(deviations_RJ[row, j])) for row, j in np.argwhere(far)]
@@ -63,7 +68,8 @@ def clipped(features: np.ndarray, losses: np.ndarray, folds: list[np.ndarray], r
     """Losses [R, J] whose wildest values are replaced by what a ridge regression on the other folds predicts.
 
     A first look that costs nothing: values far beyond the median are brought near it, so that they cannot bend the
-    ridge, and then those are replaced that are far from its prediction.
+    ridge, and then those are replaced that are far from its prediction. It takes more than it should (`SUSPECT`); what
+    looks at the result must judge the replaced losses again, and keep those that fit.
 
     Args:
       features: [R, F].
@@ -80,7 +86,7 @@ def clipped(features: np.ndarray, losses: np.ndarray, folds: list[np.ndarray], r
             kept = np.setdiff1d(np.arange(len(losses)), rows)
             predicted[rows] = Ridge().fit(features[kept], cleaned[kept]).predict(features[rows])
         before, cleaned = cleaned, losses.copy()
-        for one in find_outliers(losses - predicted, spread):
+        for one in find_outliers(losses - predicted, spread, deviations=SUSPECT):
             cleaned[one.row, one.target] = predicted[one.row, one.target]
         if np.array_equal(before != losses, cleaned != losses):
             break
