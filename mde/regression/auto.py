@@ -92,9 +92,10 @@ class Auto(RegressorMixin, BaseEstimator):
     Attributes:
       weights_: [M, J] of the candidates; what is left of one is the weight of the mean.
       inner_error_: [M, J], mean squared out-of-fold error in units of the target's variance.
-      outliers_: losses that do not fit, as `Outlier`s.
+      outliers_: losses that do not fit, as a list of `Outlier`.
       failed_: by candidate, why it was not used.
-      out_of_fold_: [R, J], the blend's errors on rows it had not seen; out_of_fold_deviation_, the deviations it gave.
+      out_of_fold_: [R, J], the blend's errors on rows it had not seen.
+      out_of_fold_deviation_: [R, J], the deviations that it gave there.
     """
 
     calibrated = True  # its deviations have been held against out-of-fold errors
