@@ -215,12 +215,12 @@ def test_expensive_methods_are_given_the_first_rounds(swarm, monkeypatch):
 def test_what_is_expensive_hangs_on_rows_targets_and_candidates():
     process, blend = estimators.make("gp"), estimators.make("auto")
     assert process.work(100, 7) == 7 * 100**2
-    assert blend.work(100, 7) == 3 * process.work(100, 7)  # three processes, and errors in closed form
+    assert blend.work(100, 7) == 3 * 7 * (100**2 + 4 * 75**2)  # three processes, each in four inner folds too
     assert blend.work(40, 7) == 3 * 7 * (40**2 + 4 * 30**2)  # four inner folds
     assert estimators.make("gp-residual").work(100, 7) == process.work(100, 7)
     rounds = validation.splits(128, 102, 50, seed=0)
     of_13, of_52 = (len(validation.affordable(blend, rounds, targets)) for targets in (13, 52))
-    assert (of_13, of_52) == (24, 6)  # 10⁷ / (3 · 13 · 102²) = 24.6, and a quarter of it
+    assert (of_13, of_52) == (7, 2)  # 10⁷ / (3 · 13 · (102² + 4 · 77²)) = 7.5; 1.9 of the other, and two at least
 
 
 def test_progress_is_told_all_the_while_and_batches_change_nothing(swarm, monkeypatch):

@@ -72,8 +72,8 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
     additions = study.read_table("ablation/additions.csv", "ablate")
     assert set(additions.index) == {"bible-0", "bible-1", "cpp-0", "docs-0"}
     values = study.read_table("ablation/values.csv", "ablate")  # 2^6 subsets are more than 40: sampled
-    assert (values["error"] >= 0).all()
-    assert (values["error"] > 0).any()
+    assert values["value"].notna().all()
+    assert values["error"].isna().all()  # 40 subsets are too few pairs of orders to know it
 
 
 def test_text_for_encoders_has_hidden_tokens_and_a_name_of_its_own(prepared):
