@@ -35,7 +35,7 @@ def kill_at_the_fourth(path, *args):
     return array
 kill_at_the_fourth.count = 0
 scores.open_array = kill_at_the_fourth
-score(Study(sys.argv[1]), tokens_per_domain=1024)
+score(Study(sys.argv[1]), tokens_per_domain=2048)
 """
 
 
