@@ -161,7 +161,7 @@ def test_the_part_of_the_objective_that_does_not_respond_is_named(narrow, capsys
 
 def test_a_gain_within_its_error_is_not_called_one(tmp_path, capsys):
     weights = np.random.default_rng(3).dirichlet(np.full(4, 1.0), 24)
-    noisy = 3 + 0.1 * np.random.default_rng(4).normal(size=(24, 2)) + 0.01 * weights[:, :1]
+    noisy = 3 + 0.1 * np.random.default_rng(4).normal(size=(24, 2)) + 0.3 * weights[:, :1]
     found = optimize(swarm(tmp_path, weights, noisy))
     gain = found["gain"]
     assert gain["gain"] < 1.645 * gain["standard_error"]
