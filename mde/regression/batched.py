@@ -6,16 +6,32 @@ its neighbours.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 # Points [B, P] of the problems `which` [B] -> values [B] and gradients [B, P].
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 HISTORY = 8
 SUFFICIENT = 1e-4  # Armijo's constant: the share of the decrease promised by the slope that a step must bring
+THREADS = 2
+CHUNK = 1_000_000  # entries of the derivatives of the models that are fitted together: they bound the memory
 LONGEST = 3.0  # no coordinate moves farther in one step: the problems here are in logarithms or standardised units
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    """The libraries of linear algebra that are loaded; finding them takes milliseconds."""
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> Any:
+    """A context in which small products are not spread over threads, which would cost more than they do."""
+    return _threadpools().limit(limits=1, user_api="blas")
 
 
 def minimize(
@@ -114,30 +130,47 @@ Model = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def least_squares(
-    model: Model, observed: np.ndarray, start: np.ndarray, huber: float = np.inf, iterations: int = 200
+    model: Model,
+    observed: np.ndarray,
+    start: np.ndarray,
+    huber: float = np.inf,
+    iterations: int = 200,
+    tolerance: float = 1e-14,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Least squares, or least Huber loss, of B nonlinear models.
 
     Levenberg-Marquardt (Nocedal and Wright, section 10.3) with Marquardt's scaling; residuals beyond `huber` are
     weighed down anew in each step (iteratively reweighted least squares). A problem ends when its best step, however
-    short, no longer lowers its loss by a relative 1e-14, or after `iterations` steps.
+    short, no longer lowers its loss by a relative `tolerance`, or after `iterations` steps.
 
     Args:
-      model: predictions and derivatives.
+      model: predictions and derivatives; called from several threads.
       observed: [B, R].
       start: [B, P], where the model is finite.
       huber: residual at which the loss goes from quadratic to linear.
       iterations: steps at most, taken or not.
+      tolerance: of the loss, relative.
 
     Returns:
       The best parameters [B, P] and their losses [B], the sum over rows.
     """
-    with threadpool_limits(1, user_api="blas"):  # its threads would cost more than these small products
-        return _levenberg_marquardt(model, observed, np.array(start, dtype=np.float64), huber, iterations)
+    start = np.array(start, dtype=np.float64)
+    n_chunks = -(-observed.size * start.shape[1] // CHUNK)
+    chunks = np.array_split(np.arange(len(start)), min(n_chunks, len(start)))
+
+    def solve(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def part(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return model(parameters, chunk[which])
+
+        return _levenberg_marquardt(part, observed[chunk], start[chunk], huber, iterations, tolerance)
+
+    with one_blas_thread(), ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(solve, chunks)) if len(chunks) > 1 else [solve(chunks[0])]
+    return np.concatenate([x for x, _ in found]), np.concatenate([loss for _, loss in found])
 
 
 def _levenberg_marquardt(
-    model: Model, observed: np.ndarray, x: np.ndarray, huber: float, iterations: int
+    model: Model, observed: np.ndarray, x: np.ndarray, huber: float, iterations: int, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     n, p = x.shape
     which = np.arange(n)
@@ -165,7 +198,7 @@ def _levenberg_marquardt(
         x[moved], loss[moved] = tried[better], tried_loss[better]
         predicted[moved], slopes[moved] = tried_predicted[better], tried_slopes[better]
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-15), damping[active] * 4)
-        done = np.where(better, gain <= 1e-14 * loss[active], damping[active] > 1e10) | (loss[active] == 0)
+        done = np.where(better, gain <= tolerance * loss[active], damping[active] > 1e10) | (loss[active] == 0)
         active = active[~done]
     return x, loss
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
 
 from mde.regression import batched
 from mde.regression.designs import adopt, by_target, check_fit, check_predict, standardisation
@@ -93,7 +92,7 @@ def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, see
     start = np.repeat(np.vstack([mean, draws]), n, axis=0)
     parts = 1 if n_rows < FEW else THREADS
     # LAPACK's own threads would fight over the cores with ours, and with anybody else's.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(parts) as pool:
+    with batched.one_blas_thread(), ThreadPoolExecutor(parts) as pool:
 
         def objective(points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             n_chunks = max(parts, -(-len(which) * n_rows**2 // CACHED))
@@ -211,7 +210,7 @@ class GaussianProcess(RegressorMixin, BaseEstimator):
         inputs_JCF = self._inputs(check_predict(X, self.design_shape_))
         entries = inputs_JCF.shape[1] * self.processes_.weights.size
         blocks = np.array_split(inputs_JCF, max(1, -(-entries // CHUNK)), axis=1)
-        with threadpool_limits(1, user_api="blas"):
+        with batched.one_blas_thread():
             mean = (
                 np.hstack([self.processes_.predict(block) for block in blocks]).T * self.loss_scale_ + self.loss_mean_
             )

@@ -4,22 +4,25 @@ Each law says which design it takes. Losses may be in any unit: what is fitted t
 that factor, but for a power law, which has no coefficient of its own, and for a Huber loss.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from mde.errors import UserError
 from mde.regression import batched
-from mde.regression.designs import check_fit, check_predict
+from mde.regression.designs import adopt, check_fit, check_predict
 from mde.regression.robust import robust_spread
 
 FLOORS = (0.01, 0.05, 0.2, 0.6, 2.0)  # starts: how far below the lowest loss the floor is, in ranges of the losses
 HIGHEST = 3.0  # what a law says of one domain alone, above its floor, in ranges of the observed losses, at most
 PULL = 0.01  # what one standard deviation of effect counts in a fit, in standard deviations of the losses
+FIRST_STEPS, KEPT = 15, 2  # steps of a fit after which only the best starts go on
+ENOUGH = 1e-10  # of the sum of squares: a step that brings less ends a fit
 RIDGE = 1e-3  # of the linear fits that the search starts from
 
 
@@ -41,46 +44,71 @@ class MixingLaw(RegressorMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Fits `floor_` [J] (c), `factor_` [J] (k) and `exponents_` [K, J] (t)."""
-        design, losses = check_fit(X, y)
+        adopt(self, self.fit_many([(X, y)])[0])
+        return self
+
+    def fit_many(self, tables: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Self]:
+        """A fitted clone for each (X, y); tables of one shape, as the splits of a study have, are fitted in a batch."""
+        checked = [self._check(*check_fit(X, y)) for X, y in tables]
+        fitted: dict[int, Self] = {}
+        for shape in {(design.shape, losses.shape) for design, losses in checked}:
+            which = [i for i, (design, losses) in enumerate(checked) if (design.shape, losses.shape) == shape]
+            found = self._fit_batch(*(np.stack(part) for part in zip(*(checked[i] for i in which), strict=True)))
+            fitted |= dict(zip(which, found, strict=True))
+        return [fitted[i] for i in range(len(checked))]
+
+    @staticmethod
+    def _check(design: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The table, with mixtures of sum one: the factor has the unit of the losses and must not depend on the sum."""
         if design.ndim != 2:
             raise UserError(
                 f"a mixing law takes mixtures (features 'lambda'), [R, K], not a design of shape {design.shape}"
             )
-        # Rows that do not sum to one are brought there: k has the unit of the losses and must not depend on the sum.
-        design = design + (1 - design.sum(axis=1, keepdims=True)) / design.shape[1]
-        top_J = np.log(HIGHEST * np.maximum(np.ptp(losses, axis=0), 1e-9))
-        pull_J = PULL * losses.std(axis=0)
-        centre = (np.eye(design.shape[1]) - 1 / design.shape[1]) * design.std(axis=0)
+        return design + (1 - design.sum(axis=1, keepdims=True)) / design.shape[1], losses
+
+    def _fit_batch(self, designs_TRK: np.ndarray, losses_TRJ: np.ndarray) -> list[Self]:
+        """A fitted clone for each of T tables; their targets, T J in all, are B problems that are solved at once."""
+        n_tables, n_targets, k = len(designs_TRK), losses_TRJ.shape[2], designs_TRK.shape[2]
+        top_B = np.log(HIGHEST * np.maximum(np.ptp(losses_TRJ, axis=1), 1e-9)).ravel()
+        pull_B = PULL * losses_TRJ.std(axis=1).ravel()
+        centre_TKK = (np.eye(k) - 1 / k) * designs_TRK.std(axis=1)[:, None]
 
         def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Predictions of the runs, and after them the pulls on the exponents, which should be zero."""
-            top, pull = top_J[which % len(top_J), None], pull_J[which % len(pull_J), None]
-            corners, bend = top - np.logaddexp(0, parameters[:, 1:]), -special.expit(parameters[:, 1:])
-            floor = parameters[:, :1]
-            term = np.exp(corners @ design.T)
-            slopes = term[:, :, None] * design * bend[:, None]
-            pulls = pull[:, None] * centre.T * bend[:, None]
-            ones = np.ones((len(which), len(design), 1))
-            zeros = np.zeros((len(which), len(centre), 1))
-            return (
-                np.hstack([floor + term, pull * (corners @ centre)]),
-                np.concatenate([np.dstack([ones, slopes]), np.dstack([zeros, pulls])], axis=1),
-            )
+            problem = which % len(top_B)
+            design, centre = designs_TRK[problem // n_targets], centre_TKK[problem // n_targets]
+            pull_B1 = pull_B[problem, None]
+            corners = top_B[problem, None] - np.logaddexp(0, parameters[:, 1:])
+            bend_BK = -special.expit(parameters[:, 1:])
+            term_BR = np.exp((design @ corners[:, :, None])[:, :, 0])
+            pulls = pull_B1 * (corners[:, None] @ centre)[:, 0]
+            slopes = np.zeros((len(which), design.shape[1] + k, 1 + k))
+            slopes[:, : design.shape[1], 0] = 1
+            slopes[:, : design.shape[1], 1:] = term_BR[:, :, None] * design * bend_BK[:, None]
+            slopes[:, design.shape[1] :, 1:] = pull_B1[:, :, None] * centre.transpose(0, 2, 1) * bend_BK[:, None]
+            return np.hstack([parameters[:, :1] + term_BR, pulls]), slopes
 
-        observed = np.vstack([losses, np.zeros((design.shape[1], losses.shape[1]))])
-        starts = np.concatenate([self._start(design, losses, part) for part in FLOORS])
-        found = self._fitted(law, observed, _below(starts, top_J), np.inf)
+        each = list(zip(designs_TRK, losses_TRJ, strict=True))
+        observed = np.hstack([np.concatenate(losses_TRJ.transpose(0, 2, 1)), np.zeros((len(top_B), k))])
+        starts = np.concatenate([self._start(X, y, part) for part in FLOORS for X, y in each])
+        found = self._fitted(law, observed, _below(starts, top_B), np.inf)
         if np.isfinite(self.huber):
             # A run that diverged holds least squares fast; flat laws at the median do not see it.
-            flat = np.vstack([self._flat(design, losses, part) for part in (1.0, 5.0)])
-            starts = np.vstack([found, _below(flat, top_J)])
-            found = self._fitted(law, observed, starts, self.huber)
-        exponents_JK = top_J[:, None] - np.logaddexp(0, found[:, 1:])
+            flat = np.concatenate([self._flat(X, y, part) for part in (1.0, 5.0) for X, y in each])
+            found = self._fitted(law, observed, np.vstack([found, _below(flat, top_B)]), self.huber)
+        exponents_BK = top_B[:, None] - np.logaddexp(0, found[:, 1:])
+        return [
+            self._fitted_clone(found[part, 0], exponents_BK[part], (k,))
+            for part in np.array_split(np.arange(len(found)), n_tables)
+        ]
+
+    def _fitted_clone(self, floor_J: np.ndarray, exponents_JK: np.ndarray, shape: tuple[int, ...]) -> Self:
+        one = clone(self)
         mean_J = exponents_JK.mean(axis=1)
-        self.floor_, self.factor_ = found[:, 0], np.exp(mean_J)
-        self.exponents_ = (exponents_JK - mean_J[:, None]).T
-        self.design_shape_ = design.shape[1:]
-        return self
+        one.floor_, one.factor_ = floor_J, np.exp(mean_J)
+        one.exponents_ = (exponents_JK - mean_J[:, None]).T
+        one.design_shape_ = shape
+        return one
 
     def predict(self, X: npt.ArrayLike) -> np.ndarray:
         """Losses [C, J], nats per token."""
@@ -108,10 +136,15 @@ class MixingLaw(RegressorMixin, BaseEstimator):
 
     @staticmethod
     def _fitted(law: batched.Model, observed: np.ndarray, starts: np.ndarray, huber: float) -> np.ndarray:
-        """The best of the starts, [J, 1 + K]."""
-        n_targets = observed.shape[1]
-        repeated = np.tile(observed.T, (len(starts) // n_targets, 1))
-        return _best(*batched.least_squares(law, repeated, starts, huber), n_targets)
+        """The best of the starts, [B, 1 + K]: a few steps from each, then to the end from the `KEPT` best."""
+        n = len(observed)
+        tried, value = batched.least_squares(
+            law, np.tile(observed, (len(starts) // n, 1)), starts, huber, FIRST_STEPS, ENOUGH
+        )
+        order = value.reshape(-1, n).argsort(axis=0, kind="stable")[:KEPT]
+        kept = tried.reshape(-1, n, tried.shape[1])[order, np.arange(n)].reshape(-1, tried.shape[1])
+        again = np.tile(observed, (len(order), 1))
+        return _best(*batched.least_squares(law, again, kept, huber, tolerance=ENOUGH), n)
 
     @staticmethod
     def _flat(design: np.ndarray, losses: np.ndarray, part: float) -> np.ndarray:

@@ -46,7 +46,9 @@ def scenario() -> dict:
 
 
 def change(**fields) -> None:
-    (HOME / "scenario.json").write_text(json.dumps(scenario() | fields))
+    aside = HOME / f"scenario.{os.getpid()}"
+    aside.write_text(json.dumps(scenario() | fields))
+    aside.replace(HOME / "scenario.json")  # the workers read it at any time
 
 
 def fail(command: str, message: str, status: int = 1) -> None:

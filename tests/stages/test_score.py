@@ -150,4 +150,4 @@ def test_progress_is_in_tokens_a_second(study, capsys):
     bar = capsys.readouterr().err
     assert "tok/s" in bar
     counts = pd.read_csv(study / "evaluation.csv")["tokens"]
-    assert f"{counts.sum() / 1000:.2f}k/" in bar
+    assert f"{counts.sum() / 1000:.1f}k/" in bar
