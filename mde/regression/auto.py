@@ -42,6 +42,7 @@ class _Table:
       design: [R, K] or [R, J, E + K].
       losses: [R, J], as observed.
       cleaned: [R, J], the losses that are fitted: outlying ones are replaced by what the other proxy runs predict.
+      groups: [R], the label of each row's mixture.
       folds: the test rows of each inner fold; replicates are together.
       candidates: what is blended.
       fitted: each candidate, fitted on all rows.
@@ -54,6 +55,7 @@ class _Table:
     design: np.ndarray
     losses: np.ndarray
     cleaned: np.ndarray
+    groups: np.ndarray
     folds: list[np.ndarray]
     candidates: list[Candidate]
     fitted: list[Any] = field(default_factory=list)
@@ -94,7 +96,7 @@ class Auto(RegressorMixin, BaseEstimator):
       inner_error_: [M, J], mean squared out-of-fold error in units of the target's variance.
       outliers_: losses that do not fit, as a list of `Outlier`.
       failed_: by candidate, why it was not used.
-      out_of_fold_: [R, J], the blend's errors on rows it had not seen.
+      out_of_fold_: [R, J], the blend's errors on rows it had not seen; NaN for outlying losses.
       out_of_fold_deviation_: [R, J], the deviations that it gave there.
     """
 
@@ -211,9 +213,10 @@ class Auto(RegressorMixin, BaseEstimator):
     def _prepare(self, design: np.ndarray, losses: np.ndarray) -> _Table:
         self._check(design.shape, losses)
         mixtures = self._mixtures(design)
-        folds = group_folds(mixture_groups(mixtures), self.folds, self.seed)
+        groups = mixture_groups(mixtures)
+        folds = group_folds(groups, self.folds, self.seed)
         cleaned = clipped(np.log(mixtures + 0.01), losses, folds)
-        return _Table(design, losses, cleaned, folds, self._candidates())
+        return _Table(design, losses, cleaned, groups, folds, self._candidates())
 
     def _check(self, shape: tuple[int, ...], losses: np.ndarray) -> None:
         expected = 3 if self.evaluated else 2
@@ -307,7 +310,7 @@ class Auto(RegressorMixin, BaseEstimator):
         for j in range(errors.shape[2]):
             weights[used, j] = stacking_weights(errors[:, :, j].T, SHRINKAGE, common)
         blend = np.sum(weights[:, None] * np.nan_to_num(table.predicted), axis=0)
-        return weights * _believed(blend - table.mean, table.cleaned - table.mean)
+        return weights * _believed(blend - table.mean, table.cleaned - table.mean, table.groups)
 
     def _blend(self, table: _Table) -> Self:
         """A fitted clone."""
@@ -327,7 +330,9 @@ class Auto(RegressorMixin, BaseEstimator):
         one.lowest_, one.highest_ = _extended(table.cleaned)
         one.inputs_ = _Inputs(table.design, len(self.evaluated))
         one.support_ = Support(self._mixtures(table.design))
-        one.out_of_fold_ = table.cleaned - blend
+        one.out_of_fold_ = table.losses - blend
+        for outlier in one.outliers_:
+            one.out_of_fold_[outlier.row, outlier.target] = np.nan
         one.correlation_ = shrunk_correlation(one.out_of_fold_)
         one.calibration_ = calibration(one.out_of_fold_, deviation)
         one.out_of_fold_deviation_ = one.calibration_ * deviation
@@ -359,13 +364,16 @@ def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE, centre: n
     return weights / weights.sum()
 
 
-def _believed(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
+def _believed(predicted: np.ndarray, observed: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Part of the predicted differences to the mean that out-of-fold rows bear out, by target, [J], between 0 and 1.
 
-    The slope of observed [R, J] on predicted differences [R, J], minus one standard error of it.
+    The slope of observed [R, J] on predicted differences [R, J], minus one standard error of it. Errors of replicates,
+    rows of one group, go together.
     """
     squares = np.maximum((predicted**2).sum(axis=0), 1e-300)
-    error = np.sqrt((predicted**2 * (observed - predicted) ** 2).sum(axis=0))
+    moments = np.zeros((groups.max() + 1, predicted.shape[1]))
+    np.add.at(moments, groups, predicted * (observed - predicted))
+    error = np.sqrt((moments**2).sum(axis=0))
     return np.clip(((predicted * observed).sum(axis=0) - CAUTION * error) / squares, 0, 1)
 
 

@@ -138,7 +138,8 @@ def objective_deviation(regressor: Any, deviations: np.ndarray, objective: np.nd
     if not hasattr(regressor, "out_of_fold_"):
         return found
     expected = _of_sum(regressor.out_of_fold_deviation_ * objective, correlation)
-    return found * calibration((regressor.out_of_fold_ @ objective)[:, None], expected[:, None])[0]
+    residual = np.where(objective != 0, regressor.out_of_fold_, 0) @ objective
+    return found * calibration(residual[:, None], expected[:, None])[0]
 
 
 def _of_sum(deviations: np.ndarray, correlation: np.ndarray) -> np.ndarray:
@@ -147,7 +148,11 @@ def _of_sum(deviations: np.ndarray, correlation: np.ndarray) -> np.ndarray:
 
 
 def shrunk_correlation(residual: np.ndarray, belief: float = 8.0) -> np.ndarray:
-    """Correlation [J, J] of residuals [R, J] about zero, with `belief` rows' worth of independence mixed in."""
+    """Correlation [J, J] of residuals [R, J] about zero, with `belief` rows' worth of independence mixed in.
+
+    A residual that is NaN counts as zero.
+    """
+    residual = np.nan_to_num(residual)
     scale = np.sqrt(np.mean(residual**2, axis=0))
     unit = residual / np.where(scale > 0, scale, 1)
     correlation = (unit.T @ unit + belief * np.eye(residual.shape[1])) / (len(residual) + belief)
@@ -173,15 +178,20 @@ def calibration(
 
     The quantile of each target's own out-of-fold ratios of error to deviation, with all targets' ratios mixed in as if
     they were `belief` more rows, one row more than there are, as in conformal prediction (Vovk et al., 2005). A few
-    rows say little of their own spread: the factor is larger by Student's t against the normal distribution.
+    rows say little of their own spread: the factor is larger by Student's t against the normal distribution. Residuals
+    that are NaN, of outlying losses, are left out.
     """
-    rows, targets = residual_RJ.shape
+    targets = residual_RJ.shape[1]
+    known_RJ = np.isfinite(residual_RJ)
+    rows_J = known_RJ.sum(axis=0)
     ratio = np.divide(np.abs(residual_RJ), deviation_RJ, out=np.zeros_like(residual_RJ), where=deviation_RJ > 0)
+    ratio[~known_RJ] = 0
     values = np.concatenate([ratio, np.repeat(ratio.reshape(-1, 1), targets, axis=1)])
-    weights = np.concatenate([np.ones(rows), np.full(ratio.size, belief / ratio.size)])
-    needed = min(level * (rows + belief + 1), rows + belief)
+    shared = np.where(known_RJ.reshape(-1, 1), belief / max(known_RJ.sum(), 1), 0)
+    weights = np.concatenate([known_RJ.astype(float), np.repeat(shared, targets, axis=1)])
+    needed_J = np.minimum(level * (rows_J + belief + 1), rows_J + belief)
     order = np.argsort(values, axis=0)
-    reached = np.cumsum(weights[order], axis=0) >= needed - 1e-9
+    reached = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0) >= needed_J - 1e-9
     found = np.take_along_axis(np.take_along_axis(values, order, axis=0), reached.argmax(axis=0)[None], axis=0)[0]
-    few = t.ppf((1 + level) / 2, max(rows - 4, 2)) / norm.ppf((1 + level) / 2)
+    few = t.ppf((1 + level) / 2, np.maximum(rows_J - 4, 2)) / norm.ppf((1 + level) / 2)
     return np.maximum(found * few / norm.ppf((1 + level) / 2), 1e-3)

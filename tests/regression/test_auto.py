@@ -392,9 +392,14 @@ def test_what_is_believed_by_hand():
     predicted = np.array([[1.0, 1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 0.0]])
     observed = np.array([[1.0, 3.0, -1.0, 1.0], [-1.0, -3.0, 1.0, 2.0]])
     # Exact: slope 1, error 0. Too timid: slope 3 minus sqrt(4 + 4) / 2, and at most one. Wrong: none. Nothing: none.
-    np.testing.assert_allclose(auto._believed(predicted, observed), [1, 1, 0, 0])
+    alone = np.arange(2)
+    np.testing.assert_allclose(auto._believed(predicted, observed, alone), [1, 1, 0, 0])
     # Observed 1, -.2: slope .6, and of the residuals 0 and .8 an error of .8 / 2.
-    np.testing.assert_allclose(auto._believed(predicted[:, :1], np.array([[1.0], [-0.2]])), [0.2])
+    np.testing.assert_allclose(auto._believed(predicted[:, :1], np.array([[1.0], [-0.2]]), alone), [0.2])
+    # Replicates err together: two residuals of -.4 at a mixture that is predicted 1 are one of -.8.
+    observed, same = np.array([[0.6], [0.6], [-1.4], [-1.4]]), np.array([0, 0, 1, 1])
+    predicted = np.array([[1.0], [1.0], [-1.0], [-1.0]])
+    np.testing.assert_allclose(auto._believed(predicted, observed, same), [1 - np.sqrt(0.8**2 + 0.8**2) / 4])
 
 
 def test_make_tells_auto_which_features_are_evaluated():

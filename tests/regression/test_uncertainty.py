@@ -131,6 +131,21 @@ def test_calibration_takes_all_targets_as_eight_more_rows_by_hand():
     np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), 0.8), [3 * factor, 3 * factor])
 
 
+def test_calibration_leaves_out_what_is_not_known():
+    rng = np.random.default_rng(0)
+    errors, deviation = rng.normal(size=(20, 2)), rng.uniform(1, 2, size=(20, 2))
+    without = errors.copy()
+    without[[3, 7]] = np.nan
+    expected = uncertainty.calibration(np.delete(errors, [3, 7], axis=0), np.delete(deviation, [3, 7], axis=0))
+    np.testing.assert_allclose(uncertainty.calibration(without, deviation), expected)
+    once = errors.copy()
+    once[3, 0] = np.nan  # in one target only: the other has its own quantile of 20 rows and the same shared ones
+    assert np.isfinite(uncertainty.calibration(once, deviation)).all()
+    outlying = errors.copy()
+    outlying[3, 0] = 100
+    assert uncertainty.calibration(once, deviation)[0] < uncertainty.calibration(outlying, deviation)[0]
+
+
 def test_calibration_makes_intervals_of_each_target_hold_as_many_as_they_say():
     rng = np.random.default_rng(0)
     errors = rng.normal(size=(4000, 3)) * [0.1, 1, 10]
