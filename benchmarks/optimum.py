@@ -1,4 +1,4 @@
-"""The exact optimum and compressed evaluation, beside what one would use otherwise: python -m benchmarks.optimum
+"""The exact optimum of mixtures of experts, beside what one would use otherwise: python -m benchmarks.optimum
 
 Text is either drawn from made-up experts or, with --study, the scored text of a study drawn with replacement. MixMin's
 steps (arXiv 2502.10510: exponentiated gradient, rate 1, from the uniform mixture, log-sum-exp of every row) are taken
@@ -20,13 +20,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.timing import Row, interleaved, table
-from mde.evaluation import MixtureLosses, bootstrap, compress, optimum
-from mde.evaluation.compression import spread
+from mde.evaluation import bootstrap, optimum
 
 EXPERTS = DOMAINS = 7
 STEPS = 100
 FEW, FEWER = 20, 4  # of them that are timed; of the script's
-CANDIDATES = 1_000_000
 
 
 def made_up(tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,56 +149,19 @@ def exponentiated(
     return descend
 
 
-def compressed(log_probs: np.ndarray, segment_ids: np.ndarray, sizes: list[int], rounds: int) -> list[Row]:
-    exact = MixtureLosses(log_probs, segment_ids)
-    rng = np.random.default_rng(1)
-    uniform, spread_out = rng.dirichlet(np.ones(EXPERTS), 1000), spread(1000, EXPERTS, rng)
-    expected = exact(np.concatenate([uniform, spread_out]))
-    many = rng.dirichlet(np.ones(EXPERTS), CANDIDATES).astype(np.float32)
-    rows = []
-    for size in sizes:
-        started = time.perf_counter()
-        found = compress(log_probs, segment_ids, size)
-        built = time.perf_counter() - started
-        seconds = interleaved({"ours": lambda f=found: f(many)}, rounds)["ours"]
-        errors = np.abs(found(np.concatenate([uniform, spread_out])).losses - expected).max(axis=1)
-        inside, outside = errors[:1000], errors[1000:]
-        of = f"{CANDIDATES:,} candidates, {len(log_probs):,} tokens as {size:,}"
-        rows += [
-            Row(f"{of} (built in {built:.0f} s), seconds", f"{seconds:.2f}", "at most 1"),
-            Row("   error, worst of the domains: uniform mixtures, median", f"{np.median(inside):.0e}", "at most 1e-4"),
-            Row(
-                "      of 1,000: the 99th of a hundred, the largest",
-                f"{np.quantile(inside, 0.99):.0e}, {inside.max():.0e}",
-            ),
-            Row(
-                "      faces, near-corners and corners: median, the 99th of a hundred",
-                f"{np.median(outside):.0e}, {np.quantile(outside, 0.99):.0e}",
-            ),
-            Row("      as it states itself, after a search for the worst", f"{found.error.max():.0e}"),
-        ]
-    return rows
-
-
 PARTS = {
     "optimum": lambda: best_mixture(*made_up(1_000_000), 5),
-    "compressed": lambda: compressed(*made_up(10_000_000), [6144], 3),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--compressed_tokens", type=int, default=1_000_000)
-    parser.add_argument("--pseudo_tokens", type=int, nargs="*", default=[1536, 6144])
     parser.add_argument("--study", help="directory of a finished study, for its scored text")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     text = (lambda tokens: of_study(args.study, tokens)) if args.study else made_up
-    rows = best_mixture(*text(args.tokens), args.rounds) if args.tokens else []
-    if args.pseudo_tokens:
-        rows += compressed(*text(args.compressed_tokens), args.pseudo_tokens, args.rounds)
-    print(table(rows))
+    print(table(best_mixture(*text(args.tokens), args.rounds)))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,6 @@ def ways(loss: losses.Differentiable, region: Region, trials: int) -> dict[str, 
         "refinement": by("refinement"),
         "simulation": by("simulation"),
         "simulation of 100,000": by("simulation", n_candidates=100_000, top=128),
-        "vizier": by("vizier", n_candidates=trials),
     }
 
 

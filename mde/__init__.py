@@ -24,7 +24,6 @@ _PUBLIC = {
     "MixtureLosses": "mde.evaluation",
     "merged_nll": "mde.evaluation",
     "MergedLosses": "mde.evaluation",
-    "compress": "mde.evaluation",
     "optimum": "mde.evaluation",
     "bootstrap": "mde.evaluation",
     # scikit-learn estimators and what they are fitted on

@@ -94,7 +94,7 @@ class Study(study.Study):
           objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, avg-families, worst-sp, worst-et, worst-all,
             or weights by evaluation domain, family or pattern.
           beta: standard deviations of the prediction that are added to the objective.
-          method: of the search: auto, exact, gradient, simulation, refinement or vizier.
+          method: of the search: auto, exact, gradient, simulation or refinement.
           candidates: mixtures that the search starts from.
           max_distance: largest distance from a proxy run, or "none"; by default as in `mde optimize`.
           allow_untrained: whether domains that no proxy run trained on may get weight.
@@ -259,7 +259,7 @@ def optimize(
         pattern.
       groups: training domains that are bounded together, by a name of your own.
       unit: of the losses.
-      method: of the search: auto, refinement, simulation or vizier.
+      method: of the search: auto, refinement or simulation.
       candidates: mixtures that the search starts from.
       seed: of the search.
       constraints: other fields of `mde.optimization.constraints.Constraints`: lower, upper, fixed, tokens, budget,

@@ -17,7 +17,6 @@
     candidates.csv         mixtures that were evaluated beside the runs'
     features.csv           run or candidate, predicted nats per token: FEATURE/DOMAIN
     answers.csv            the same mixtures, what the experts' answers on end tasks say of them: FEATURE/TASK
-    portable.npz           scored text for the page's explorer
     fit/                   how well each regressor predicts, out of fold; which was chosen, and that one, fitted
     optimum.json           the recommended mixture
     surface.npz            predicted losses around it: ternary slices, draws all over the simplex, and what one more

@@ -1,4 +1,4 @@
-"""The domains by name, and what `prepare` asks of one: its texts, its seqio task, its tokens, where it came from.
+"""The domains by name, and what `prepare` asks of one: its texts, and where they came from.
 
 To add a domain, `register` a `Domain` whose `source` gives a `seqio.DataSource` with a text feature: a
 `seqio.TfdsDataSource`, `seqio.FunctionDataSource`, or one's own. TensorFlow is imported only once a source is opened;
@@ -81,26 +81,6 @@ def texts(domain: str, split: str, data_dir: PathLike) -> Iterator[str]:
     dataset = found.source(data_dir).get_dataset(split, shuffle=False)
     for example in dataset.as_numpy_iterator():
         yield example[found.text_feature].decode()
-
-
-def task(domain: str, vocabulary: "seqio.Vocabulary", data_dir: PathLike) -> "seqio.Task":
-    """A seqio task of the domain: `targets` holds a document's tokens with EOS, `targets_pretokenized` its text.
-
-    The task is not in seqio's own registry, whose names are global: the same domain may be open in two directories.
-    """
-    seqio = _seqio()
-    found = get(domain)
-    return seqio.Task(
-        name=found.name,
-        source=found.source(data_dir),
-        preprocessors=[
-            functools.partial(seqio.preprocessors.rekey, key_map={"targets": found.text_feature}),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-        ],
-        output_features={"targets": seqio.Feature(vocabulary, add_eos=True)},
-        metric_fns=[],
-    )
 
 
 def provenance(domain: str, data_dir: PathLike) -> dict:

@@ -3,16 +3,9 @@
 import hashlib
 import heapq
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-from etils import epath
 
 from mde.errors import UserError
-
-if TYPE_CHECKING:
-    import seqio
 
 SAMPLE_BYTES = 6_000_000  # UTF-8 bytes to train on, shared evenly; a smaller domain gives all it has
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -71,19 +64,6 @@ def train_sentencepiece(samples: Mapping[str, Sequence[str]], vocab_size: int) -
             raise
         raise UserError(f"cannot train {vocab_size} pieces on {sum(map(len, sample))} characters: {error}") from error
     return model.getvalue()
-
-
-def load(path: str | os.PathLike) -> "seqio.Vocabulary":
-    """The vocabulary whose SentencePiece model is at `path`.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    import seqio
-
-    if not epath.Path(path).exists():
-        raise UserError(f"no tokenizer at {os.fspath(path)}")
-    return seqio.SentencePieceVocabulary(os.fspath(path))
 
 
 class Sample:

@@ -1,17 +1,14 @@
 """Scoring models, the two evaluators (mixtures of experts and merged models), and the best mixture of experts."""
 
-from mde.evaluation.compression import CompressedLosses, compress
 from mde.evaluation.merged import MergedLosses, merged_nll
 from mde.evaluation.mixture import MixtureLosses, mixture_nll
 from mde.evaluation.optimum import Optima, bootstrap, optimum
 
 __all__ = [
-    "CompressedLosses",
     "MergedLosses",
     "MixtureLosses",
     "Optima",
     "bootstrap",
-    "compress",
     "merged_nll",
     "mixture_nll",
     "optimum",

@@ -13,7 +13,7 @@ from mde.optimization.refinement import best, evaluate
 from mde.optimization.region import Region
 from mde.optimization.trust import Area, TrustRegion
 
-METHODS = ("auto", "exact", "gradient", "simulation", "refinement", "vizier")
+METHODS = ("auto", "exact", "gradient", "simulation", "refinement")
 STARTS = 16  # of the descents of all restarts: the best simulated ones; two where all lead to the same optimum
 
 
@@ -67,8 +67,7 @@ def minimize(
       seed: of the draws.
       method: `auto` chooses as said. `exact`: of a convex loss, with its gap; a formula by CVXPY, others by descent.
         `gradient`: multi-start descent. `simulation`: the mean of the `top` best of `n_candidates` draws (RegMix, arXiv
-        2407.01492, section 3.4). `refinement`: rounds of ever smaller steps around the `top` best. `vizier`: OSS
-        Vizier's Eagle strategy with `n_candidates` trials.
+        2407.01492, section 3.4). `refinement`: rounds of ever smaller steps around the `top` best.
       n_candidates: mixtures simulated at first; a quarter of them are proposed in each round.
       rounds: rounds of refinement.
       top: how many of the best are averaged, and kept as the elite around which a round proposes.
@@ -97,8 +96,6 @@ def minimize(
 
     def once(number: int) -> Optimum:
         spaced = seed + 1000 * number  # a search uses a few seeds from its own on
-        if method == "vizier":
-            return _by_vizier(loss, region, spaced, n_candidates, start)
         starts = max(STARTS // restarts, 4)
         return _from_draws(loss, region, spaced, method, n_candidates, rounds, top, start, concentration, starts)
 
@@ -125,16 +122,6 @@ def _exact(loss: Any, region: Area) -> Optimum:
     if found is None:
         raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
     return Optimum(found.mixture, found.loss, "exact", 1, found.gap)
-
-
-def _by_vizier(loss: Loss, region: Area, seed: int, trials: int, start: np.ndarray | None) -> Optimum:
-    from mde.optimization import vizier
-
-    mixture, _ = vizier.search(loss, region, seed, trials)
-    given = _given(region, start)  # Eagle has no way to be told of them
-    points = np.vstack([mixture, given[region.contains(given)]])
-    points, values = best(points, evaluate(loss, points), 1)
-    return Optimum(points[0], float(values[0]), "vizier", trials + len(given))
 
 
 def _from_draws(

@@ -16,7 +16,6 @@ import pandas as pd
 from mde.errors import UserError, reason, unknown
 from mde.regression import estimators, scores
 from mde.regression.designs import fit_many, predict_with_deviation, work
-from mde.regression.groups import replicate_variance
 from mde.regression.robust import Outlier, find_outliers, robust_spread
 from mde.regression.scores import corrected_error
 from mde.regression.uncertainty import objective_deviation
@@ -248,26 +247,6 @@ def learning_curve(
         ).objective
         parts.append(found.assign(train=size))
     return pd.concat(parts, ignore_index=True)
-
-
-def noise_floor(observed: np.ndarray, mixtures: Sequence[Any], objective: np.ndarray) -> float:
-    """Variance of the objective between runs of one mixture (other seeds, other data orders), pooled over mixtures.
-
-    No regressor's squared error on lone runs can be expected below it.
-
-    Args:
-      observed: losses, [N, J], nats per token.
-      mixtures: a label of the mixture of each of the N runs.
-      objective: weights of the evaluation domains, [J].
-
-    Raises:
-      UserError: no mixture has two runs.
-    """
-    values = (np.asarray(observed) @ objective)[:, None]
-    variance, freedom = replicate_variance(values, pd.factorize(np.asarray(mixtures))[0])
-    if not freedom:
-        raise UserError("the noise of a run takes two runs of one mixture, with other seeds")
-    return float(variance[0])
 
 
 @dataclass(frozen=True)

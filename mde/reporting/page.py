@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from plotly.offline import get_plotlyjs
 
-from mde.reporting import explorer, final, findings, reweighting, sections, surface
+from mde.reporting import final, findings, reweighting, sections, surface
 from mde.study import Study
 
 
@@ -53,7 +53,6 @@ SECTIONS = (
     Section("Summary", "optimum.json", "optimize", "No mixture is recommended yet", sections.summary),
     Section("How far to trust it", "fit/choice.json", "fit", "No regressor is fitted yet", sections.trust),
     Section("Experts and evaluators", "losses.csv", "score", "Nothing is scored yet", sections.experts),
-    Section("Explorer", explorer.TOKENS, "evaluate", "Nothing is evaluated yet", explorer.body),
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
     Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
     Section("Proof", final.PROVED, "prove", "The recommended mixture is not trained yet", final.proof_body),

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from mde.errors import UserError
 from mde.evaluation import MergedLosses, MixtureLosses
-from mde.evaluation.portable import portable
 from mde.evaluation.scores import Columns
 from mde.evaluation.scoring import EvaluationSet
 from mde.optimization import simplex
@@ -57,8 +56,6 @@ def evaluate(
     study.write_table("features.csv", pd.DataFrame(columns, pd.Index(mixtures.index, name="mixture")))
     if said is not None:
         study.write_table("answers.csv", said)
-    data, log_probs, _ = _experts(study)
-    study.write_arrays("portable.npz", portable(log_probs, data.segment_ids, seed)._asdict())
 
 
 def evaluators(study: Study, about: Mapping[str, Any] | None = None, only: Sequence[str] | None = None) -> Evaluators:

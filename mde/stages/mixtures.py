@@ -125,15 +125,6 @@ def objective_of(study: Study) -> objectives.Objective:
     return objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
 
 
-def objective_record(study: Study) -> dict[str, Any]:
-    """What is kept beside results that this objective was measured by: `objectives.recorded` reads it."""
-    optimum = study.read_json("optimum.json", "optimize")
-    rival = optimum.get("reference")
-    losses = {rival: {"losses": optimum["predictions"][rival]["losses"]}} if rival else {}
-    about = {"objective": optimum["objective"], "reference": rival, "beta": optimum.get("beta", 0.0)}
-    return {**about, "predictions": losses}
-
-
 def _exact(study: Study, value: Shares | str, where: str) -> np.ndarray:
     """A mixture [K] that keeps its bits if it sums to one but for rounding: runs are named and resumed by them."""
     shares = _shares(study, value, where, {})

@@ -61,7 +61,7 @@ def optimize(
       candidates: mixtures that the search starts from.
       refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
         by default; of an expensive regressor, such as auto, at most 30.
-      method: of the search: auto, exact, gradient, simulation, refinement or vizier.
+      method: of the search: auto, exact, gradient, simulation or refinement.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
         avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.

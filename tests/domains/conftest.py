@@ -24,4 +24,6 @@ def tokenizer_path(data_dir):
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_path):
-    return vocabulary.load(tokenizer_path)
+    import seqio
+
+    return seqio.SentencePieceVocabulary(str(tokenizer_path))

@@ -135,19 +135,3 @@ def test_values_alone_are_searched_under_every_constraint(constraints, method):
     draws = np.sort(smooth(region.sample(1024, 0)))
     assert best.loss - best.gap - ROUNDING <= found.loss
     assert found.loss <= (draws[64] if method == "simulation" else best.loss + 1e-3)
-
-
-@pytest.mark.parametrize("constraints", [BOX, GROUPS])
-def test_vizier_searches_under_constraints(constraints):
-    pytest.importorskip("vizier", reason="OSS Vizier is not installed")
-    region = constraints.region
-    smooth = bowl(2)
-    first, again = (search.minimize(lambda x: smooth(x), region, 3, "vizier", n_candidates=200) for _ in range(2))
-    assert region.contains(first.mixture[None])[0]
-    np.testing.assert_array_equal(first.mixture, again.mixture)
-    draws = search.evaluate(smooth, region.sample(50, 0))
-    assert first.loss <= draws.min()
-    best = search.minimize(smooth, region, 0, n_candidates=256)
-    told = search.minimize(lambda x: smooth(x), region, 3, "vizier", n_candidates=20, start=best.mixture[None])
-    assert told.loss <= best.loss + ROUNDING
-    assert told.evaluations == 21

@@ -173,19 +173,16 @@ def smooth_bowl():
     return losses.Smooth(lambda mixture: (((mixture - np.array([0.5, 0.1, 0.2, 0.1, 0.1])) @ PULL) ** 2).sum(), True)
 
 
-@pytest.mark.parametrize("method", ["auto", "exact", "gradient", "refinement", "simulation", "vizier"])
+@pytest.mark.parametrize("method", ["auto", "exact", "gradient", "refinement", "simulation"])
 def test_every_search_keeps_frozen_ratios_and_finds_what_virtual_domains_would(method):
     """With ratios kept, the problem is that of three domains, each made of the others in its ratios."""
-    if method == "vizier":
-        pytest.importorskip("vizier")
     region = constrained(frozen=RATIOS).region
     loss = smooth_bowl() if method in ("exact", "gradient") else bowl
     found = search.minimize(loss, region, seed=0, method=method, n_candidates=512)
     virtual = search.minimize(lambda totals: bowl(totals @ VIRTUAL), Region.simplex(3), seed=0)
     totals = np.array([found.mixture[:2].sum(), found.mixture[2:4].sum(), found.mixture[4]])
     np.testing.assert_allclose(found.mixture, totals @ VIRTUAL, atol=2e-9)
-    # simulation averages draws; a trial of Vizier is a draw too
-    near = {"simulation": 0.05, "vizier": 0.05, "exact": 1e-6, "gradient": 1e-6}.get(method, 1e-5)
+    near = {"simulation": 0.05, "exact": 1e-6, "gradient": 1e-6}.get(method, 1e-5)
     assert found.loss == pytest.approx(virtual.loss, abs=near)
 
 

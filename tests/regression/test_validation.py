@@ -259,14 +259,6 @@ def test_a_learning_curve_is_a_judgement_a_size(swarm):
     assert ridge[2] < ridge[0]
 
 
-def test_the_noise_floor_by_hand():
-    losses = np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 0.0], [7.0, 0.0], [7.0, 3.0], [9.0, 9.0]])
-    # With weights (1, 0): {1, 3}, {7, 7, 7} and a lone run; squares 2 + 0 over 1 + 2 degrees of freedom.
-    assert validation.noise_floor(losses, list("aabbbc"), np.array([1.0, 0.0])) == pytest.approx(2 / 3)
-    with pytest.raises(UserError, match="two runs of one mixture"):
-        validation.noise_floor(losses[:2], ["a", "b"], np.array([1.0, 0.0]))
-
-
 @pytest.fixture
 def replicated():
     """Eight mixtures, 1 to 4 seeds each, in no order."""

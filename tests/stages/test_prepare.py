@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from commands import ROOT, command
@@ -472,29 +471,6 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(large, monkey
         for name in ("whole", "killed")
     )
     assert whole == killed
-
-
-def test_a_source_for_seqio(places, tmp_path):
-    """A corpus's domain as a seqio task: the same texts, and the tokens that the store has."""
-    import seqio
-
-    from mde.domains import corpora, registry, tasks
-    from mde.domains.documents import Settings
-
-    study = prepared(places)
-    corpus = corpora.parse({"web": f"{places}/web/*.jsonl.zst"}, None, "text", trained=True)[0]
-    settings = Settings(str(tmp_path), 0.05, 1000, 100, 0.7, 13, 10_000, "skip", 0, 0)
-    domain = tasks.domain(corpus, "web", settings)
-    assert list(tasks.texts(corpus, "web", "train", settings)) == documents(study, "web", "train")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_DOMAINS", dict(registry._DOMAINS))
-        registry.register(domain)
-        vocabulary = seqio.SentencePieceVocabulary(str(study.root / "tokenizer" / "sentencepiece.model"))
-        task = registry.task("web", vocabulary, tmp_path)
-        found = [each["targets"] for each in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()]
-    store = study.store("web", "train")
-    together = np.concatenate([np.concatenate([[0], tokens]) for tokens in found])
-    np.testing.assert_array_equal(store.read(0, store.n_tokens).tokens, together)
 
 
 def test_the_command_needs_no_tensorflow(places):
