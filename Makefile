@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STUDY ?= studies/demo
 
-.PHONY: install demo test test-stages test-rooms test-all lint format docs notebooks bench tpu clean
+.PHONY: install demo test test-commands test-rooms test-all lint format docs notebooks bench tpu clean
 
 install: $(STAMP)
 
@@ -24,13 +24,13 @@ demo: $(STAMP)
 	$(BIN)/mde demo --study=$(STUDY)
 
 # Two halves; `make -j2 test` runs them at once.
-test: test-stages test-rooms
+test: test-commands test-rooms
 
-test-stages: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' tests/stages
+test-commands: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' tests/commands
 
 test-rooms: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/stages
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/commands
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest --hypothesis-profile=exploring

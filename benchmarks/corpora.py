@@ -26,7 +26,7 @@ import psutil
 import zstandard
 
 from benchmarks.timing import interleaved
-from mde.stages import prepare as stage
+from mde.commands import prepare as stage
 from mde.study import Study
 
 # Read once, so that no contender waits for the disk.

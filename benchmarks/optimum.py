@@ -48,7 +48,7 @@ def made_up(tokens: int) -> tuple[np.ndarray, np.ndarray]:
 def of_study(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     from etils import epath
 
-    from mde.stages.score import evaluation_data, log_probs_of
+    from mde.results.scored_text import evaluation_data, log_probs_of
     from mde.study import Study
 
     study = Study(epath.Path(directory))

@@ -17,7 +17,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from benchmarks.timing import interleaved
 from mde.regression import estimators, validation
 from mde.regression.features import assemble
-from mde.stages.fit import observations
+from mde.results.proxy_runs import observations
 from mde.study import Study
 
 # Spearman x100 on the test mixtures: LightGBM as published, which stops early on the test rows.

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mde import bindings
+from mde.commands import pipeline
 from mde.errors import UserError, unknown
-from mde.stages import pipeline
 from mde.study import STAGES, digest
 
 LONGEST_NAME = 80

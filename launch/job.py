@@ -14,9 +14,9 @@ from launch import machine as machines
 from launch.machine import Machine
 from mde import buckets, cli
 from mde.bindings import REPOSITORY
+from mde.commands import pipeline
 from mde.errors import UserError, unknown
 from mde.models import config as model_configs
-from mde.stages import pipeline
 from mde.study import STAGES
 
 # A host without Python 3.11 gets one of its own; versions are those that the tests run with.

@@ -23,8 +23,8 @@ from launch.expansion import Point
 from launch.shell import Shell
 from launch.sky_jobs import SkyJobs
 from mde import bindings, buckets
+from mde.commands import pipeline
 from mde.errors import UserError, check_positive
-from mde.stages import pipeline
 
 BACKENDS = ("local", "ray", "skypilot")
 

@@ -28,8 +28,8 @@ from etils import epath
 
 from launch.expansion import Point
 from mde import buckets, cli, gin_text
+from mde.commands import pipeline
 from mde.errors import UserError
-from mde.stages import pipeline
 from mde.study import STAGES, Study
 
 # What a point that starts at a stage leaves behind of the study it starts from: the work of that stage and later ones,

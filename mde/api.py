@@ -11,16 +11,18 @@ import plotly.graph_objects as go
 
 from mde import cli, study
 from mde.ablation import HOME
+from mde.commands import pipeline
 from mde.errors import UserError, unknown
 from mde.optimization import objectives, search
 from mde.optimization.constraints import Constraints, Group
 from mde.optimization.search import Optimum
 from mde.reporting import ablation, figures, final, findings, scaling, tables
 from mde.reporting.table import Table
-from mde.stages import pipeline, problem, recommend
-from mde.stages.mixtures import tokens_of
-from mde.stages.predict import Predictor
-from mde.stages.support import Data, distance_limit
+from mde.results import recommendation as recommend
+from mde.results import search_setup as problem
+from mde.results.mixtures import tokens_of
+from mde.results.predictor import Predictor
+from mde.results.support import Data, distance_limit
 
 Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
 
@@ -54,7 +56,7 @@ class Study(study.Study):
         Args:
           stage: "prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report", or a tool.
           force: run it even if it is done.
-          arguments: those of the function of its name in `mde.stages`.
+          arguments: those of the function of its name in `mde.commands`.
 
         Raises:
           UserError: an unknown stage or argument, or an earlier stage that has not been run.
@@ -65,11 +67,11 @@ class Study(study.Study):
 
     def scored_text(self) -> ScoredText:
         """The evaluation text under every expert."""
-        from mde.stages import score  # which imports JAX
+        from mde.results import scored_text  # which imports JAX
 
         scored = self.read_json("scoring.json", "score")
-        data = score.evaluation_data(self, scored)
-        log_probs = score.log_probs_of(self, scored, [f"expert-{name}" for name in self.domains.training])
+        data = scored_text.evaluation_data(self, scored)
+        log_probs = scored_text.log_probs_of(self, scored, [f"expert-{name}" for name in self.domains.training])
         return ScoredText(np.asarray(log_probs[:]), data.segment_ids, data.sequence_ids)
 
     def predictor(self) -> Predictor:

@@ -15,8 +15,8 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
+from mde.commands import pipeline
 from mde.errors import UserError, unknown
-from mde.stages import pipeline
 from mde.study import STAGES
 from mde.values import described, fits
 

@@ -103,7 +103,7 @@ def _commands() -> argparse.ArgumentParser:
 def _flags(name: str) -> argparse.ArgumentParser:
     """The parser of one command; it imports that command and no other."""
     from mde import bindings
-    from mde.stages import pipeline
+    from mde.commands import pipeline
 
     demo = name == "demo"
     described = HELP[name] if demo else re.split(r"\n(?:Args|Raises):", inspect.getdoc(pipeline.command(name)) or "")[0]
@@ -160,7 +160,7 @@ def parse(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str,
 
 def _run(name: str, argv: Sequence[str]) -> None:
     from mde import buckets
-    from mde.stages import pipeline
+    from mde.commands import pipeline
     from mde.study import STAGES, Study
 
     args, given = parse(name, argv)

@@ -63,6 +63,7 @@ if TYPE_CHECKING:  # those who bring tables need no TensorStore
 FORMAT = 1
 NATS = "nats per token"  # the unit of the losses that mde measures itself
 ERROR = "error"  # that of 1 − value, where more is better of a value
+RIGHT, WRONG = "validation", "wrong"  # splits of an end task: losses are of the first, the other makes an accuracy
 STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
 
 

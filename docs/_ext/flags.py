@@ -7,7 +7,7 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 from mde import bindings
-from mde.stages import pipeline
+from mde.commands import pipeline
 
 
 class Flags(Directive):

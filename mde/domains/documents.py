@@ -16,7 +16,7 @@ TOO_SHORT, OTHER_DOMAIN = "too_short", "other_domain"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides about documents; see `mde.stages.prepare`."""
+    """What decides about documents; see `mde.commands.prepare`."""
 
     corpus_dir: str
     validation_share: float

@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 
 from mde import bindings
+from mde.commands import pipeline
 from mde.domains import corpora
-from mde.stages import pipeline
 from mde.study import STAGES
 from mde.values import fits
 

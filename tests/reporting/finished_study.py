@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mde.regression.validation import in_rows
-from mde.stages import comparison
+from mde.results import comparison
 from mde.study import Study
 
 TRAINING = ["code", "web"]

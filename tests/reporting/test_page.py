@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from finished_study import PROOF, finish, fit, optimize, prepare, prove, train
 
+from mde.commands.report import report
 from mde.reporting import page
-from mde.stages.report import report
 from mde.study import Study
 
 VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}

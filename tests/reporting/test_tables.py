@@ -1,8 +1,8 @@
 import pytest
 from finished_study import prepare, train
 
+from mde.commands.report import text
 from mde.reporting import tables
-from mde.stages.report import text
 from mde.study import Study
 
 

@@ -1,0 +1,195 @@
+"""`mde design`: the mixtures of a swarm, for `mde train --mixtures` or any other trainer."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from mde import buckets
+from mde.data import epochs
+from mde.errors import UserError, check_positive
+from mde.optimization import draws
+from mde.optimization.constraints import Constraints
+from mde.regression import power, swarm
+from mde.reporting.table import Table
+from mde.results import search_setup as problem
+from mde.results.mixtures import Shares, tokens_of
+from mde.study import Study
+
+SCARCE = 5  # runs with a share of a domain below which little can be learnt of it
+
+
+def design(
+    output: str | None = None,
+    runs: int = 32,
+    tokens: str | Mapping[str, float] | None = None,
+    prior: str | Mapping[str, float] = "proportional",
+    temperature: float = 1.0,
+    strengths: Sequence[float] = (0.1, 5.0),
+    floor: float = 2e-3,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    budget: float | None = None,
+    max_epochs: float | Shares | None = None,
+    max_kl: float | None = None,
+    seed: int = 0,
+    difference: float | None = None,
+    noise: float | None = None,
+    comparisons: int = 1,
+) -> None:
+    """Draws the mixtures of a swarm around a prior, spread evenly, and writes them as a CSV file.
+
+    With --difference it says how many seeds and proxy runs find such a difference, at a pilot's noise; it needs no
+    --output then.
+
+    Mixtures are Dirichlet, as RegMix and Olmix draw them, given that the constraints hold; those of `mde train` itself
+    have --prior=uniform and a strength of as many as there are domains. The same flags give the same file, and with
+    more runs its rows are the first.
+
+    Args:
+      output: the CSV file to write: a column `run`, and one a domain.
+      runs: how many mixtures.
+      tokens: tokens that there are, by domain, or the directory of a study that has them. Without them the domains are
+        those of the prior.
+      prior: around which mixtures lie, and their mean: proportional to the tokens, uniform, or shares by domain.
+      temperature: power that the prior is raised to: 1 leaves it, .5 lifts small domains, 0 makes all alike.
+      strengths: least and greatest sum of the Dirichlet concentrations, drawn log-uniform for each run; one number for
+        a single one. Small ones give corners, large ones mixtures near the prior.
+      floor: the least share beside zero; what is smaller becomes zero, and runs that differ in less are one.
+      lower: least shares, by domain.
+      upper: greatest shares.
+      fixed: shares that are given.
+      groups: domains by a name of your own, to draw in two levels: the sums of the groups, then the shares in each.
+      group_bounds: least and greatest sum of the shares, by group.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
+      max_kl: greatest KL divergence from the prior, nats.
+      seed: of the draws.
+      difference: difference in loss between two mixtures that the runs should find: with a probability of 80%, in a
+        two-sided test at 5%.
+      noise: standard deviation of one run; by default that of the replicates of the study that --tokens names, as `mde
+        fit` found it.
+      comparisons: with how many baselines the recommended mixture will be compared, for Holm's correction.
+
+    Raises:
+      UserError: no domains; neither an output nor a difference; no noise; settings or constraints that make no sense,
+        or that too few draws obey.
+    """
+    if difference is not None:
+        print(_needed(difference, noise, comparisons, tokens, prior))
+    elif output is None:
+        raise UserError("give --output, the CSV file to write, or --difference, to ask how many runs it takes")
+    if output is None:
+        return
+    check_positive(runs=runs)
+    if seed < 0:
+        raise UserError(f"seed={seed}, expected zero or more")
+    if len(strengths) not in (1, 2):
+        raise UserError(f"strengths={list(strengths)}: expected the least and the greatest, or one number")
+    place = buckets.path(output)
+    buckets.check(place)
+    buckets.check_writable(place.parent)
+    if place.is_dir():
+        raise UserError(f"{place}: a folder, expected the CSV file to write")
+    names, counts = _domains(tokens, prior)
+    swarm.check_names(names)
+    bounds = problem.constraints(
+        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl
+    )
+    centre = bounds.prior_mixture
+    assert centre is not None
+    for name, share in zip(names, centre, strict=True):
+        if not share and (least := bounds.lower.get(name, 0)) > 0 and name not in bounds.fixed:
+            raise UserError(f"domain {name!r}: a least share of {least:g}, but none in the prior that is drawn around")
+    levels = _levels(bounds)
+    law = draws.Law(draws.temper(centre, temperature, levels), (strengths[0], strengths[-1]), levels, floor)
+    mixtures = draws.draw(runs, law, seed, bounds.region, distinct=True)
+    table = pd.DataFrame(mixtures, pd.Index([f"run-{i:03d}" for i in range(runs)], name="run"), list(names))
+    swarm.write(place, swarm.Table(table, "run", {name: name for name in names}))
+    print(_summary(str(place), table, law.prior, bounds))
+
+
+def _needed(
+    difference: float, noise: float | None, comparisons: int, tokens: str | Shares | None, prior: str | Shares
+) -> str:
+    """How many seeds and proxy runs find a difference, in a few lines."""
+    if noise is None:
+        if not isinstance(tokens, str):
+            raise UserError("give --noise, the standard deviation of one run, or a study with replicates as --tokens")
+        found = Study(tokens).read_json("fit/choice.json", "fit")["noise"]
+        if not found:
+            raise UserError(f"{tokens}: no two proxy runs have the same mixture, so the noise is unknown: give --noise")
+        noise = found["objective"]
+    seeds = power.seeds_needed(noise, difference, comparisons)
+    baselines = f" against {comparisons} baselines (Holm)" if comparisons > 1 else ""
+    lines = [
+        f"A difference of {difference:g} at a noise of {noise:.3g} per run, found with a probability of 80% at 5%:",
+        f"  validation: {seeds} seeds per mixture, paired by seed{baselines}",
+    ]
+    if tokens is not None or not isinstance(prior, str):
+        names, _ = _domains(tokens, prior)
+        runs = power.proxy_runs_needed(noise, difference, len(names) + 1)
+        lines.append(
+            f"  proxy runs: at least {runs}, for noise alone, with {len(names)} domains and a coefficient for each; "
+            "what the regressor gets wrong comes on top"
+        )
+    else:
+        lines.append("  proxy runs: depends on the number of domains; give --tokens or --prior")
+    return "\n".join(lines)
+
+
+def _domains(tokens: str | Shares | None, prior: str | Shares) -> tuple[tuple[str, ...], Shares | None]:
+    """Names of the domains, and how many tokens each has where that is known."""
+    if isinstance(tokens, str):
+        study = Study(tokens)
+        buckets.check(study.root)
+        return study.domains.training, tokens_of(study)
+    if named := tokens or (prior if not isinstance(prior, str) else None):
+        return tuple(named), tokens
+    raise UserError("of which domains? Give --tokens, numbers by domain or a study's directory, or shares as --prior")
+
+
+def _levels(bounds: Constraints) -> list[np.ndarray]:
+    """By group, the columns of its domains, each of which is in one group only."""
+    names = list(bounds.domains)
+    owner: dict[str, str] = {}
+    for group, about in bounds.groups.items():
+        for name in about.domains:
+            if name in owner:
+                raise UserError(
+                    f"domain {name!r} is in the groups {owner[name]!r} and {group!r}; a design draws groups first and "
+                    "then what is in each, so a domain may be in one"
+                )
+            owner[name] = group
+    return [np.array(sorted(names.index(name) for name in about.domains)) for about in bounds.groups.values()]
+
+
+def _summary(file: str, table: pd.DataFrame, prior: np.ndarray, bounds: Constraints) -> Table:
+    """What was drawn, by domain, and how it is spread."""
+    shares, names = table.to_numpy(), bounds.domains
+    used = shares > 0
+    columns = {"prior": prior, "least": shares.min(0), "mean": shares.mean(0), "greatest": shares.max(0)}
+    cells = {name: [f"{share:.2%}" for share in values] for name, values in columns.items()}
+    cells["runs without"] = list(map(str, (~used).sum(axis=0)))
+    if bounds.tokens and bounds.budget:
+        available = np.array([bounds.tokens[name] for name in names])
+        cells["most epochs"] = [f"{n:.3g}" for n in epochs.repeats(shares, available, bounds.budget).max(axis=0)]
+    corners = int((used.sum(axis=1) == 1).sum())
+    notes = [f"A run has {used.sum(axis=1).mean():.1f} domains on average; {corners} have one only."]
+    if len(table) > 1:
+        apart = draws.distances(shares)
+        notes.append(
+            f"A run has {apart.mean():.1%} of its tokens elsewhere than the run most like it, on average; the two most "
+            f"alike differ in {apart.min():.1%}."
+        )
+    scarce = [name for name, n in zip(names, used.sum(axis=0), strict=True) if 0 < n < SCARCE]
+    if scarce:
+        notes.append(
+            f"In fewer than {SCARCE} runs, which says little of them: {', '.join(scarce)}. A lower --temperature or "
+            "greater --strengths have them in more."
+        )
+    frame = pd.DataFrame(cells, pd.Index(list(names), name="domain"))
+    return Table(f"{file}: {len(table)} mixtures of {len(names)} domains", frame, tuple(notes))

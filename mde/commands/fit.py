@@ -1,0 +1,326 @@
+"""`mde fit`: which regressor best predicts the losses of mixtures it has not seen, by cross-validation.
+
+The proxy runs are the study's own, or somebody else's in two CSV files.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from mde.errors import UserError
+from mde.optimization import objectives
+from mde.regression import estimators, validation
+from mde.regression import features as feature_sets
+from mde.regression.features import MERGED
+from mde.regression.groups import mixture_groups
+from mde.regression.robust import Outlier
+from mde.regression.validation import MEAN, Method, Round
+from mde.results import accuracy, progress
+from mde.results import regressor_choice as choice
+from mde.results.proxy_runs import ProxyRuns, from_swarm, proxy_runs
+from mde.results.swarm_files import Files
+from mde.study import Domains, Study
+
+BASELINES = ("lambda", "sqrt", "log")
+LEAST = 5  # mixtures that cross-validation takes
+CURVE_REPEATS = 10  # splits of each point of a learning curve
+
+
+def fit(
+    study: Study,
+    mixtures: str | None = None,
+    losses: str | None = None,
+    unit: str | None = None,
+    higher: Sequence[str] = (),
+    incomplete: str = "refuse",
+    ignore: Sequence[str] = (),
+    lower: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    objective: str | Mapping[str, float] = "avg-all",
+    families: Mapping[str, Sequence[str]] | None = None,
+    train_mixtures: int | None = None,
+    repeats: int = 20,
+    folds: int | None = None,
+    regressors: Sequence[str] = ("ridge", "gbm", "auto"),
+    features: Sequence[str] = (),
+    curve_sizes: Sequence[int] | None = None,
+    seed: int = 0,
+) -> None:
+    """Compares regressors × feature sets by cross-validation on the proxy runs and chooses one.
+
+    The choice is `auto`, unless another has less than half its error, or less by more than two standard errors of their
+    difference, over the splits that all were given; else the fewest features among those within one (after the rule of
+    Breiman et al., Classification and Regression Trees, 1984). Only what predicts better than the mean can be chosen;
+    if nothing does, the mean is. Sets with merged features are compared and not chosen, unless `features` names them: a
+    search would have to run a merged model for every candidate.
+
+    Replicates, runs of the same mixture with other seeds, are never on both sides of a split. Standard errors are over
+    new swarms (Nadeau and Bengio, Machine Learning, 2003). Losses that are far from what the other runs predict are
+    named and fitted, and not scored.
+
+    Args:
+      study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
+      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
+      losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
+      unit: of the losses in the file, such as "bits per byte"; nats per token by default.
+      higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
+        patterns ("*_acc"); 1 − value, an error, is what is fitted.
+      incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
+      ignore: columns of either file that are no domains, such as State, by names or patterns.
+      lower: columns in the file of losses of which less is better, although they look like accuracies or like counts,
+        by names or patterns.
+      drop: runs to leave out, by name, here and in all later commands.
+      objective: what is predicted: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
+        pattern.
+      families: evaluation domains that count together, by a name of your own, such as
+        {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
+      train_mixtures: mixtures whose runs each repeat is fitted on, four fifths of them by default; the rest,
+        at least 3, are held out.
+      repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
+        the first of them only.
+      folds: parts of the mixtures, each held out once in every repeat, instead of a random part; as many as there
+        are mixtures to leave one out.
+      regressors: names of regressors: auto, ridge, gbm, gbm-regmix, gp, ridge-residual, gbm-residual, gp-residual,
+        mixing-law, log-linear, bimix, power-law, alone, mean.
+      features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
+        evaluated features of each, and transforms the mixture itself.
+      curve_sizes: numbers of training mixtures of the learning curves, which the best feature set of each regressor
+        has; four around `train_mixtures` by default, none if empty.
+      seed: of the splits.
+    """
+    files = Files(mixtures, losses, unit, higher, incomplete, ignore, lower)
+    found = files.read(study)
+    domains = Domains(tuple(found.mixtures.columns), tuple(found.losses.columns)) if found else study.domains
+    members = objectives.in_families(families, domains.evaluation)
+    objective = objectives.expanded(objective, domains.evaluation, domains.training, members)
+    inputs = from_swarm(found, objective, drop) if found else proxy_runs(study, objective, drop)
+    groups = mixture_groups(inputs.mixtures.to_numpy())
+    train_mixtures, rounds = _rounds(groups, train_mixtures, repeats, folds, seed)
+    methods = _methods(regressors, features, list(inputs.evaluated))
+    designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
+    losses_RJ, scored = inputs.losses.to_numpy(), choice.scored_weights(inputs.objective, inputs.losses)
+    for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
+        print(line)
+    with progress.of_methods("fit", len(methods)) as advance:
+        judged = validation.judge(losses_RJ, inputs.domains, designs, methods, scored, rounds, advance=advance)
+    learnt = [method for method in methods if method[0] in regressors]
+    if not features:
+        learnt = [method for method in learnt if MERGED not in feature_sets.evaluated_parts(method[1])]
+    best, fitted, judged = choice.fit_chosen(judged, learnt, designs, losses_RJ)
+    _say_rounds(judged, len(rounds))
+    if found:
+        files.adopt(study, found)
+    outliers = choice.outlier_table(judged.outliers, inputs.losses)
+    table = judged.objective.set_index(["regressor", "features"])
+    mse, spearman = (float(table[name].to_dict()[best]) for name in ("mse", "spearman"))
+    unresponsive = choice.unresponsive(judged, best, learnt)
+    kept = choice.without_outliers(judged.outliers, len(losses_RJ))
+    noise = choice.noise(inputs.mixtures, inputs.losses, scored, kept)
+    study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
+    study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
+    study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
+    study.write_table("fit/predictions.csv", _predictions(inputs, judged))
+    study.write_table("fit/outliers.csv", outliers)
+    sizes = _curve_sizes(groups.max() + 1, train_mixtures) if curve_sizes is None else curve_sizes
+    known = train_mixtures if folds is None else None
+    rows = table.loc[[method for method in learnt if method in judged.predictions]].reset_index()
+    study.write_table(
+        "fit/learning.csv", _learning(inputs, designs, rows, sizes, known, repeats, seed, scored, judged.outliers)
+    )
+    study.write_object("fit/regressor.joblib", fitted)
+    study.write_json(
+        "fit/choice.json",
+        {
+            "objective": objective,
+            "families": members,
+            "observations": len(losses_RJ),
+            "mixtures": int(groups.max()) + 1,
+            "train_mixtures": train_mixtures,
+            "folds": folds,
+            "regressor": best[0],
+            "features": best[1],
+            "mse": mse,
+            "spearman": spearman,
+            "dropped": list(drop),
+            "unresponsive": unresponsive,
+            "untrained": choice.untrained(inputs.mixtures),
+            "noise": noise,
+            **({"blend": fitted.describe()} if best[0] == "auto" else {}),
+        },
+    )
+    for line in choice.told_of_outliers(outliers):
+        print(line)
+    if unresponsive:
+        print(
+            f"{len(unresponsive)} of {len(inputs.domains)} evaluation domains do not respond to the mixture: no better "
+            f"than the mean on {choice.listed(unresponsive)}"
+        )
+    for line in choice.told_of_mean(judged, best):
+        print(line)
+    ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
+    print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
+    if noise:
+        print(choice.told_of_noise(noise, mse))
+    if best[0] == "auto":
+        print(fitted.describe())
+    if not found and study.tasks and (study.root / "answers.csv").exists():
+        _judge_accuracy(study, inputs.mixtures, regressors, rounds)
+    print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
+
+
+def _methods(regressors: Sequence[str], features: Sequence[str], evaluated: list[str]) -> list[Method]:
+    """The mean, the evaluators alone, and the regressors on their feature sets.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    methods: list[Method] = [MEAN, *(("alone", name) for name in evaluated)]
+    for regressor in regressors:
+        sets = features or default_features(regressor, evaluated)
+        methods += [(regressor, name) for name in (map(_for_auto, sets) if regressor == "auto" else sets)]
+    methods = list(dict.fromkeys(methods))
+    for method in methods:
+        estimators.make(*method)  # an unknown name is an error before any work is done
+    return methods
+
+
+def _rounds(
+    groups: np.ndarray, train_mixtures: int | None, repeats: int, folds: int | None, seed: int
+) -> tuple[int, list[Round]]:
+    """How many mixtures are fitted on at least, and the rounds of cross-validation."""
+    count = int(groups.max()) + 1
+    if count == 1:
+        raise UserError(f"all {len(groups)} proxy runs have the same mixture; expected at least {LEAST} mixtures")
+    if folds is None:
+        if train_mixtures is None:
+            if count < LEAST:
+                runs = f"{len(groups)} proxy runs" + (f" of {count} mixtures" if count < len(groups) else "")
+                raise UserError(f"{runs}, expected at least {LEAST} mixtures: 2 to fit on, 3 held out")
+            train_mixtures = min(count * 4 // 5, count - 3)
+        return train_mixtures, validation.splits(groups, train_mixtures, repeats, seed)
+    if train_mixtures is not None:
+        raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
+    rounds = validation.folds(groups, folds, repeats, seed)
+    return count - -(-count // folds), rounds
+
+
+def _say_rounds(judged: validation.Judgement, rounds: int) -> None:
+    """Which methods failed, and which were given fewer rounds than there are, on the terminal."""
+    for _, row in judged.objective.iterrows():
+        if row["failed"]:
+            print(f"{row['regressor']} on {row['features']} failed: {row['failed']}")
+        elif row["n"] < rounds:
+            print(
+                f"{row['regressor']} on {row['features']}: scored on the first {row['n']} of {rounds} rounds, for cost"
+            )
+
+
+def _judge_accuracy(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
+    if usable := [name for name in regressors if accuracy.predicts(name)]:
+        print(accuracy.told(accuracy.judge(study, mixtures, usable, rounds)))
+        return
+    for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
+        (study.root / "fit" / name).unlink(missing_ok=True)
+    print(f"accuracy is not predicted: {', '.join(regressors)} can predict losses only, 'ridge' or 'auto' both")
+
+
+def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
+    """The mixture alone, each evaluated feature, all mixtures of experts together, and these beside log λ.
+
+    Trees see λ, √λ and log λ alike, so they are given λ; `auto` makes its own sets of λ and all mixtures of experts.
+    Laws are given what they are laws of, and those that correct an evaluator the sets that have one.
+
+    Raises:
+      UserError: a regressor that corrects an evaluator, and nothing is evaluated.
+    """
+    if regressor in estimators.ONLY:
+        return [estimators.ONLY[regressor]]
+    if estimators.corrects(regressor) and not evaluated:
+        raise UserError(f"regressor {regressor!r} corrects evaluated losses, and these observations have none")
+    if regressor == "alone":
+        return list(evaluated)
+    together = "+".join(name for name in evaluated if name.startswith("mde"))
+    if regressor == "auto":
+        return list(dict.fromkeys(["lambda", _for_auto(together) if together else "lambda"]))
+    sets = dict.fromkeys([*evaluated, *filter(None, [together])])
+    alone, beside = (["lambda"], "lambda") if regressor.startswith("gbm") else (list(BASELINES), "log")
+    return [*([] if estimators.corrects(regressor) else alone), *sets, *(f"{name}+{beside}" for name in sets)]
+
+
+def _curve_sizes(mixtures: int, train_mixtures: int) -> list[int]:
+    """Four numbers of training mixtures, from half of the usual number to a quarter more where enough are held out."""
+    most = min(train_mixtures * 5 // 4, mixtures - max(3, -(-mixtures // 5)))
+    least = min(max(4, train_mixtures // 2), most)
+    return sorted(set(np.linspace(least, most, 4).astype(int).tolist()))
+
+
+def _learning(
+    inputs: ProxyRuns,
+    designs: Mapping[str, np.ndarray],
+    learnt: pd.DataFrame,
+    sizes: Sequence[int],
+    known: int | None,
+    repeats: int,
+    seed: int,
+    objective: np.ndarray,
+    outliers: Sequence[Outlier],
+) -> pd.DataFrame:
+    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone.
+
+    Those with `known` training mixtures stand in `learnt` already.
+    """
+    on_weights = learnt[[not feature_sets.evaluated_parts(name) for name in learnt["features"]]]
+    best = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
+    rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
+    methods = list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
+    columns = ["regressor", "features", "train", "mse", "mse_se"]
+    if not sizes or not methods:
+        return pd.DataFrame(columns=columns)
+    new = [size for size in sizes if size != known]
+    parts = []
+    if known in sizes:
+        parts.append(learnt.set_index(["regressor", "features"]).loc[methods].reset_index().assign(train=known))
+    if new:
+        with progress.of_methods("learning curves", len(new) * len(methods)) as advance:
+            curve = validation.learning_curve(
+                inputs.losses.to_numpy(),
+                inputs.domains,
+                designs,
+                methods,
+                objective,
+                new,
+                min(repeats, CURVE_REPEATS),
+                seed,
+                advance,
+                mixture_groups(inputs.mixtures.to_numpy()),
+                outliers,
+            )
+        parts.append(curve[curve["failed"] == ""])
+    return pd.concat(parts)[columns].sort_values("train", kind="stable", ignore_index=True).rename_axis("point")
+
+
+def _for_auto(features: str) -> str:
+    return "+".join([*feature_sets.evaluated_parts(features), "lambda"])
+
+
+def _predictions(inputs: ProxyRuns, judged: validation.Judgement) -> pd.DataFrame:
+    """A row a method and observation: the observed objective, the mean of its predictions out of fold, how many splits
+    held the observation out, and the standard deviation of the prediction over them.
+    """
+    observed = inputs.losses.to_numpy() @ inputs.objective
+    parts = [
+        pd.DataFrame(
+            {
+                "run": inputs.losses.index,
+                "regressor": regressor,
+                "features": features,
+                "observed": observed,
+                "predicted": held.mean @ inputs.objective,
+                "splits": held.rounds,
+                "spread": held.spread,
+            }
+        )
+        for (regressor, features), held in judged.predictions.items()
+    ]
+    return pd.concat(parts).set_index("run")

@@ -1,0 +1,340 @@
+"""`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from tqdm import tqdm
+
+from mde.errors import check_positive, unknown
+from mde.optimization import objectives, refinement, surface
+from mde.optimization.constraints import Constraints
+from mde.optimization.losses import Loss
+from mde.optimization.objectives import Objective
+from mde.optimization.trust import Area
+from mde.regression import uncertainty
+from mde.reporting import support, tables
+from mde.results import recommendation as recommend
+from mde.results import search_setup as problem
+from mde.results.mixtures import BEST_OBSERVED, RECOMMENDED, tokens_of
+from mde.results.predictor import Predictor
+from mde.results.proxy_runs import ProxyRuns, proxy_runs
+from mde.results.support import Data, distance_limit
+from mde.study import Study
+
+LEVEL = 0.9  # of the intervals
+REFITS = 200  # unless another number is asked for
+ROUNDS = 16  # of the search for their optima
+DRAWS = 400  # mixtures that show which domains trade against each other
+
+
+def optimize(
+    study: Study,
+    candidates: int = 2048,
+    refits: int | None = None,
+    method: str = "auto",
+    objective: str | Mapping[str, float] | None = None,
+    reference: str | None = None,
+    beta: float = 0.0,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    group_bounds: Mapping[str, Sequence[float]] | None = None,
+    frozen: Mapping[str, Mapping[str, float]] | None = None,
+    tokens: Mapping[str, float] | None = None,
+    budget: float | None = None,
+    max_epochs: float | Mapping[str, float] | None = None,
+    prior: str | Mapping[str, float] | None = None,
+    max_kl: float | None = None,
+    kl_penalty: float = 0.0,
+    max_distance: float | str | None = None,
+    allow_untrained: bool = False,
+    seed: int = 0,
+) -> None:
+    """Searches the simplex with the chosen regressor, fitted on all observations.
+
+    Args:
+      study: a study with a chosen regressor.
+      candidates: mixtures that the search starts from.
+      refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
+        by default; of an expensive regressor, such as auto, at most 30.
+      method: of the search: auto, exact, gradient, simulation or refinement.
+      objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
+        avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
+      reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.
+      beta: standard deviations of the prediction that are added to the objective.
+      lower: least shares, by training domain.
+      upper: greatest shares.
+      fixed: shares that are given.
+      groups: training domains by a name of your own, to bound together.
+      group_bounds: least and greatest sum of the shares, by group.
+      frozen: training domains that keep their ratios, by a name of your own; only their sum varies.
+      tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
+      prior: a mixture to stay near: uniform, proportional, unimax or shares by domain.
+      max_kl: greatest KL divergence from the prior, nats.
+      kl_penalty: what a nat of this divergence costs, in the unit of the losses.
+      max_distance: largest total variation distance from the nearest proxy run, from 0 to 1, or none to search
+        everywhere. By default there is no limit where the optimum lies among the proxy runs; where it does not, the
+        limit is the largest distance between a proxy run and its nearest neighbour.
+      allow_untrained: whether domains that no proxy run trained on may get weight.
+      seed: of the search and the halves.
+    """
+    check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
+    max_distance = distance_limit(max_distance)
+    choice = study.read_json("fit/choice.json", "fit")
+    inputs, predictor, domains = proxy_runs(study, choice["objective"]), Predictor(study), study.domains
+    data = Data(inputs.mixtures)
+    names, counts = domains.training, tokens or tokens_of(study)
+    bounds = problem.constraints(
+        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen,
+        () if allow_untrained else data.untrained(),
+    )  # fmt: skip
+    name = problem.objective_or_chosen(study, objective)
+    goal = objectives.make(name, domains.evaluation, names, None, beta)
+    own = problem.own_weights(goal, domains.evaluation, names)
+    known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
+    if reference is not None:
+        if reference not in known.index:
+            raise unknown("reference", reference, known.index)
+        losses = predictor(known.loc[[reference]].to_numpy())[0]
+        goal = objectives.make(name, domains.evaluation, names, losses, beta)
+        if reference != BEST_OBSERVED:  # which is then the best by what is minimised
+            known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
+    dead = problem.unresponsive(choice, goal, domains.evaluation)
+    if dead.share == 1:
+        found = recommend.nothing(bounds, known)
+        fitted = None
+    else:
+        loss = problem.loss(study, predictor, goal, bounds, method)
+        start = problem.known_mixtures(study, bounds)
+        found = _shown(recommend.search_for, loss, bounds, data, max_distance, method, candidates, seed, start)
+        fitted = _refits(predictor, inputs, refits, seed)
+    table = pd.concat([pd.DataFrame([found.best.mixture], [RECOMMENDED], known.columns), known])
+    weights, gain = None, None
+    if fitted is not None:
+        optima = _optima(predictor, fitted, goal, bounds, found.region, table, candidates, seed)
+        low, high = np.quantile(optima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        weights = dict(zip(table.columns, np.stack([low, high], axis=1), strict=True))
+    intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
+    if fitted is not None:
+        design = predictor.design(table.to_numpy()[:1])
+        chosen = np.array([goal(refitted.predict(design))[0] for refitted in fitted])
+        intervals[0] = uncertainty.selected_interval(
+            intervals[0], goal(predictor(table.to_numpy()[:1]))[0], chosen, LEVEL
+        )
+    predictions = _predictions(predictor, inputs, goal, bounds, table, intervals, data)
+    if fitted is not None:
+        gain = _gain(predictor, fitted, goal, table, predictions)
+    best = found.best
+    study.write_json(
+        "optimum.json",
+        {
+            "objective": name,
+            "reference": reference,
+            "beta": beta,
+            "kl_penalty": kl_penalty,
+            "regressor": choice["regressor"],
+            "features": choice["features"],
+            "shares": dict(zip(table.columns, best.mixture, strict=True)),
+            "share_intervals": weights,
+            "refits": 0 if fitted is None else len(fitted),
+            "interval_level": LEVEL,
+            "search": {
+                "method": best.method,
+                "evaluations": best.evaluations,
+                "gap": best.gap,
+                "restarts": best.restarts,
+                "loss_spread": best.loss_spread,
+                "mixture_spread": best.mixture_spread,
+            },
+            "support": {
+                **data.about(best.mixture),
+                "spacing": data.spacing,
+                "largest_weights": data.largest.to_dict(),
+                "untrained": data.untrained(),
+                "left_out": bounds.left_out,
+                "max_distance": found.radius,
+                "note": found.note,
+                "unrestricted": None if found.unrestricted is None else _elsewhere(predictor, goal, data, found),
+            },
+            "unresponsive": dead._asdict(),
+            "gain": gain,
+            "binding": bounds.binding(best.mixture),
+            "epochs": bounds.epochs(best.mixture),
+            "tokens": bounds.tokens,
+            "budget": bounds.budget,
+            "max_epochs": bounds.max_epochs,
+            "predictions": predictions,
+        },
+    )
+    around = _surface(predictor, bounds, best.mixture, seed)
+    study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
+    print("recommended: " + ", ".join(f"{k} {weight:.1%}" for k, weight in zip(table, best.mixture, strict=True)))
+    print(tables.predicted(study))
+    print(f"\n{support.compared(study)}\n")
+    if refits is not None and fitted is not None and len(fitted) < refits:
+        print(f"the intervals of the weights are of {len(fitted)} refits, not {refits}: each of them is expensive")
+    for line in support.cautions(study):
+        print(line)
+    _say(
+        bounds.binding(best.mixture),
+        bounds.epochs(best.mixture),
+        predictions,
+        study.unit_of(goal.counted(domains.evaluation)),
+    )
+    following = ("report", "shows more") if study.is_swarm else ("prove", "trains it and its rivals")
+    print(f"`mde {following[0]} --study={study}` {following[1]}")
+
+
+def _shown(search_for: Callable[..., recommend.Found], loss: Loss, *arguments: Any) -> recommend.Found:
+    """The search itself, with a bar where mixtures are evaluated one batch after another."""
+    if hasattr(loss, "value_and_gradient"):
+        return search_for(loss, *arguments)
+    with tqdm(desc="optimize", unit="mixture", unit_scale=True) as bar:
+
+        def counted(mixtures: np.ndarray) -> np.ndarray:
+            bar.update(len(mixtures))
+            return loss(mixtures)
+
+        return search_for(counted, *arguments)
+
+
+def _predictions(
+    predictor: Predictor,
+    inputs: ProxyRuns,
+    goal: Objective,
+    bounds: Constraints,
+    table: pd.DataFrame,
+    intervals: np.ndarray,
+    data: Data,
+) -> dict[str, Any]:
+    """By mixture: what is predicted of it, how far above the recommended one, whether it obeys the constraints, and how
+    far it is from the proxy runs.
+    """
+    losses = predictor(table.to_numpy())
+    objective = goal(losses)
+    inside = bounds.region.contains(table.to_numpy(), 1e-6)
+    return {
+        str(name): {
+            "mixture": dict(zip(table.columns, table.to_numpy()[i], strict=True)),
+            "objective": float(objective[i]),
+            "objective_interval": intervals[i],
+            "above_recommended": float(objective[i] - objective[0]),
+            "feasible": bool(inside[i]),
+            "support": data.about(table.to_numpy()[i]),
+            "losses": dict(zip(inputs.domains, losses[i], strict=True)),
+        }
+        for i, name in enumerate(table.index)
+    }
+
+
+def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Predicted losses on ternary slices through the mixture, and of draws all over the region.
+
+    Returns:
+      triples [S, 3], the domains of each slice; points [P, 3], how they divide what they have together; losses
+      [S, P, J]; draws [D, K] and draw_losses [D, J].
+    """
+    triples, points = surface.triples(mixture), surface.ternary_grid()
+    slices = [surface.sliced(mixture, triple, points) for triple in triples]
+    draws = bounds.region.sample(DRAWS, seed + 2)
+    losses = predictor(np.concatenate([*slices, draws]))
+    on_slices = losses[:-DRAWS].reshape(len(triples), len(points), losses.shape[1])
+    return {"triples": triples, "points": points, "losses": on_slices, "draws": draws, "draw_losses": losses[-DRAWS:]}
+
+
+def _moves(predictor: Predictor, mixture: np.ndarray) -> np.ndarray:
+    """What more of each domain changes in the predicted losses, [K, J]; NaN where there is no more to give."""
+    moved = surface.moved(mixture)
+    possible = np.isfinite(moved).all(axis=1)
+    losses = predictor(np.concatenate([mixture[None], moved[possible]]))
+    found = np.full((len(mixture), losses.shape[1]), np.nan)
+    found[possible] = losses[1:] - losses[0]
+    return found
+
+
+def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any], unit: str) -> None:
+    """What the constraints did, on the terminal."""
+    for constraint in binding:
+        print(f"binds: {constraint}")
+    if epochs:
+        print("epochs at the budget: " + ", ".join(f"{name} {count:.3g}" for name, count in epochs.items()))
+    for name, rival in predictions.items():
+        if not rival["feasible"]:
+            print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} {unit}")
+
+
+def _elsewhere(predictor: Predictor, goal: Objective, data: Data, found: recommend.Found) -> dict[str, Any]:
+    """The optimum of the search without a limit on distance, which was not trusted."""
+    assert found.unrestricted is not None
+    mixture = found.unrestricted.mixture
+    objective = goal(predictor(np.stack([mixture, found.best.mixture])))
+    return {
+        "shares": dict(zip(data.runs.columns, mixture, strict=True)),
+        "objective": float(objective[0]),
+        "below_recommended": float(objective[1] - objective[0]),
+        **data.about(mixture),
+    }
+
+
+def _gain(
+    predictor: Predictor, fitted: Sequence[Any], goal: Objective, table: pd.DataFrame, predictions: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How far the recommendation is predicted to be below the best baseline that obeys the constraints.
+
+    The standard error is the spread of that difference over the refits on half of the proxy runs.
+    """
+    allowed = [name for name, found in predictions.items() if name != RECOMMENDED and found["feasible"]]
+    if not allowed:
+        return None
+    name = min(allowed, key=lambda baseline: predictions[baseline]["objective"])
+    design = predictor.design(table.loc[[RECOMMENDED, name]].to_numpy())
+    differences = [np.diff(goal(refitted.predict(design)))[0] for refitted in fitted]
+    error, gain = float(np.std(differences)), predictions[name]["above_recommended"]
+    return {
+        "baseline": name,
+        "gain": gain,
+        "standard_error": error,
+        "distinguishable": bool(gain > norm.ppf((1 + LEVEL) / 2) * error),
+    }
+
+
+def _refits(predictor: Predictor, inputs: ProxyRuns, refits: int | None, seed: int) -> list[Any]:
+    """Regressors fitted on random halves of the proxy runs; of an expensive one there are fewer."""
+    design, losses = inputs.design(predictor.features), inputs.losses.to_numpy()
+    bar = functools.partial(tqdm, desc="refits", unit=f"{uncertainty.BATCH} refits")
+    return uncertainty.half_sample_refits(design, losses, predictor.regressor, refits or REFITS, seed, bar)
+
+
+def _optima(
+    predictor: Predictor,
+    fitted: Sequence[Any],
+    goal: Objective,
+    bounds: Constraints,
+    region: Area,
+    table: pd.DataFrame,
+    candidates: int,
+    seed: int,
+) -> np.ndarray:
+    """The optimum of each refit, [refits, K].
+
+    All are searched for together, from the recommendation, its baselines and draws all over the region on.
+    """
+    pool = np.concatenate([table.to_numpy(), region.sample(candidates, seed + 1)])
+    pool = pool[region.contains(pool, 1e-7)]
+
+    with tqdm(desc="their optima", total=ROUNDS + 1, unit="round") as rounds:
+
+        def values(mixtures: np.ndarray) -> np.ndarray:
+            design, cost = predictor.design(mixtures), bounds.penalty(mixtures)
+            found = np.stack([problem.values(refitted, design, goal) + cost for refitted in fitted])
+            rounds.update()
+            return found
+
+        return refinement.refine_together(values, region, pool, ROUNDS, max(candidates // 4, 1), seed)

@@ -1,0 +1,184 @@
+"""`mde scale`: the best mixture at small budgets, carried to a large one (AutoScale, arXiv 2407.20177)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from mde.errors import UserError, check_positive, unknown
+from mde.regression import swarm
+from mde.reporting import scaling as report
+from mde.results.mixtures import mixture, tokens_of
+from mde.scaling import from_experts as scale_mde
+from mde.scaling import runs as scale_runs
+from mde.scaling import validation as scale_proof
+from mde.scaling.answer import Terms, answer
+from mde.scaling.autoscale import ROUNDING
+from mde.scaling.effects import FITS
+from mde.study import Study
+
+UNITS = ("tokens", "steps")
+PROOF_SEEDS = 1000  # the proof's seeds begin this far from those of the fits, which must not keep their luck
+
+
+def scale(
+    study: Study,
+    budgets: Sequence[float] = (),
+    target: float | None = None,
+    unit: str = "tokens",
+    base: str | Mapping[str, float] = "uniform",
+    factor: float = 3.0,
+    seeds: int = 1,
+    objective: str | Mapping[str, float] = "avg-all",
+    fit: str = "domain",
+    nearest: bool = False,
+    floor: float | None = None,
+    tokens: Mapping[str, float] | None = None,
+    max_epochs: float = 1.0,
+    noise: float | None = None,
+    resamples: int = 200,
+    mde_mixtures: int = 0,
+    proof_seeds: int = 0,
+    from_seed_model: bool = False,
+    settings: Mapping[str, str | float | bool] | None = None,
+    quantities: str | None = None,
+    losses: str | None = None,
+    optima: str | None = None,
+    checkpoint_every: int = 500,
+    seed: int = 0,
+) -> None:
+    """Finds the best mixture at small budgets from runs with more and less of each domain, and where it moves.
+
+    At each budget a base run is trained, and for each domain one run with its tokens divided and one with them
+    multiplied, all else equal. Power laws through these losses give the optimum at the budget; the optima lie on a
+    line in the logarithms of the quantities, which leads to the one at the target. Runs and optima of somebody else
+    can be given as CSV files instead. Stopped at any time, the same command goes on.
+
+    Args:
+      study: a study with scored runs (their model, training and evaluation text are used); or a new one for files.
+      budgets: tokens of the base runs, increasing.
+      target: tokens of the run that the mixture is wanted for; by default one step as large as the last one.
+      unit: of `budgets` and `target`: tokens or (optimizer) steps; of files it is tokens.
+      base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or shares by domain.
+      factor: by which a domain's tokens are divided and multiplied.
+      seeds: runs of each kind; two or more say how large the noise of a run is.
+      objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
+      fit: domain, each law through its own three losses, or joint, all laws at once.
+      nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
+        law, which may be flat; it is refused otherwise.
+      floor: least quantity of a domain at a budget, in base quantities; by default as little as was measured.
+      tokens: tokens that there are, by domain; those of the study by default.
+      max_epochs: how often a domain may be read by a run and by the optima.
+      noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
+      resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
+        them are the interval.
+      mde_mixtures: mixtures to train at each budget beside an expert a domain, for the optima of mixtures of data
+        experts, which are then compared; 0 for none.
+      proof_seeds: runs at the target of the predicted mixture and each of its rivals (the optima at the largest and the
+        smallest budget as they are, uniform and proportional); 0 for none.
+      from_seed_model: whether runs continue from the study's seed model, rather than start afresh.
+      settings: of the training, where they differ from the study's, such as {'learning_rate': 4e-3}.
+      quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
+        are repeated), and the tokens of each domain.
+      losses: a CSV file of their losses: a column run, and one an evaluation domain.
+      optima: a CSV file of best quantities: a column run, and the tokens of each domain; a row a budget.
+      checkpoint_every: steps between states to resume from.
+      seed: of the first data order, the noise and the search.
+    """
+    check_positive(seeds=seeds, resamples=resamples, checkpoint_every=checkpoint_every, max_epochs=max_epochs)
+    for what, count in (("proof_seeds", proof_seeds), ("mde_mixtures", mde_mixtures)):
+        if count < 0:
+            raise UserError(f"{what}={count}, expected how many, or 0 for none")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise UserError(f"noise={noise}, expected a standard deviation, zero or more")
+    for what, value, known in (("unit", unit, UNITS), ("fit", fit, FITS)):
+        if value not in known:
+            raise unknown(what, value, known)
+    files = {"optima": optima, "quantities": quantities, "losses": losses}
+    if (optima and (quantities or losses)) or (any(files.values()) and budgets):
+        given = [name for name, value in {**files, "budgets": budgets}.items() if value]
+        raise UserError(
+            f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
+        )
+    if any(files.values()) and unit != "tokens":
+        raise UserError(
+            f"unit={unit!r}: files of runs and optima are in tokens, and so is the target that goes with them"
+        )
+    terms = Terms(objective, fit, nearest, floor, tokens, max_epochs, target, noise, resamples, seed)
+    if optima:
+        table = swarm.read_numbers(optima).values
+        names = [str(name) for name in table]
+        study.write_json("scale.json", {"domains": names, "ddo": terms.carried(names, table.to_numpy())})
+    elif quantities or losses:
+        if not (quantities and losses):
+            raise UserError("runs from elsewhere are two files: give both --quantities and --losses")
+        runs, observed = scale_runs.read_runs(quantities, losses)
+        names = [str(name) for name in runs if name not in scale_runs.ABOUT]
+        found = answer(study, terms, names, runs, observed)
+        _write(study, runs, observed)
+        study.write_json("scale.json", found)
+    else:
+        own = scale_runs.Training(study, settings, from_seed_model, checkpoint_every)
+        _train(study, terms, own, budgets, unit, base, factor, seeds, mde_mixtures, proof_seeds)
+    print(report.text(study))
+
+
+def _write(study: Study, runs: pd.DataFrame, observed: pd.DataFrame) -> None:
+    study.write_table("scale/runs.csv", runs)
+    study.write_table("scale/losses.csv", observed)
+
+
+def _train(
+    study: Study,
+    terms: Terms,
+    own: scale_runs.Training,
+    budgets: Sequence[float],
+    unit: str,
+    base: str | Mapping[str, float],
+    factor: float,
+    seeds: int,
+    mde_mixtures: int,
+    proof_seeds: int,
+) -> None:
+    """Plans all runs and checks them, trains and scores them, and writes what they say."""
+    names = list(study.domains.training)
+    orders = range(terms.seed, terms.seed + seeds)
+    proof_orders = range(terms.seed + PROOF_SEEDS, terms.seed + PROOF_SEEDS + proof_seeds)
+    steps, target = own.steps(budgets, terms.target, unit)
+    if proof_seeds and not target:
+        raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
+    tokens = {**(tokens_of(study) or {}), **(terms.tokens or {})}
+    terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
+    upper = terms.upper(names)
+    goal = terms.goal(study.domains.evaluation, names)
+    shares = mixture(study, base, "base")
+    runs = scale_runs.plan(names, shares, steps, factor, orders, own.per_step)
+    if mde_mixtures:
+        runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
+    rivals = {name: mixture(study, name, "proof") for name in ("uniform", "proportional")}
+    proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
+    for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
+        scale_runs.check_epochs(planned, tokens, terms.max_epochs)
+    if terms.target and terms.target > upper.sum() * (1 + ROUNDING):
+        raise UserError(
+            f"target of {terms.target:,} tokens: all domains together have {upper.sum():,.0f} in "
+            f"{terms.max_epochs:g} epochs; take a smaller one, or allow more with max_epochs"
+        )
+    observed = own.losses(runs)
+    _write(study, runs, observed)
+    found = answer(study, terms, names, runs, observed)
+    if mde_mixtures:
+        least = dict(zip(names, shares * (1 / factor if terms.floor is None else terms.floor), strict=True))
+        found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
+    study.write_json("scale.json", found)
+    if proof_seeds:
+        candidates = scale_proof.candidates(names, found["ddo"])
+        if mde_mixtures:
+            candidates["predicted by MDE"] = scale_runs.shares_of(names, found["mde"]["tokens"])
+        kept, left_out = scale_proof.affordable(candidates, proof, tokens, terms.max_epochs)
+        for label, reason in left_out.items():
+            print(f"proof: {label} is left out: {reason}", flush=True)
+        scale_proof.prove(study, own, proof(kept | rivals), goal)
+        study.write_json("scale.json", {**found, "proof": proof_seeds, "left_out": left_out})

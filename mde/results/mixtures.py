@@ -1,0 +1,256 @@
+"""Mixtures by their names: uniform, proportional, recommended, those of other methods, or shares by domain."""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mde.errors import UserError, unknown
+from mde.optimization import objectives, simplex
+from mde.regression import baselines
+from mde.study import Study
+
+Shares = Mapping[str, float]
+RECOMMENDED, BEST_OBSERVED, GIVEN, UNIMAX = "recommended", "best observed", "given", "unimax"
+OWN_DOMAINS = "own domains"  # the baseline "more of the target's own domain"
+TEMPERATURE = 0.5  # power of the token counts, between proportional (1) and uniform (0)
+TEMPERED = f"proportional^{TEMPERATURE:g}"
+REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
+THIS = "study"  # stands before a name as another study's directory does: study:recommended is recommended
+_SEED = 0  # of the searches of other methods: a name stands for one mixture
+
+
+def tokens_of(study: Study) -> dict[str, float] | None:
+    """Training tokens by domain, where the study has token stores."""
+    if "stores" not in study.about:
+        return None
+    return {name: float(study.about["stores"][f"{name}/train"]["tokens"]) for name in study.domains.training}
+
+
+def counted_tokens(study: Study) -> dict[str, float] | None:
+    """Training tokens by domain: those that `mde optimize` was given, where it was, and else those of the study."""
+    given = (
+        study.read_json("optimum.json", "optimize").get("tokens") if (study.root / "optimum.json").exists() else None
+    )
+    return given or tokens_of(study)
+
+
+def natural(
+    domains: tuple[str, ...],
+    tokens: Shares | None,
+    budget: float | None = None,
+    max_epochs: float | Shares | None = None,
+) -> dict[str, Shares]:
+    """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
+
+    `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a
+    largest number of epochs besides, which leave a mixture.
+    """
+    found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
+    if not tokens:
+        return found
+    found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
+    tempered = {name: count**TEMPERATURE for name, count in tokens.items()}
+    found[TEMPERED] = {name: count / sum(tempered.values()) for name, count in tempered.items()}
+    if budget and max_epochs:
+        epochs = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(domains, max_epochs)
+        most = np.array([tokens[name] * epochs.get(name, np.inf) for name in domains])
+        if most.sum() >= budget:
+            caps = np.minimum(most / budget, 1)
+            found[UNIMAX] = dict(zip(domains, unimax(caps).tolist(), strict=True))
+    return found
+
+
+def unimax(caps: np.ndarray) -> np.ndarray:
+    """Equal shares [K], each at most its cap; what a capped domain cannot take the others share equally.
+
+    Source: UniMax (Chung et al., arXiv 2304.09151), which goes through the domains from the smallest on and gives each
+    an equal part of what is left, or its cap if that is less. The same mixture is the nearest to uniform under caps.
+
+    Args:
+      caps: greatest shares [K], with a sum of at least 1.
+    """
+    return simplex.project(np.full((1, len(caps)), 1 / len(caps)), 0.0, caps)[0]
+
+
+def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares] | None = None) -> np.ndarray:
+    """The mixture [K] that a name or shares by domain stand for; a domain that is left out has no share.
+
+    Args:
+      study: the study.
+      value: uniform, proportional, a name in `SOURCES` or in `more`, one of another study (DIRECTORY:NAME), or shares.
+      where: what the mixture is for, for messages.
+      more: other mixtures that have a name.
+
+    Raises:
+      UserError: an unknown name or domain, shares that are no mixture, a name whose method has not been run.
+    """
+    names = study.domains.training
+    return simplex.check_mixtures(_shares(study, value, where, more or {}), names, where=where)[0]
+
+
+def mixtures(study: Study, given: Sequence[str | Mapping[str, Any]], where: str) -> pd.DataFrame:
+    """Several mixtures [M, K], each in a row under its name.
+
+    Args:
+      study: the study.
+      given: names, as `mixture` takes them; {NAME: shares by domain}; or shares by domain alone, which are `given`.
+      where: what they are for, for messages.
+
+    Raises:
+      UserError: as `mixture`; no mixture, or a name that is given twice.
+    """
+    rows: dict[str, np.ndarray] = {}
+    for one in given:
+        if isinstance(one, str):
+            named: Mapping[str, Any] = {one.removeprefix(f"{THIS}:"): one}
+        else:
+            named = {GIVEN: one} if all(isinstance(share, Real) for share in one.values()) else one
+        for name, value in named.items():
+            if name in rows:
+                raise UserError(f"mixture {name!r} is given twice in {where}")
+            if not isinstance(value, str | Mapping):
+                raise UserError(f"mixture {name!r} in {where}: {value!r}, expected a name or shares by domain")
+            rows[name] = _exact(study, value, where if isinstance(value, str) else f"{where}, mixture {name!r}")
+    if not rows:
+        raise UserError(f"no mixture in {where}: expected names such as {RECOMMENDED}, or shares by domain")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(study.domains.training)).rename_axis("mixture")
+
+
+def objective_of(study: Study) -> objectives.Objective:
+    """What the study's recommendation minimises; raises UserError where there is none."""
+    optimum = study.read_json("optimum.json", "optimize")
+    return objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
+
+
+def _exact(study: Study, value: Shares | str, where: str) -> np.ndarray:
+    """A mixture [K] that keeps its bits if it sums to one but for rounding: runs are named and resumed by them."""
+    shares = _shares(study, value, where, {})
+    checked = simplex.check_mixtures(shares, study.domains.training, where=where)[0]
+    return np.array(shares) if abs(sum(shares) - 1) < 1e-12 else checked
+
+
+def _shares(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares]) -> list[float]:
+    """The shares of the training domains, in their order, as they were given."""
+    names = study.domains.training
+    shares = _named(study, value, where, more) if isinstance(value, str) else value
+    for name in shares:
+        if name not in names:
+            raise unknown(f"domain in {where}", name, names)
+    return [shares.get(name, 0.0) for name in names]
+
+
+def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
+    known = {**natural(study.domains.training, counted_tokens(study)), **more}
+    if name in known:
+        return known[name]
+    if name in SOURCES:
+        return SOURCES[name](study)
+    place, _, rest = name.rpartition(":")
+    if not place:
+        raise unknown(f"mixture in {where}", name, [*known, *SOURCES])
+    if place == THIS:
+        return _named(study, rest, where, more)
+    other = Study(place)
+    if not (other.root / "study.json").exists():
+        raise UserError(f"mixture in {where} {name!r}: {place} is no study; expected a name, or DIRECTORY:NAME")
+    return _named(other, rest, where, {})
+
+
+def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Mixtures [R, K] and losses [R, J] of the observations."""
+    runs = study.mixtures()
+    found = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    return found.to_numpy(), study.losses(runs=found.index).to_numpy()
+
+
+def _unimax(study: Study) -> Shares:
+    """By the tokens, budget and epochs that `mde optimize` was given, as its table of references has it."""
+    optimum = study.read_json("optimum.json", "optimize")
+    lacking = [f"--{name}" for name in ("tokens", "budget", "max_epochs") if optimum.get(name) is None]
+    if lacking:
+        why = "needs to know how often a domain may be read"
+        raise UserError(f"mixture {UNIMAX!r} {why}: give `mde optimize` {' and '.join(lacking)}")
+    tokens, budget, most = optimum["tokens"], optimum["budget"], optimum["max_epochs"]
+    found = natural(study.domains.training, tokens, budget, most)
+    if UNIMAX not in found:
+        epochs = most if isinstance(most, Mapping) else f"{most:g}"
+        there = f"{sum(tokens.values()):,.0f} tokens × {epochs} epochs"
+        raise UserError(f"mixture {UNIMAX!r}: {there} are less than the budget of {budget:,.0f}")
+    return found[UNIMAX]
+
+
+def _regmix(study: Study) -> Shares:
+    known = natural(study.domains.training, counted_tokens(study))
+    prior = known.get("proportional", known["uniform"])
+    shares = np.array([prior[name] for name in study.domains.training])
+    return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), shares, _SEED))
+
+
+def _mixing_law(study: Study) -> Shares:
+    return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study)))
+
+
+def _of_experts(tau: float) -> Callable[[Study], Shares]:
+    """The best mixture of the study's experts themselves, with exponent τ of the prefix posterior."""
+
+    def found(study: Study) -> Shares:
+        from mde.evaluation import optimum
+        from mde.results.scored_text import evaluation_data, log_probs_of
+
+        goal = objective_of(study)
+        if goal.worst:
+            raise UserError(
+                "mixtures mde and mixmin minimise averages, and the recommendation a worst case; name others, or give "
+                "`mde optimize` an average"
+            )
+        scoring, names = study.read_json("scoring.json", "score"), study.domains.training
+        data = evaluation_data(study, scoring)
+        log_probs = log_probs_of(study, scoring, [f"expert-{name}" for name in names])[:]
+        sequences = data.sequence_ids if tau else None
+        best = optimum(log_probs, data.segment_ids, goal.weights, tau=tau, sequence_ids=sequences, names=names)
+        return _by_domain(study, best.weights[0])
+
+    return found
+
+
+def _by_domain(study: Study, shares: np.ndarray) -> Shares:
+    return dict(zip(study.domains.training, shares.tolist(), strict=True))
+
+
+def _predicted(study: Study, name: str) -> Shares:
+    """A mixture that `mde optimize` compared its recommendation with."""
+    predictions = study.read_json("optimum.json", "optimize")["predictions"]
+    if name not in predictions:
+        raise UserError(
+            f"mixture {name!r}: `mde optimize` has none for this objective; known are {', '.join(predictions)}"
+        )
+    return predictions[name]["mixture"]
+
+
+def _scaled(study: Study) -> Shares:
+    found = study.read_json("scale.json", "scale")["ddo"]
+    if "tokens" not in found:
+        raise UserError(f"{study.root / 'scale.json'}: a mixture at one budget only; give `mde scale` two, or a target")
+    return {name: count / sum(found["tokens"].values()) for name, count in found["tokens"].items()}
+
+
+def _reweighted(method: str) -> Callable[[Study], Shares]:
+    return lambda study: study.read_json(f"reweighting/{method}.json", f"reweight --method={method}")["shares"]
+
+
+# Where the mixtures come from that some command has found.
+SOURCES: Mapping[str, Callable[[Study], Shares]] = {
+    RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["shares"],
+    BEST_OBSERVED: lambda study: _predicted(study, BEST_OBSERVED),
+    OWN_DOMAINS: lambda study: _predicted(study, OWN_DOMAINS),
+    UNIMAX: _unimax,
+    "regmix": _regmix,
+    "mixing-law": _mixing_law,
+    "mde": _of_experts(tau=0.0),
+    "mixmin": _of_experts(tau=1.0),
+    "scale": _scaled,
+    **{method: _reweighted(method) for method in REWEIGHTED},
+}
