@@ -41,7 +41,9 @@ def slimpajama(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem != "mde")) for path in STUDIES]
+)
 def test_its_cost_is_known_before_anything_is_rented(config):
     printed = mde(
         "plan", f"--gin_file={config.relative_to(ROOT)}", "--preset=tiny", "--batch_size=4", "--seq_len=64",

@@ -90,6 +90,7 @@ def test_about_a_tenth_is_validation():
     assert 0.07 < share < 0.13  # of 1,151 chapters three standard deviations are .027, and parts follow their chapters
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_harvests_the_same():
     names = list(sources.SOURCES)
     code = (

@@ -51,7 +51,8 @@ def orphaned(note, parent):
         return True
 
 
-@pytest.mark.parametrize("points", [4, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [4, 16])
 def test_the_points_of_a_killed_worker_run_elsewhere(cluster, tmp_path, points):
     workers = {f"ray node {node.node_id}": node for node in (cluster.add_node(num_cpus=1, **SMALL) for _ in range(2))}
     cluster.wait_for_nodes()
