@@ -17,7 +17,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from benchmarks.timing import interleaved
 from mde.regression import estimators, validation
 from mde.regression.features import assemble
-from mde.results.proxy_runs import observations
+from mde.results.proxy_runs import proxy_runs
 from mde.study import Study
 
 # Spearman x100 on the test mixtures: LightGBM as published, which stops early on the test rows.
@@ -106,7 +106,7 @@ def against_scikit_learn(mixtures: np.ndarray, losses: np.ndarray) -> None:
 
 def learning_curve(study: Study) -> None:
     """Out-of-fold errors on the average objective by number of training mixtures, and the noise of a run."""
-    inputs = observations(study, "avg-all")
+    inputs = proxy_runs(study, "avg-all")
     evaluated = [name for name in inputs.evaluated if name.startswith("mde")]
     methods = [("ridge", name) for name in ("lambda", "sqrt", "log")]
     methods += [("auto", "lambda"), ("auto", "+".join([*evaluated, "lambda"]))]
