@@ -91,7 +91,7 @@ TEST = [
 
 setup(
     name="mde",
-    version="0.1.0",
+    version="0.2.0",
     description="Find the mixture of text domains a language model should be pre-trained on.",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",

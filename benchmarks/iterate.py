@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--regmix", type=Path, help="where train_mixture_1m.csv is")
-    source.add_argument("--study", type=Path, help="a study with observations")
+    source.add_argument("--study", type=Path, help="a study with proxy runs")
     parser.add_argument("--truths", nargs="+", default=list(TRUTHS), choices=TRUTHS)
     parser.add_argument("--regressor", default="gp")
     parser.add_argument("--features", default="sqrt", choices=FEATURES)
@@ -67,10 +67,10 @@ def read_regmix(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_study(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mixtures [R, K] of the observations and their mean loss [R]."""
+    """Mixtures [R, K] of the proxy runs and their mean loss [R]."""
     study = Study(folder)
     runs = study.mixtures()
-    mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    mixtures = runs.loc[runs["role"] == "proxy", list(study.domains.training)]
     return mixtures.to_numpy(), study.losses().loc[mixtures.index].to_numpy().mean(axis=1)
 
 

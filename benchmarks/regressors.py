@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from benchmarks.timing import interleaved
-from mde.regression import estimators, validation
+from mde.regression import cross_validation, estimators
 from mde.regression.features import assemble
 from mde.results.proxy_runs import proxy_runs
 from mde.study import Study
@@ -115,8 +115,10 @@ def learning_curve(study: Study) -> None:
         for features in dict.fromkeys(features for _, features in methods)
     }
     observed, started = inputs.losses.to_numpy(), time.perf_counter()
-    curve = validation.learning_curve(observed, inputs.domains, designs, methods, inputs.objective, SIZES, REPEATS)
-    print(f"{study}: {len(observed)} observations, mean squared error x10^-3 of the average objective, out of fold")
+    curve = cross_validation.learning_curve(
+        observed, inputs.domains, designs, methods, inputs.objective, SIZES, REPEATS
+    )
+    print(f"{study}: {len(observed)} proxy runs, mean squared error x10^-3 of the average objective, out of fold")
     wide = (curve.assign(mse=1e3 * curve["mse"])).pivot(index=["regressor", "features"], columns="train", values="mse")
     print(wide.round(4).to_string())
     print(

@@ -38,7 +38,7 @@ class Sweep:
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     points: Sequence[Mapping[str, Any]] = ()
     first: str = "prepare"
-    last: str = "prove"
+    last: str = "validate"
     study: str | None = None
 
     @property

@@ -1,9 +1,9 @@
 """The results of a sweep in one table: what it bound, what its stages left, how long they took.
 
     results.parquet, results.csv   a row a point
-    mixtures.csv, losses.csv       the observations of all points, for `mde fit` and anybody who reads swarms
+    mixtures.csv, losses.csv       the proxy runs of all points, for `mde fit` and anybody who reads swarms
 
-Observations are pooled, as POINT/RUN, where all points trained and scored them alike but for seeds.
+Proxy runs are pooled, as POINT/RUN, where all points trained and scored them alike but for seeds.
 """
 
 import io
@@ -24,8 +24,8 @@ def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
 
     Columns: point; status (done, unfinished); STAGE.ARGUMENT for all that points bind; regressor, features, mse and
     spearman (of the chosen one, out of fold); predicted, low and high (the recommended mixture's objective);
-    share/DOMAIN; MIXTURE/measured, /noise, /difference and /error of the proof; seconds/STAGE. Losses are in nats per
-    token. What a point has not come to is missing.
+    share/DOMAIN; MIXTURE/measured, /noise, /difference and /error of the validation; seconds/STAGE. Losses are in nats
+    per token. What a point has not come to is missing.
 
     Args:
       root: of the sweep.
@@ -37,12 +37,12 @@ def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
     buffer = io.BytesIO()
     table.to_parquet(buffer)
     whole.write_bytes("results.parquet", buffer.getvalue())
-    observations = _observations(root, points)
+    proxy_runs = _proxy_runs(root, points)
     for name in ("mixtures.csv", "losses.csv"):
-        if observations is None:
+        if proxy_runs is None:
             (root / name).unlink(missing_ok=True)
         else:
-            whole.write_table(name, observations[name])
+            whole.write_table(name, proxy_runs[name])
     return table
 
 
@@ -60,17 +60,17 @@ def _row(directory: epath.Path) -> dict[str, Any]:
         row["predicted"] = recommended["objective"]
         row["low"], row["high"] = recommended["objective_interval"]
         row |= {f"share/{name}": share for name, share in optimum["shares"].items()}
-    if _has(study, "proof/summary.csv"):
-        for mixture, proof in study.read_table("proof/summary.csv", "prove").iterrows():
-            row |= {f"{mixture}/{key}": proof[key] for key in ("measured", "noise", "difference", "error")}
+    if _has(study, "validation/summary.csv"):
+        for mixture, validation in study.read_table("validation/summary.csv", "validate").iterrows():
+            row |= {f"{mixture}/{key}": validation[key] for key in ("measured", "noise", "difference", "error")}
     for stage in STAGES:
         if stage in point["stages"] and _has(study, f"stages/{stage}.json"):
             row[f"seconds/{stage}"] = study.read_json(f"stages/{stage}.json", stage)["seconds"]
     return row
 
 
-def _observations(root: epath.Path, points: Sequence[str]) -> dict[str, pd.DataFrame] | None:
-    """Mixtures and losses of all observations of the points that are scored; None if they are not alike, or none is."""
+def _proxy_runs(root: epath.Path, points: Sequence[str]) -> dict[str, pd.DataFrame] | None:
+    """Mixtures and losses of all proxy runs of the points that are scored; None if they are not alike, or none is."""
     tables: dict[str, list[pd.DataFrame]] = {"mixtures.csv": [], "losses.csv": []}
     origins = set()
     for name in points:
@@ -79,7 +79,7 @@ def _observations(root: epath.Path, points: Sequence[str]) -> dict[str, pd.DataF
             continue
         origins.add(_origin(study))
         runs = study.mixtures()
-        runs = runs[runs["role"] == "observation"]
+        runs = runs[runs["role"] == "proxy"]
         for file, rows in (("mixtures.csv", runs[list(study.domains.training)]), ("losses.csv", study.losses())):
             named = rows.loc[runs.index]
             tables[file].append(named.set_axis([f"{name}/{run}" for run in runs.index]).rename_axis("run"))

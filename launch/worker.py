@@ -44,7 +44,7 @@ LEFT_BY = {
     "evaluate": ("features.csv", "answers.csv", "candidates.csv", "evaluators.json", "portable.npz"),
     "fit": ("fit",),
     "optimize": ("optimum.json", "surface.npz", "final"),
-    "prove": ("proof",),
+    "validate": ("validation",),
     "report": ("report.html",),
 }
 # What a point never takes over of a study that is a point itself.

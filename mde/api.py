@@ -54,7 +54,7 @@ class Study(study.Study):
         """Runs a stage or tool as the command line does; a stage that was done with these arguments is skipped.
 
         Args:
-          stage: "prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report", or a tool.
+          stage: "prepare", "train", "score", "evaluate", "fit", "optimize", "validate", "report", or a tool.
           force: run it even if it is done.
           arguments: those of the function of its name in `mde.commands`.
 
@@ -109,7 +109,7 @@ class Study(study.Study):
         """
         max_distance = distance_limit(max_distance)
         predictor, domains, runs = self.predictor(), self.domains, self.mixtures()
-        data = Data(runs.loc[runs["role"] == "observation", list(domains.training)])
+        data = Data(runs.loc[runs["role"] == "proxy", list(domains.training)])
         untrained = () if allow_untrained else data.untrained()
         tokens = constraints.pop("tokens", None) or tokens_of(self)
         bounds = problem.constraints(domains.training, tokens, untrained=untrained, **constraints)
@@ -127,23 +127,23 @@ class Study(study.Study):
         return tables.regressors(self)
 
     def recommendation(self) -> Table:
-        """The recommended mixture, its rivals and intervals."""
+        """The recommended mixture, its baselines and intervals."""
         return tables.recommendation(self)
 
-    def proof(self) -> Table:
+    def validation(self) -> Table:
         """What trained models say of the recommendation."""
-        return final.models(self._proof())
+        return final.models(self._validation())
 
-    def _proof(self) -> study.Study:
-        if (part := final.proof(self)) is None:
-            raise UserError(f"{self}: no validation runs yet; run `mde prove --study={self}` first")
+    def _validation(self) -> study.Study:
+        if (part := final.validation(self)) is None:
+            raise UserError(f"{self}: no validation runs yet; run `mde validate --study={self}` first")
         return part
 
     def plot_mixture(self) -> go.Figure:
         """The recommended shares with their intervals, and the mixtures they are compared with."""
         shares = findings.recommendation(self)
-        rivals = [str(name) for name in shares if name not in (findings.RECOMMENDED, "tokens", "low", "high")]
-        return _on_white(figures.mixture(shares, rivals))
+        baselines = [str(name) for name in shares if name not in (findings.RECOMMENDED, "tokens", "low", "high")]
+        return _on_white(figures.mixture(shares, baselines))
 
     def plot_errors(self) -> go.Figure:
         """The out-of-fold error of every regressor on every feature set."""
@@ -159,9 +159,9 @@ class Study(study.Study):
         """How much worse each expert is than the best one of a domain."""
         return _on_white(figures.expert_heatmap(findings.expert_losses(self)))
 
-    def plot_proof(self) -> go.Figure:
+    def plot_validation(self) -> go.Figure:
         """What the validation runs of each mixture measured."""
-        return _on_white(final.measured_figure(self._proof()))
+        return _on_white(final.measured_figure(self._validation()))
 
     def plot_budget(self) -> go.Figure:
         """The best share of each domain along the budget, of `scale`."""

@@ -21,7 +21,7 @@
     optimum.json           the recommended mixture
     surface.npz            predicted losses around it: ternary slices, draws all over the simplex, and what one more
                            point of each domain changes
-    proof/                 validation runs: as final/NAME/, trained to check the recommended mixture
+    validation/                 validation runs: as final/NAME/, trained to check the recommended mixture
     final/NAME/            full models of one kind: a study with the text of this one, and runs and losses of its own
     iterate/               what `mde iterate` planned, a table a round; its runs are added to the tables above
     rounds.csv             what was known before each round
@@ -30,13 +30,13 @@
     scale.json             the best mixture at small budgets and at the target
     reweighting/           mixtures that `mde reweight` found: METHOD.json, shares.csv; METHOD.csv has the weights and
                            scores of each step; runs/ has its proxies and references
-    scale/                 the runs of `mde scale`, their losses and cross-effects, and its proof
+    scale/                 the runs of `mde scale`, their losses and cross-effects, and its validation
     stages/STAGE.json      arguments, time and versions of each stage that is done
     stages/STAGE.gin       the same arguments as a file that runs it again
     report.html
     before-DOMAIN/         what was found for fewer domains, before this one joined
 
-A study of somebody else's observations holds their tables and what is made from them, from `fit` on.
+A study of somebody else's proxy runs holds their tables and what is made from them, from `fit` on.
 
 Tables are joined by the names of runs and domains, never by their order. Files are written aside and renamed, and where
 several processes run a command together, by the first of them.
@@ -60,11 +60,11 @@ from mde.errors import UserError, reason, unknown
 if TYPE_CHECKING:  # those who bring tables need no TensorStore
     from mde.data.tokens import TokenStore
 
-FORMAT = 1
+FORMAT = 2
 NATS = "nats per token"  # the unit of the losses that mde measures itself
 ERROR = "error"  # that of 1 − value, where more is better of a value
 RIGHT, WRONG = "validation", "wrong"  # splits of an end task: losses are of the first, the other makes an accuracy
-STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report")
+STAGES = ("prepare", "train", "score", "evaluate", "fit", "optimize", "validate", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,10 @@ class Study:
     def _own_about(self) -> dict[str, Any]:
         about = self.read_json("study.json", "prepare")
         if about["format"] != FORMAT:
-            raise UserError(f"{self.root}: study format {about['format']}, this version of mde reads {FORMAT}")
+            raise UserError(
+                f"{self.root}: made by another version of mde (study format {about['format']}, expected {FORMAT}); "
+                "make it anew, or write its proxy runs with `mde swarm` of that version and pass them to `mde fit`"
+            )
         return about
 
     @property
@@ -221,7 +224,7 @@ class Study:
 
     @property
     def is_swarm(self) -> bool:
-        """Whether its observations came as tables from elsewhere: there is no text, no model, nothing to train."""
+        """Whether its proxy runs came as tables from elsewhere: there is no text, no model, nothing to train."""
         return (self.root / "study.json").exists() and "swarm" in self.about
 
     @property
@@ -230,7 +233,7 @@ class Study:
         return tuple(self.about.get("errors", ()))
 
     def unit_of(self, domains: Iterable[str]) -> str:
-        """The unit of the losses of these evaluation domains; of own observations it is nats per token."""
+        """The unit of the losses of these evaluation domains; of own proxy runs it is nats per token."""
         units = [ERROR if name in self.errors else self.about.get("unit", NATS) for name in domains]
         return " and ".join(dict.fromkeys(units))
 

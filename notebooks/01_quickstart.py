@@ -45,7 +45,7 @@ study.read_table("corpus.csv", made_by="prepare")
 
 # %% [markdown]
 # ## Train and score
-# Experts and observations all continue from the seed model. A stage that is interrupted goes on where it was; one that
+# Experts and proxy runs all continue from the seed model. A stage that is interrupted goes on where it was; one that
 # was done with the same arguments is skipped.
 
 # %%
@@ -57,7 +57,7 @@ study.run(
     batch_size=16,
     seq_len=128,
     learning_rate=3e-3,
-    observations=12,
+    proxy_runs=12,
 )
 study.run("score", tokens_per_domain=4096)
 study.plot_training()
@@ -67,7 +67,7 @@ study.plot_experts()
 
 # %% [markdown]
 # ## Evaluate, fit, optimize
-# `evaluate` computes the losses of mixtures of experts, for every mixture without training it. `fit` holds observations
+# `evaluate` computes the losses of mixtures of experts, for every mixture without training it. `fit` holds proxy runs
 # out and says which regressor predicts them best. `optimize` searches the simplex with it.
 
 # %%
@@ -84,7 +84,7 @@ study.plot_mixture()
 
 # %% [markdown]
 # ## Is it true?
-# `study.run("prove")` trains the recommended mixture and its baselines from scratch; `study.run("report")` writes
+# `study.run("validate")` trains the recommended mixture and its baselines from scratch; `study.run("report")` writes
 # all of this as one page, `studies/quickstart/report.html`.
 
 # %%

@@ -42,7 +42,7 @@ study.run(
     batch_size=16,
     seq_len=128,
     learning_rate=3e-3,
-    observations=12,
+    proxy_runs=12,
 )
 study.run("score", tokens_per_domain=4096)
 study.run("evaluate", candidates=256, merged_windows=0)
@@ -51,7 +51,7 @@ study
 
 # %% [markdown]
 # ## How far to trust the regressors
-# Each point is an observation that its regressor had not seen. The legend shows and hides methods.
+# Each point is a proxy run that its regressor had not seen. The legend shows and hides methods.
 
 # %%
 study.plot_predictions()

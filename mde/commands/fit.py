@@ -10,12 +10,12 @@ import pandas as pd
 
 from mde.errors import UserError
 from mde.optimization import objectives
-from mde.regression import estimators, validation
+from mde.regression import cross_validation, estimators
 from mde.regression import features as feature_sets
+from mde.regression.cross_validation import MEAN, Method, Round
 from mde.regression.features import MERGED
 from mde.regression.groups import mixture_groups
 from mde.regression.robust import Outlier
-from mde.regression.validation import MEAN, Method, Round
 from mde.results import accuracy, progress
 from mde.results import regressor_choice as choice
 from mde.results.proxy_runs import ProxyRuns, from_swarm, proxy_runs
@@ -60,7 +60,7 @@ def fit(
     named and fitted, and not scored.
 
     Args:
-      study: a study with scored observations and evaluated features, or a new one for observations from elsewhere.
+      study: a study with scored proxy runs and evaluated features, or a new one for proxy runs from elsewhere.
       mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       unit: of the losses in the file, such as "bits per byte"; nats per token by default.
@@ -103,30 +103,33 @@ def fit(
     for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
         print(line)
     with progress.of_methods("fit", len(methods)) as advance:
-        judged = validation.judge(losses_RJ, inputs.domains, designs, methods, scored, rounds, advance=advance)
+        cross_validated = cross_validation.cross_validate(
+            losses_RJ, inputs.domains, designs, methods, scored, rounds, advance=advance
+        )
     learnt = [method for method in methods if method[0] in regressors]
     if not features:
         learnt = [method for method in learnt if MERGED not in feature_sets.evaluated_parts(method[1])]
-    best, fitted, judged = choice.fit_chosen(judged, learnt, designs, losses_RJ)
-    _say_rounds(judged, len(rounds))
+    best, fitted, cross_validated = choice.fit_chosen(cross_validated, learnt, designs, losses_RJ)
+    _say_rounds(cross_validated, len(rounds))
     if found:
         files.adopt(study, found)
-    outliers = choice.outlier_table(judged.outliers, inputs.losses)
-    table = judged.objective.set_index(["regressor", "features"])
+    outliers = choice.outlier_table(cross_validated.outliers, inputs.losses)
+    table = cross_validated.objective.set_index(["regressor", "features"])
     mse, spearman = (float(table[name].to_dict()[best]) for name in ("mse", "spearman"))
-    unresponsive = choice.unresponsive(judged, best, learnt)
-    kept = choice.without_outliers(judged.outliers, len(losses_RJ))
+    unresponsive = choice.unresponsive(cross_validated, best, learnt)
+    kept = choice.without_outliers(cross_validated.outliers, len(losses_RJ))
     noise = choice.noise(inputs.mixtures, inputs.losses, scored, kept)
-    study.write_table("fit/objective.csv", judged.objective.rename_axis("method"))
-    study.write_table("fit/domains.csv", judged.domains.rename_axis("method"))
-    study.write_table("fit/rounds.csv", validation.in_rows(judged.rounds))
-    study.write_table("fit/predictions.csv", _predictions(inputs, judged))
+    study.write_table("fit/objective.csv", cross_validated.objective.rename_axis("method"))
+    study.write_table("fit/domains.csv", cross_validated.domains.rename_axis("method"))
+    study.write_table("fit/rounds.csv", cross_validation.in_rows(cross_validated.rounds))
+    study.write_table("fit/predictions.csv", _predictions(inputs, cross_validated))
     study.write_table("fit/outliers.csv", outliers)
     sizes = _curve_sizes(groups.max() + 1, train_mixtures) if curve_sizes is None else curve_sizes
     known = train_mixtures if folds is None else None
-    rows = table.loc[[method for method in learnt if method in judged.predictions]].reset_index()
+    rows = table.loc[[method for method in learnt if method in cross_validated.predictions]].reset_index()
     study.write_table(
-        "fit/learning.csv", _learning(inputs, designs, rows, sizes, known, repeats, seed, scored, judged.outliers)
+        "fit/learning.csv",
+        _learning(inputs, designs, rows, sizes, known, repeats, seed, scored, cross_validated.outliers),
     )
     study.write_object("fit/regressor.joblib", fitted)
     study.write_json(
@@ -134,7 +137,7 @@ def fit(
         {
             "objective": objective,
             "families": members,
-            "observations": len(losses_RJ),
+            "proxy_runs": len(losses_RJ),
             "mixtures": int(groups.max()) + 1,
             "train_mixtures": train_mixtures,
             "folds": folds,
@@ -156,7 +159,7 @@ def fit(
             f"{len(unresponsive)} of {len(inputs.domains)} evaluation domains do not respond to the mixture: no better "
             f"than the mean on {choice.listed(unresponsive)}"
         )
-    for line in choice.told_of_mean(judged, best):
+    for line in choice.told_of_mean(cross_validated, best):
         print(line)
     ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
     print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
@@ -165,7 +168,7 @@ def fit(
     if best[0] == "auto":
         print(fitted.describe())
     if not found and study.tasks and (study.root / "answers.csv").exists():
-        _judge_accuracy(study, inputs.mixtures, regressors, rounds)
+        _cross_validate_accuracy(study, inputs.mixtures, regressors, rounds)
     print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
@@ -198,16 +201,16 @@ def _rounds(
                 runs = f"{len(groups)} proxy runs" + (f" of {count} mixtures" if count < len(groups) else "")
                 raise UserError(f"{runs}, expected at least {LEAST} mixtures: 2 to fit on, 3 held out")
             train_mixtures = min(count * 4 // 5, count - 3)
-        return train_mixtures, validation.splits(groups, train_mixtures, repeats, seed)
+        return train_mixtures, cross_validation.splits(groups, train_mixtures, repeats, seed)
     if train_mixtures is not None:
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
-    rounds = validation.folds(groups, folds, repeats, seed)
+    rounds = cross_validation.folds(groups, folds, repeats, seed)
     return count - -(-count // folds), rounds
 
 
-def _say_rounds(judged: validation.Judgement, rounds: int) -> None:
+def _say_rounds(cross_validated: cross_validation.CrossValidation, rounds: int) -> None:
     """Which methods failed, and which were given fewer rounds than there are, on the terminal."""
-    for _, row in judged.objective.iterrows():
+    for _, row in cross_validated.objective.iterrows():
         if row["failed"]:
             print(f"{row['regressor']} on {row['features']} failed: {row['failed']}")
         elif row["n"] < rounds:
@@ -216,9 +219,11 @@ def _say_rounds(judged: validation.Judgement, rounds: int) -> None:
             )
 
 
-def _judge_accuracy(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]) -> None:
+def _cross_validate_accuracy(
+    study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]
+) -> None:
     if usable := [name for name in regressors if accuracy.predicts(name)]:
-        print(accuracy.told(accuracy.judge(study, mixtures, usable, rounds)))
+        print(accuracy.told(accuracy.cross_validate(study, mixtures, usable, rounds)))
         return
     for name in ("accuracy.csv", *(f"{metric}.joblib" for metric in accuracy.METRICS)):
         (study.root / "fit" / name).unlink(missing_ok=True)
@@ -237,7 +242,7 @@ def default_features(regressor: str, evaluated: Sequence[str]) -> list[str]:
     if regressor in estimators.ONLY:
         return [estimators.ONLY[regressor]]
     if estimators.corrects(regressor) and not evaluated:
-        raise UserError(f"regressor {regressor!r} corrects evaluated losses, and these observations have none")
+        raise UserError(f"regressor {regressor!r} corrects evaluated losses, and these proxy runs have none")
     if regressor == "alone":
         return list(evaluated)
     together = "+".join(name for name in evaluated if name.startswith("mde"))
@@ -283,7 +288,7 @@ def _learning(
         parts.append(learnt.set_index(["regressor", "features"]).loc[methods].reset_index().assign(train=known))
     if new:
         with progress.of_methods("learning curves", len(new) * len(methods)) as advance:
-            curve = validation.learning_curve(
+            curve = cross_validation.learning_curve(
                 inputs.losses.to_numpy(),
                 inputs.domains,
                 designs,
@@ -304,9 +309,9 @@ def _for_auto(features: str) -> str:
     return "+".join([*feature_sets.evaluated_parts(features), "lambda"])
 
 
-def _predictions(inputs: ProxyRuns, judged: validation.Judgement) -> pd.DataFrame:
-    """A row a method and observation: the observed objective, the mean of its predictions out of fold, how many splits
-    held the observation out, and the standard deviation of the prediction over them.
+def _predictions(inputs: ProxyRuns, cross_validated: cross_validation.CrossValidation) -> pd.DataFrame:
+    """A row a method and proxy run: the observed objective, the mean of its predictions out of fold, how many splits
+    held the proxy run out, and the standard deviation of the prediction over them.
     """
     observed = inputs.losses.to_numpy() @ inputs.objective
     parts = [
@@ -321,6 +326,6 @@ def _predictions(inputs: ProxyRuns, judged: validation.Judgement) -> pd.DataFram
                 "spread": held.spread,
             }
         )
-        for (regressor, features), held in judged.predictions.items()
+        for (regressor, features), held in cross_validated.predictions.items()
     ]
     return pd.concat(parts).set_index("run")

@@ -46,15 +46,15 @@ def iterate(
     checkpoint_every: int = 500,
     seed: int = 0,
 ) -> None:
-    """Trains a batch of mixtures a round, those of most expected improvement, and adds them to the observations.
+    """Trains a batch of mixtures a round, those of most expected improvement, and adds them to the proxy runs.
 
     Stops after `rounds`, or when the next run promises less than `threshold` times the noise of a run. Can be killed at
     any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study
-    of observations from elsewhere is given its next batch as a table, to be trained where they came from; once
+    of proxy runs from elsewhere is given its next batch as a table, to be trained where they came from; once
     `mde fit` has read the rows of a batch, the next one is planned.
 
     Args:
-      study: a study with scored observations and evaluated features.
+      study: a study with scored proxy runs and evaluated features.
       rounds: how many, those done before included.
       batch: mixtures trained in each.
       objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, avg-families,
@@ -161,14 +161,14 @@ def _propose(study: Study, goal: Objective, model: Any, design: Design, region: 
 
 def _observed(study: Study) -> pd.DataFrame:
     runs = study.mixtures()
-    return runs[runs["role"] == "observation"]
+    return runs[runs["role"] == "proxy"]
 
 
 def _planned(study: Study, number: int, mixtures: np.ndarray) -> pd.DataFrame:
-    """The runs of a round; they share the observations' seed, and so most of their noise."""
+    """The runs of a round; they share the proxy runs' seed, and so most of their noise."""
     rows = pd.Index([f"iterate-{number}-{i}" for i in range(len(mixtures))], name="run")
     table = pd.DataFrame(mixtures, rows, list(study.domains.training))
-    table.insert(0, "role", "observation")
+    table.insert(0, "role", "proxy")
     table.insert(1, "seed", int(_observed(study)["seed"].iloc[0]))
     return table
 
@@ -184,7 +184,7 @@ def _not_trained(study: Study, table: pd.DataFrame) -> list[str]:
 def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
     """Trains and scores a round's runs and adds them to the study's tables, `mixtures.csv` last: it says what is there.
 
-    What was fitted on fewer observations is not done any more.
+    What was fitted on fewer proxy runs is not done any more.
     """
     if table.index.isin(study.mixtures().index).all():
         return
@@ -223,7 +223,7 @@ def _add(study: Study, name: str, rows: pd.DataFrame, made_by: str) -> None:
 def _report(study: Study, goal: Objective, number: int, proposal: Proposal) -> None:
     """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
 
-    Columns: round, runs (observations so far), improvement (expected of the next run), noise (of a run), objective (of
+    Columns: round, runs (proxy runs so far), improvement (expected of the next run), noise (of a run), objective (of
     the best trained mixture, as the regressor believes) and its shares. In the study's unit.
     """
     row: dict[str, Any] = {

@@ -55,12 +55,12 @@ def optimize(
     allow_untrained: bool = False,
     seed: int = 0,
 ) -> None:
-    """Searches the simplex with the chosen regressor, fitted on all observations.
+    """Searches the simplex with the chosen regressor, fitted on all proxy runs.
 
     Args:
       study: a study with a chosen regressor.
       candidates: mixtures that the search starts from.
-      refits: random halves of the observations; the spread of their optima says how sure the mixture is. There are 200
+      refits: random halves of the proxy runs; the spread of their optima says how sure the mixture is. There are 200
         by default; of an expensive regressor, such as auto, at most 30.
       method: of the search: auto, exact, gradient, simulation or refinement.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
@@ -188,7 +188,7 @@ def optimize(
         predictions,
         study.unit_of(goal.counted(domains.evaluation)),
     )
-    following = ("report", "shows more") if study.is_swarm else ("prove", "trains it and its rivals")
+    following = ("report", "shows more") if study.is_swarm else ("validate", "trains it and its baselines")
     print(f"`mde {following[0]} --study={study}` {following[1]}")
 
 
@@ -265,9 +265,9 @@ def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions
         print(f"binds: {constraint}")
     if epochs:
         print("epochs at the budget: " + ", ".join(f"{name} {count:.3g}" for name, count in epochs.items()))
-    for name, rival in predictions.items():
-        if not rival["feasible"]:
-            print(f"{name} breaks the constraints, {rival['above_recommended']:+.4f} {unit}")
+    for name, baseline in predictions.items():
+        if not baseline["feasible"]:
+            print(f"{name} breaks the constraints, {baseline['above_recommended']:+.4f} {unit}")
 
 
 def _elsewhere(predictor: Predictor, goal: Objective, data: Data, found: recommend.Found) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _before(study: Study, stage: str, resolved: Mapping[str, Any]) -> list[Any]:
     if stage == "fit" and resolved["mixtures"]:
         return []
     if stage not in study.stages:
-        raise UserError(f"study {study} holds observations from elsewhere: there is nothing to {stage}")
+        raise UserError(f"study {study} holds proxy runs from elsewhere: there is nothing to {stage}")
     earlier = study.stages[: study.stages.index(stage)]
     found = {name: study.read_json(f"stages/{name}.json", name) for name in earlier if _is_recorded(study, name)}
     stamps = [[record["digest"], record["finished"]] for record in found.values()]

@@ -10,8 +10,8 @@ from mde.errors import UserError, unknown
 from mde.optimization import objectives
 from mde.regression import swarm
 from mde.regression.groups import mixture_groups
-from mde.reporting import judged, tables
 from mde.reporting import page as pages
+from mde.reporting import prediction_check, tables
 from mde.results.accuracy import AccuracyPredictor
 from mde.results.predictor import Predictor
 from mde.results.proxy_runs import proxy_runs
@@ -73,11 +73,15 @@ def predict(
     if measured is not None:
         choice = study.read_json("fit/choice.json", "fit")
         goal = objectives.weights(choice["objective"], study.domains.evaluation, study.domains.training)
-        found = judged.Judged(table.loc[measured.index, names], measured, goal, wanted.values.loc[measured.index])
-        print(judged.table(found))
+        found = prediction_check.PredictionCheck(
+            table.loc[measured.index, names], measured, goal, wanted.values.loc[measured.index]
+        )
+        print(prediction_check.table(found))
         if page:
             title = f"Mixture study: {study.root.name}"
-            write_aside(epath.Path(page), pages.document(title, {judged.TITLE: judged.body(found)}).encode())
+            write_aside(
+                epath.Path(page), pages.document(title, {prediction_check.TITLE: prediction_check.body(found)}).encode()
+            )
 
 
 def _measured(study: Study, runs: swarm.Swarm, losses: str) -> pd.DataFrame:

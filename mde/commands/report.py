@@ -29,7 +29,7 @@ def text(study: Study) -> str:
         found += [accuracy.measured(study), accuracy.predicted(study)]
     if findings.has(study, "optimum.json"):
         found.append(tables.recommendation(study))
-    if part := final.proof(study):
+    if part := final.validation(study):
         found.append(final.text(part))
     if not findings.stages(study).empty:
         found.append(tables.times(study))

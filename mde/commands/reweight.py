@@ -74,7 +74,7 @@ def reweight(
     if not method:
         raise UserError(f"no method: expected {' or '.join(REWEIGHTED)}")
     if study.is_swarm:
-        raise UserError(f"study {study} holds observations from elsewhere: it has no training text to re-weight")
+        raise UserError(f"study {study} holds proxy runs from elsewhere: it has no training text to re-weight")
     domains = study.domains.training
     if target in set(study.domains.evaluation) - set(domains):
         raise UserError(f"target {target!r} has no training text; expected one of {', '.join(domains)}")

@@ -13,14 +13,14 @@ from mde.reporting import scaling as report
 from mde.results.mixtures import mixture, tokens_of
 from mde.scaling import from_experts as scale_mde
 from mde.scaling import runs as scale_runs
-from mde.scaling import validation as scale_proof
+from mde.scaling import validation as scale_validation
 from mde.scaling.answer import Terms, answer
 from mde.scaling.autoscale import ROUNDING
 from mde.scaling.effects import FITS
 from mde.study import Study
 
 UNITS = ("tokens", "steps")
-PROOF_SEEDS = 1000  # the proof's seeds begin this far from those of the fits, which must not keep their luck
+VALIDATION_SEEDS = 1000  # the validation's seeds begin this far from those of the fits, which must not keep their luck
 
 
 def scale(
@@ -40,7 +40,7 @@ def scale(
     noise: float | None = None,
     resamples: int = 200,
     mde_mixtures: int = 0,
-    proof_seeds: int = 0,
+    validation_seeds: int = 0,
     from_seed_model: bool = False,
     settings: Mapping[str, str | float | bool] | None = None,
     quantities: str | None = None,
@@ -76,8 +76,8 @@ def scale(
         them are the interval.
       mde_mixtures: mixtures to train at each budget beside an expert a domain, for the optima of mixtures of data
         experts, which are then compared; 0 for none.
-      proof_seeds: runs at the target of the predicted mixture and each of its rivals (the optima at the largest and the
-        smallest budget as they are, uniform and proportional); 0 for none.
+      validation_seeds: runs at the target of the predicted mixture and each of its baselines (the optima at the largest
+        and the smallest budget as they are, uniform and proportional); 0 for none.
       from_seed_model: whether runs continue from the study's seed model, rather than start afresh.
       settings: of the training, where they differ from the study's, such as {'learning_rate': 4e-3}.
       quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
@@ -88,7 +88,7 @@ def scale(
       seed: of the first data order, the noise and the search.
     """
     check_positive(seeds=seeds, resamples=resamples, checkpoint_every=checkpoint_every, max_epochs=max_epochs)
-    for what, count in (("proof_seeds", proof_seeds), ("mde_mixtures", mde_mixtures)):
+    for what, count in (("validation_seeds", validation_seeds), ("mde_mixtures", mde_mixtures)):
         if count < 0:
             raise UserError(f"{what}={count}, expected how many, or 0 for none")
     if noise is not None and not 0 <= noise < math.inf:
@@ -121,7 +121,7 @@ def scale(
         study.write_json("scale.json", found)
     else:
         own = scale_runs.Training(study, settings, from_seed_model, checkpoint_every)
-        _train(study, terms, own, budgets, unit, base, factor, seeds, mde_mixtures, proof_seeds)
+        _train(study, terms, own, budgets, unit, base, factor, seeds, mde_mixtures, validation_seeds)
     print(report.text(study))
 
 
@@ -140,15 +140,15 @@ def _train(
     factor: float,
     seeds: int,
     mde_mixtures: int,
-    proof_seeds: int,
+    validation_seeds: int,
 ) -> None:
     """Plans all runs and checks them, trains and scores them, and writes what they say."""
     names = list(study.domains.training)
     orders = range(terms.seed, terms.seed + seeds)
-    proof_orders = range(terms.seed + PROOF_SEEDS, terms.seed + PROOF_SEEDS + proof_seeds)
+    validation_orders = range(terms.seed + VALIDATION_SEEDS, terms.seed + VALIDATION_SEEDS + validation_seeds)
     steps, target = own.steps(budgets, terms.target, unit)
-    if proof_seeds and not target:
-        raise UserError("proof_seeds: one budget leads to no target to train at, give two or more")
+    if validation_seeds and not target:
+        raise UserError("validation_seeds: one budget leads to no target to train at, give two or more")
     tokens = {**(tokens_of(study) or {}), **(terms.tokens or {})}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
@@ -157,9 +157,11 @@ def _train(
     runs = scale_runs.plan(names, shares, steps, factor, orders, own.per_step)
     if mde_mixtures:
         runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
-    rivals = {name: mixture(study, name, "proof") for name in ("uniform", "proportional")}
-    proof = functools.partial(scale_proof.plan, names, steps=target or 0, seeds=proof_orders, per_step=own.per_step)
-    for planned in (runs, *([proof(rivals)] if proof_seeds else [])):
+    baselines = {name: mixture(study, name, "validation") for name in ("uniform", "proportional")}
+    validation = functools.partial(
+        scale_validation.plan, names, steps=target or 0, seeds=validation_orders, per_step=own.per_step
+    )
+    for planned in (runs, *([validation(baselines)] if validation_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
     if terms.target and terms.target > upper.sum() * (1 + ROUNDING):
         raise UserError(
@@ -173,12 +175,12 @@ def _train(
         least = dict(zip(names, shares * (1 / factor if terms.floor is None else terms.floor), strict=True))
         found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
     study.write_json("scale.json", found)
-    if proof_seeds:
-        candidates = scale_proof.candidates(names, found["ddo"])
+    if validation_seeds:
+        candidates = scale_validation.candidates(names, found["ddo"])
         if mde_mixtures:
             candidates["predicted by MDE"] = scale_runs.shares_of(names, found["mde"]["tokens"])
-        kept, left_out = scale_proof.affordable(candidates, proof, tokens, terms.max_epochs)
+        kept, left_out = scale_validation.affordable(candidates, validation, tokens, terms.max_epochs)
         for label, reason in left_out.items():
-            print(f"proof: {label} is left out: {reason}", flush=True)
-        scale_proof.prove(study, own, proof(kept | rivals), goal)
-        study.write_json("scale.json", {**found, "proof": proof_seeds, "left_out": left_out})
+            print(f"validation: {label} is left out: {reason}", flush=True)
+        scale_validation.validate(study, own, validation(kept | baselines), goal)
+        study.write_json("scale.json", {**found, "validation": validation_seeds, "left_out": left_out})

@@ -14,7 +14,7 @@ from mde.study import RIGHT, WRONG, Study
 def score(
     study: Study, tokens_per_domain: int = 8192, examples_per_task: int = 1000, batch_size: int | None = None
 ) -> None:
-    """Scores the experts and the observations; stopped at any time, it goes on with the domain that it was at.
+    """Scores the experts and the proxy runs; stopped at any time, it goes on with the domain that it was at.
 
     Args:
       study: a study with trained runs.

@@ -1,4 +1,4 @@
-"""`mde swarm`: the observations as a pair of CSV files, for other people's tools."""
+"""`mde swarm`: the proxy runs as a pair of CSV files, for other people's tools."""
 
 from etils import epath
 
@@ -14,10 +14,10 @@ LAYOUTS = {
 
 
 def swarm(study: Study, output: str, layout: str = "olmix") -> None:
-    """Writes the study's observations: mixtures, and losses in the study's unit.
+    """Writes the study's proxy runs: mixtures, and losses in the study's unit.
 
     Args:
-      study: a study with scored observations.
+      study: a study with scored proxy runs.
       output: the directory to write to.
       layout: `olmix` for ratios.csv and metrics.csv, `regmix` for mixture.csv and loss.csv.
     """
@@ -25,7 +25,7 @@ def swarm(study: Study, output: str, layout: str = "olmix") -> None:
         raise unknown("layout", layout, LAYOUTS)
     mixtures_file, losses_file, id_column, *affixes = LAYOUTS[layout]
     runs = study.mixtures()
-    mixtures = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    mixtures = runs.loc[runs["role"] == "proxy", list(study.domains.training)]
     losses = study.losses(runs=mixtures.index)
     tables = ((mixtures_file, mixtures, ()), (losses_file, losses, study.errors))
     for (file, values, errors), (prefix, suffix) in zip(tables, affixes, strict=True):

@@ -1,4 +1,4 @@
-"""`mde train`: a seed model, an expert for each domain, and the observations."""
+"""`mde train`: a seed model, an expert for each domain, and the proxy runs."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def train(
     learning_rate: float,
     seed_steps: int = 0,
     seed_learning_rate: float | None = None,
-    observations: int = 24,
+    proxy_runs: int = 24,
     mixtures: str | None = None,
     concentration: float = 1.0,
     seed: int = 0,
@@ -40,22 +40,22 @@ def train(
     validate_every: int = 0,
     tensorboard: bool = False,
 ) -> None:
-    """Trains the pool: one expert a domain (one-hot mixtures) and the observations a regressor is fitted on.
+    """Trains the pool: one expert a domain (one-hot mixtures) and the proxy runs a regressor is fitted on.
 
     With `--mixture` it trains full models on the mixtures that were found, and no pool: see `mde final --help`.
 
     Args:
       study: a prepared study.
       preset: name of the model; `mde models` lists them.
-      steps: optimizer steps of every expert and observation.
+      steps: optimizer steps of every expert and proxy run.
       batch_size: sequences a step.
       seq_len: predicted tokens a sequence.
       learning_rate: peak of the schedule.
       seed_steps: steps of the seed model on the uniform mixture, which all runs continue from; 0 for none.
       seed_learning_rate: its peak; `learning_rate` if None.
-      observations: how many mixtures to draw, spread over the simplex; 0 for experts alone. A domain that joined the
+      proxy_runs: how many mixtures to draw, spread over the simplex; 0 for experts alone. A domain that joined the
         study later has as many more as there are a domain.
-      mixtures: a CSV file of observations to train instead: an id column `run`, and one column a training domain.
+      mixtures: a CSV file of proxy runs to train instead: an id column `run`, and one column a training domain.
       concentration: of the Dirichlet distribution that they are drawn from.
       seed: of data orders, fresh parameters and the draws.
       checkpoint_every: steps between states to resume from.
@@ -73,7 +73,7 @@ def train(
     check_seed(seed)
     if tensorboard and buckets.is_bucket(study.root):
         raise UserError(f"{study}: TensorBoard's event files are written on a disk only; leave out train.tensorboard")
-    table = _plan(study, observations, mixtures, concentration, seed)
+    table = _plan(study, proxy_runs, mixtures, concentration, seed)
     about: dict[str, Any] = {
         "preset": preset,
         "model": dataclasses.asdict(model_configs.preset(preset, study.about["vocab_size"], **(model or {}))),
@@ -90,20 +90,20 @@ def train(
     study.write_table("mixtures.csv", table)
 
 
-def _plan(study: Study, observations: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
-    """The table of runs: experts, then observations."""
+def _plan(study: Study, proxy_runs: int, mixtures: str | None, concentration: float, seed: int) -> pd.DataFrame:
+    """The table of runs: experts, then proxy runs."""
     names = study.domains.training
     experts = pd.DataFrame(simplex.corners(len(names)), [f"expert-{name}" for name in names], names)
-    observed = _read_mixtures(mixtures, names) if mixtures else _drawn(study, observations, concentration, seed)
+    observed = _read_mixtures(mixtures, names) if mixtures else _drawn(study, proxy_runs, concentration, seed)
     table = pd.concat([experts, observed])
     table.index.name = "run"
-    table.insert(0, "role", ["expert"] * len(experts) + ["observation"] * len(observed))
+    table.insert(0, "role", ["expert"] * len(experts) + ["proxy"] * len(observed))
     table.insert(1, "seed", seed)
     return table
 
 
-def _drawn(study: Study, observations: int, concentration: float, seed: int) -> pd.DataFrame:
-    """Observations over the domains that the study began with, and for each that joined it as many as a domain has.
+def _drawn(study: Study, proxy_runs: int, concentration: float, seed: int) -> pd.DataFrame:
+    """Proxy runs over the domains that the study began with, and for each that joined it as many as a domain has.
 
     Those of a domain that joined are spread over it and all domains before it; the earlier ones stay as they are.
     """
@@ -111,12 +111,12 @@ def _drawn(study: Study, observations: int, concentration: float, seed: int) -> 
     joined = [name for part in study.joined for name in part if name in names]
     begun = [name for name in names if name not in joined]
     tables = [pd.DataFrame(columns=names, dtype=float)]
-    for count in range(len(begun), len(names) + 1) if observations else ():
+    for count in range(len(begun), len(names) + 1) if proxy_runs else ():
         known, newest = [*begun, *joined][:count], f"{joined[count - len(begun) - 1]}-" if count > len(begun) else ""
-        rows = observations if count == len(begun) else -(-observations // len(begun))
+        rows = proxy_runs if count == len(begun) else -(-proxy_runs // len(begun))
         law = draws.Law(np.ones(count), (concentration, concentration))
         drawn = draws.draw(rows, law, seed + count - len(begun))
-        labels = [f"observation-{newest}{i:02d}" for i in range(rows)]
+        labels = [f"proxy-{newest}{i:02d}" for i in range(rows)]
         tables.append(pd.DataFrame(drawn, labels, known).reindex(columns=names, fill_value=0.0))
     return pd.concat(tables)
 

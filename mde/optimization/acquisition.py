@@ -24,7 +24,7 @@ Design = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> features [C, F
 
 @dataclass(frozen=True)
 class Belief:
-    """What a regressor that was fitted on all observations says of the objective of any mixture.
+    """What a regressor that was fitted on all proxy runs says of the objective of any mixture.
 
     Attributes:
       model: fitted, with `predict(X, return_std=True)`.

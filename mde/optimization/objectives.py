@@ -23,7 +23,7 @@ class Objective:
     Attributes:
       weights: [J], of the evaluation domains, summing to one.
       worst: the greatest loss of the domains with a weight, not their weighted mean.
-      reference: [J], losses that those of a worst case are measured from, such as a rival's; none by default.
+      reference: [J], losses that those of a worst case are measured from, such as a baseline's; none by default.
       beta: how many standard deviations of the prediction are added: what is unsure counts as worse.
     """
 
@@ -113,8 +113,8 @@ def recorded(
     optimum: Mapping[str, Any], evaluation_domains: Sequence[str], training_domains: Sequence[str]
 ) -> Objective:
     """The objective that a recommendation was found with, by the content of its `optimum.json`."""
-    rival = optimum.get("reference")
-    losses = optimum["predictions"][rival]["losses"] if rival else None
+    baseline = optimum.get("reference")
+    losses = optimum["predictions"][baseline]["losses"] if baseline else None
     reference = None if losses is None else np.array([losses[name] for name in evaluation_domains])
     return make(optimum["objective"], evaluation_domains, training_domains, reference, optimum.get("beta", 0.0))
 

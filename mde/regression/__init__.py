@@ -1,1 +1,1 @@
-"""From features of mixtures to their losses: regressors and honest judgement of them. Sees numbers only."""
+"""From features of mixtures to their losses: regressors and their cross-validation. Sees numbers only."""

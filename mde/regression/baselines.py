@@ -1,6 +1,6 @@
-"""What others would recommend on the same observations: RegMix's way, and that of the data mixing laws.
+"""What others would recommend on the same proxy runs: RegMix's way, and that of the data mixing laws.
 
-Shapes: R observations, K training domains, J evaluation domains.
+Shapes: R proxy runs, K training domains, J evaluation domains.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from mde.regression.estimators import GradientBoosting, make
 from mde.regression.formulas import formula, under
 from mde.regression.laws import MixingLaw
 
-ROWS = 40  # observations with which LightGBM's leaves of 20 rows can split for the first time
+ROWS = 40  # proxy runs with which LightGBM's leaves of 20 rows can split for the first time
 DRAWS, BEST = 100_000, 128  # as in RegMix's own notebook
 
 
@@ -21,10 +21,10 @@ def regmix(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, prior
 
     Source: arXiv 2407.01492 and `regression_fitting/regression.ipynb` of its repository: LightGBM with 1,000 trees at
     rate 0.01 on the target itself. It stops early on test rows there; here no rows are left for that. With fewer than
-    `ROWS` observations its leaves of 20 rows could not split and the trees would be a constant, so leaves may have two.
+    `ROWS` proxy runs its leaves of 20 rows could not split and the trees would be a constant, so leaves may have two.
 
     Args:
-      mixtures: of the observations, [R, K].
+      mixtures: of the proxy runs, [R, K].
       losses: of these, [R, J], nats per token.
       objective: the target.
       prior: what draws are centred on, the domains' shares of the text, [K].
@@ -51,7 +51,7 @@ def mixing_law(mixtures: np.ndarray, losses: np.ndarray, objective: Objective) -
     simplex, of an average or a worst case.
 
     Args:
-      mixtures: of the observations, [R, K].
+      mixtures: of the proxy runs, [R, K].
       losses: of these, [R, J], nats per token.
       objective: what is minimised.
     """

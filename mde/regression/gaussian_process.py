@@ -57,7 +57,7 @@ class Processes:
         return np.einsum("bcr,br->bc", _covariance(self.log_scales, inputs_BCF, self.inputs), self.weights)
 
     def deviation(self, inputs_BCF: np.ndarray) -> np.ndarray:
-        """Standard deviations of a new observation, its noise included, [B, C]."""
+        """Standard deviations of a new proxy run, its noise included, [B, C]."""
         _, matern_B, linear_B, noise_B = _unpack(self.log_scales)
         cross_BCR = _covariance(self.log_scales, inputs_BCF, self.inputs)
         squares_BC = np.einsum("bcf,bcf->bc", inputs_BCF, inputs_BCF)

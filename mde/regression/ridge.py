@@ -18,7 +18,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 
     The same model as scikit-learn's `StandardScaler` before `RidgeCV(alphas, alpha_per_target=True)`, for both shapes
     of a design and from a single (batched) SVD, which makes hundreds of fits on a few rows a matter of a second.
-    Leave-one-out errors come in closed form, residual / (1 - leverage), so no target row is used to judge itself.
+    Leave-one-out errors come in closed form, residual / (1 - leverage), so no row is used to predict itself.
 
     Args:
       alphas: the penalties to choose from, in units of standardised features.

@@ -69,7 +69,7 @@ def clipped(features: np.ndarray, losses: np.ndarray, folds: list[np.ndarray], r
 
     A first look that costs nothing: values far beyond the median are brought near it, so that they cannot bend the
     ridge, and then those are replaced that are far from its prediction. It takes more than it should (`SUSPECT`); what
-    looks at the result must judge the replaced losses again, and keep those that fit.
+    looks at the result must check the replaced losses again, and keep those that fit.
 
     Args:
       features: [R, F].

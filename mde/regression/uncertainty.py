@@ -1,4 +1,4 @@
-"""How far the found mixture, and its predicted loss, hang on the observations at hand."""
+"""How far the found mixture, and its predicted loss, hang on the proxy runs at hand."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -34,7 +34,7 @@ def half_sample_refits(
     mixture, stay together.
 
     Args:
-      design: features of the observations, [R, F] or [R, J, F].
+      design: features of the proxy runs, [R, F] or [R, J, F].
       observed: their losses, [R, J], nats per token.
       estimator: regressor; it is cloned.
       n: number of halves; an expensive regressor is given fewer, at most 30.
@@ -76,7 +76,7 @@ def objective_intervals(
     of Statistics, 2021, theorem 1 and section 3). Ask for candidates chosen beforehand.
 
     Args:
-      design: features of the observations, [R, F] or [R, J, F].
+      design: features of the proxy runs, [R, F] or [R, J, F].
       observed: their losses, [R, J], nats per token.
       candidate_design: features of the candidates, [C, F] or [C, J, F].
       estimator: regressor; it is cloned.

@@ -8,23 +8,25 @@ from mde.study import Study
 
 
 def measured(study: Study) -> Table:
-    """How often models choose right, by task: the experts, the observations, and what `mde prove` trained."""
+    """How often models choose right, by task: the experts, the proxy runs, and what `mde validate` trained."""
     found = study.read_table("accuracies.csv", "score")
     shown = found[[name for name in found if str(name).startswith("acc/")]]
     shown = shown.rename(columns=lambda name: str(name).removeprefix("acc/"))
     roles = study.mixtures()["role"]
-    experts, observations = shown.loc[roles[roles == "expert"].index], shown.loc[roles[roles == "observation"].index]
+    experts, proxy_runs = shown.loc[roles[roles == "expert"].index], shown.loc[roles[roles == "proxy"].index]
     rows = {
         "best expert": experts.max(),
-        "observations, least": observations.min(),
-        "mean": observations.mean(),
-        "greatest": observations.max(),
+        "proxy runs, least": proxy_runs.min(),
+        "mean": proxy_runs.mean(),
+        "greatest": proxy_runs.max(),
     }
-    if findings.has(study, "proof/accuracies.csv"):
-        proof = study.read_table("proof/accuracies.csv", "prove")[[f"acc/{name}" for name in shown]]
-        proof.columns = shown.columns
-        of = study.mixtures("proof/mixtures.csv", "prove")["role"]
-        rows |= {str(role): mean for role, mean in proof.groupby(of.loc[proof.index], sort=False).mean().iterrows()}
+    if findings.has(study, "validation/accuracies.csv"):
+        validation = study.read_table("validation/accuracies.csv", "validate")[[f"acc/{name}" for name in shown]]
+        validation.columns = shown.columns
+        of = study.mixtures("validation/mixtures.csv", "validate")["role"]
+        rows |= {
+            str(role): mean for role, mean in validation.groupby(of.loc[validation.index], sort=False).mean().iterrows()
+        }
     frame = pd.DataFrame(rows).map("{:.1%}".format).rename_axis("task")
     return Table("Accuracy: how often a model's likeliest choice is the right one", frame)
 

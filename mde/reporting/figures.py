@@ -105,7 +105,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
 
 
 def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
-    """One evaluator alone against what training gave: a point an observation and domain.
+    """One evaluator alone against what training gave: a point a proxy run and domain.
 
     Args:
       shifts: columns domain, run, evaluated and observed, as `findings.evaluator_shifts` gives them.
@@ -130,12 +130,12 @@ def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
+def mixture(shares: pd.DataFrame, baselines: Sequence[str]) -> go.Figure:
     """The recommended shares as bars, with their intervals where they are known, and other mixtures as symbols.
 
     Args:
       shares: the table of `findings.recommendation`.
-      rivals: columns of it to compare with.
+      baselines: columns of it to compare with.
     """
     names = [plain(name) for name in shares.index]
     best = shares[findings.RECOMMENDED]
@@ -150,9 +150,14 @@ def mixture(shares: pd.DataFrame, rivals: Sequence[str]) -> go.Figure:
     )
     if "low" in shares:
         _add_interval(figure, shares)
-    for i, rival in enumerate(rivals, start=1):
+    for i, baseline in enumerate(baselines, start=1):
         figure.add_scatter(
-            x=shares[rival], y=names, mode="markers", name=plain(rival), marker=mark(i), hovertemplate="%{y}: %{x:.1%}"
+            x=shares[baseline],
+            y=names,
+            mode="markers",
+            name=plain(baseline),
+            marker=mark(i),
+            hovertemplate="%{y}: %{x:.1%}",
         )
     figure.update_xaxes(title_text="share of the training tokens", tickformat=".0%", rangemode="tozero", nticks=7)
     figure.update_yaxes(type="category", autorange="reversed")

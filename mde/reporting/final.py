@@ -1,4 +1,4 @@
-"""What `mde prove` and `mde final` measured: tables for the terminal, and the sections of the page."""
+"""What `mde validate` and `mde final` measured: tables for the terminal, and the sections of the page."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,8 +15,8 @@ from mde.reporting.table import Table
 from mde.study import Study
 
 FOLDER = "final"  # of the final models in their study; a folder for each model and training
-PROOF = "proof"  # of the validation runs in their study
-PROVED = f"{PROOF}/final.json"
+VALIDATION = "validation"  # of the validation runs in their study
+VALIDATED = f"{VALIDATION}/final.json"
 
 
 def parts(study: Study) -> list[Study]:
@@ -25,9 +25,9 @@ def parts(study: Study) -> list[Study]:
     return [study.part(f"{FOLDER}/{name}") for name in found]
 
 
-def proof(study: Study) -> Study | None:
+def validation(study: Study) -> Study | None:
     """The validation runs of a study, a part of it, if they are compared already."""
-    return study.part(PROOF) if findings.has(study, PROVED) else None
+    return study.part(VALIDATION) if findings.has(study, VALIDATED) else None
 
 
 def text(part: Study) -> str:
@@ -43,9 +43,9 @@ def body(study: Study) -> list[str]:
     return [piece for part in found for piece in _shown(part)]
 
 
-def proof_body(study: Study) -> list[str]:
+def validation_body(study: Study) -> list[str]:
     """The section of the page on validation runs."""
-    return _shown(study.part(PROOF))
+    return _shown(study.part(VALIDATION))
 
 
 def models(part: Study) -> Table:
@@ -185,11 +185,11 @@ def _shown(part: Study) -> list[str]:
 
 
 def _made_by(part: Study) -> str:
-    return "prove" if part.root.name == PROOF else "final"
+    return "validate" if part.root.name == VALIDATION else "final"
 
 
 def _called(part: Study) -> str:
-    return "validation runs" if _made_by(part) == "prove" else f"final models {part.root.name}"
+    return "validation runs" if _made_by(part) == "validate" else f"final models {part.root.name}"
 
 
 def _name(part: Study) -> str:
@@ -239,13 +239,13 @@ def _counted(part: Study) -> list[str]:
 
 def _errors(part: Study, found: pd.DataFrame) -> list[str]:
     """What the errors are made of, and what would make them smaller."""
-    seeds, rivals = int(found["seeds"].iloc[0]), len(found) - 1
-    if not rivals:
+    seeds, baselines = int(found["seeds"].iloc[0]), len(found) - 1
+    if not baselines:
         return []
     documents, split = _about(part)["documents"], part.read_json("scoring.json", _made_by(part))["split"]
     notes = [
         f"±: standard error of a difference, from {seeds} seeds and {documents:,} {split} documents together (text by "
-        f"a bootstrap). p: two-sided t-test, Holm's correction for {rivals} differences. Seeds for 80%: runs per "
+        f"a bootstrap). p: two-sided t-test, Holm's correction for {baselines} differences. Seeds for 80%: runs per "
         "mixture that find a difference of this size with 80% power, as far as the noise of runs is the limit."
     ]
     others = found.drop(index=_about(part)["against"])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mde.optimization import objectives
-from mde.regression import blocks, validation
+from mde.regression import blocks, cross_validation
 from mde.regression.features import evaluated_parts
 from mde.study import STAGES, Study
 
@@ -57,7 +57,7 @@ def sought(optimum: Mapping[str, Any], goal: str) -> str:
     if optimum.get("kl_penalty", 0):
         added.append(f"{optimum['kl_penalty']:g} times the divergence from the prior")
     plus = f" plus {' and '.join(added)}" if added else ""
-    broken = any(not rival.get("feasible", True) for rival in optimum["predictions"].values())
+    broken = any(not baseline.get("feasible", True) for baseline in optimum["predictions"].values())
     among = ", of the mixtures that obey the constraints" if broken else ""
     return f"The recommended mixture has the least predicted {goal}{plus}{among}."
 
@@ -107,7 +107,7 @@ def main_methods(methods: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def fit_conditions(study: Study) -> str:
-    """What the regressors were judged on, in words."""
+    """What the regressors were cross-validated on, in words."""
     choice = study.read_json("fit/choice.json", "fit")
     methods = regressors(study)
     splits = sorted({int(n) for n in methods.loc[methods["failed"] == "", "n"]})
@@ -129,12 +129,12 @@ def worth_of_experts(study: Study) -> str:
     methods = regressors(study)
     methods = methods[methods["failed"] == ""]
     choice = study.read_json("fit/choice.json", "fit")
-    rivals = {group: _methods_of(methods, group) for group in (EXPERTS, WEIGHTS)}
-    if not all(rivals.values()):
+    baselines = {group: _methods_of(methods, group) for group in (EXPERTS, WEIGHTS)}
+    if not all(baselines.values()):
         return "No comparison of MDE features with the mixture weights alone: only one of them was tried."
-    rounds = validation.from_rows(study.read_table("fit/rounds.csv", "fit"))
-    ranked = validation.compare(rounds[rivals[EXPERTS] + rivals[WEIGHTS]], _ratio(choice))
-    with_mde, without = (next(method for method in ranked.index if method in rivals[group]) for group in rivals)
+    rounds = cross_validation.from_rows(study.read_table("fit/rounds.csv", "fit"))
+    ranked = cross_validation.compare(rounds[baselines[EXPERTS] + baselines[WEIGHTS]], _ratio(choice))
+    with_mde, without = (next(method for method in ranked.index if method in baselines[group]) for group in baselines)
     ratio = ranked["mse"][with_mde] / ranked["mse"][without]
     second = ranked.loc[with_mde if without == ranked.index[0] else without]  # the best of all is one of the two
     if not second["excess"] > CLEARLY * second["error"]:
@@ -146,13 +146,13 @@ def worth_of_experts(study: Study) -> str:
     return (
         f"Best with MDE ({with_mde[0]} on {with_mde[1]}) ÷ best on mixture weights only "
         f"({without[0]} on {without[1]}): MSE ratio {ratio:.2f}; {verdict}. "
-        f"(Best of {len(rivals[EXPERTS])} methods with MDE and of {len(rivals[WEIGHTS])} without.)"
+        f"(Best of {len(baselines[EXPERTS])} methods with MDE and of {len(baselines[WEIGHTS])} without.)"
     )
 
 
 def _runs(choice: Mapping[str, Any]) -> str:
     """How many proxy runs were fitted, and of how many mixtures where there are replicates."""
-    runs, mixtures = choice["observations"], choice["mixtures"]
+    runs, mixtures = choice["proxy_runs"], choice["mixtures"]
     return f"{runs} proxy runs" + (f" of {mixtures} mixtures" if mixtures != runs else "")
 
 
@@ -252,16 +252,16 @@ def expert_losses(study: Study) -> pd.DataFrame:
 
 
 def evaluator_shifts(study: Study) -> pd.DataFrame:
-    """What the evaluators say of the observations and what training gave, each less its domain's mean.
+    """What the evaluators say of the proxy runs and what training gave, each less its domain's mean.
 
     Columns evaluator, domain, run, evaluated and observed; nats per token.
     """
     runs = study.mixtures()
-    observations = runs.index[runs["role"] == "observation"]
-    observed = _shifts(study.losses(runs=observations))
+    proxy_runs = runs.index[runs["role"] == "proxy"]
+    observed = _shifts(study.losses(runs=proxy_runs))
     parts = [
         pd.concat({"evaluated": _shifts(table), "observed": observed}, axis=1).assign(evaluator=name)
-        for name, table in study.features(observations).items()
+        for name, table in study.features(proxy_runs).items()
     ]
     return pd.concat(parts).reset_index()
 

@@ -55,7 +55,9 @@ SECTIONS = (
     Section("Experts and evaluators", "losses.csv", "score", "Nothing is scored yet", sections.experts),
     Section("Trade-offs", surface.DATA, "optimize", "", surface.body),
     Section("End tasks", "accuracies.csv", "score", "", sections.end_tasks),
-    Section("Proof", final.PROVED, "prove", "The recommended mixture is not trained yet", final.proof_body),
+    Section(
+        "Validation", final.VALIDATED, "validate", "The recommended mixture is not trained yet", final.validation_body
+    ),
     Section("The final models", final.FOLDER, "final", "", final.body),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
     Section("Online re-weighting", reweighting.SHARES, "reweight", "", sections.online_reweighting),

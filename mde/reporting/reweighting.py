@@ -36,12 +36,12 @@ def mixtures(study: Study) -> Table:
     """The mixture of each method beside those it is compared with, a row a domain."""
     found, names = results(study), list(study.domains.training)
     columns = {METHODS[name]: [_share(result, domain) for domain in names] for name, result in found.items()}
-    rivals = {"uniform": dict.fromkeys(names, 1 / len(names))}
+    baselines = {"uniform": dict.fromkeys(names, 1 / len(names))}
     counts = {name: study.about["stores"][f"{name}/train"]["tokens"] for name in names}
-    rivals["proportional"] = {name: count / sum(counts.values()) for name, count in counts.items()}
+    baselines["proportional"] = {name: count / sum(counts.values()) for name, count in counts.items()}
     if findings.has(study, "optimum.json"):
-        rivals = {findings.RECOMMENDED: study.read_json("optimum.json", "optimize")["shares"], **rivals}
-    columns |= {label: [f"{shares[name]:.1%}" for name in names] for label, shares in rivals.items()}
+        baselines = {findings.RECOMMENDED: study.read_json("optimum.json", "optimize")["shares"], **baselines}
+    columns |= {label: [f"{shares[name]:.1%}" for name in names] for label, shares in baselines.items()}
     frame = pd.DataFrame(columns, pd.Index(names, name="domain"))
     notes = tuple(_note(name, result) for name, result in found.items())
     return Table("Mixtures found by online re-weighting: share of the training tokens", frame, notes)

@@ -9,7 +9,7 @@ from mde.reporting.table import Table
 from mde.reporting.tables import NOTHING, difference, times_as_many
 from mde.study import Study
 
-AGAINST = "predicted"  # the mixture that the proof compares the others with
+AGAINST = "predicted"  # the mixture that the validation compares the others with
 
 
 def text(study: Study) -> str:
@@ -18,8 +18,8 @@ def text(study: Study) -> str:
     shown = [mixtures(study)]
     if "points" in found:
         shown += [laws(study), cross_effects(study)]
-    if found.get("proof"):
-        shown.append(proof(study))
+    if found.get("validation"):
+        shown.append(validation(study))
     return "\n\n".join(map(str, shown))
 
 
@@ -74,10 +74,10 @@ def cross_effects(study: Study) -> Table:
     )
 
 
-def proof(study: Study) -> Table:
-    """The predicted mixture against its rivals at the target."""
-    found = study.read_table("scale/proof.csv", "scale")
-    runs = study.read_table("scale/proof_runs.csv", "scale")
+def validation(study: Study) -> Table:
+    """The predicted mixture against its baselines at the target."""
+    found = study.read_table("scale/validation.csv", "scale")
+    runs = study.read_table("scale/validation_runs.csv", "scale")
     seeds, target = runs["seed"].nunique(), runs["budget"].max()
     frame = pd.DataFrame(
         {
@@ -99,7 +99,7 @@ def proof(study: Study) -> Table:
     )
     left_out = study.read_json("scale.json", "scale").get("left_out", {})
     notes = [note, *(f"Not trained: {label} ({reason})." for label, reason in left_out.items())]
-    title = f"Proof at {tokens(target)} tokens: {_verdict(found)}"
+    title = f"Validation at {tokens(target)} tokens: {_verdict(found)}"
     return Table(title, frame, tuple(notes), marked=(AGAINST,))
 
 
@@ -195,8 +195,8 @@ def _of_interval(ddo: dict) -> list[str]:
 
 def _verdict(found: pd.DataFrame) -> str:
     """Which mixture is best, and whether seeds explain the difference."""
-    rivals = found.drop(index=AGAINST)
-    best = rivals.sort_values("difference").iloc[0]
+    baselines = found.drop(index=AGAINST)
+    best = baselines.sort_values("difference").iloc[0]
     gap, error = best["difference"], best["error"]
-    outcome = f"{abs(gap):.4f} {'below' if gap > 0 else 'above'} {best.name}, the best rival"
+    outcome = f"{abs(gap):.4f} {'below' if gap > 0 else 'above'} {best.name}, the best baseline"
     return f"{outcome} ({abs(gap) / error:.1f} standard errors)" if error > 0 else outcome

@@ -20,25 +20,25 @@ def summary(study: Study) -> list[str]:
     unit = findings.objective_unit(study, optimum["objective"])
     interval = f"{level} {predicted['low']:.4f} to {predicted['high']:.4f}"
     numbers = [(f"Predicted, {unit}", f"{predicted['predicted']:.4f}", interval)]
-    if part := final.proof(study):
+    if part := final.validation(study):
         numbers.append((f"Regret, {unit}", *final.regret(part)))
         verdict = final.models(part).notes[0]
     else:
         verdict = "Not checked yet: no run was trained on the recommended mixture."
-        verdict += "" if study.is_swarm else f" To train it, run mde prove --study={study.root.name}."
+        verdict += "" if study.is_swarm else f" To train it, run mde validate --study={study.root.name}."
     numbers.append(("Regressor", optimum["regressor"], f"on {optimum['features']}"))
     goal = findings.objective_name(study, optimum["objective"], optimum.get("reference"))
     shares = findings.recommendation(study)
-    rivals = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
+    baselines = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
     return [
         markup.verdict(verdict),
         f"<p>{html.escape(findings.sought(optimum, goal))}</p>",
         markup.numbers(numbers),
         markup.figure(
-            figures.mixture(shares, rivals),
+            figures.mixture(shares, baselines),
             "Recommended share of each training domain",
-            f"Bars: the recommended mixture; whiskers: its {level} over refits on halves of the observations. "
-            "Symbols: the mixtures that it is compared with. Best observed is the best of the trained observations.",
+            f"Bars: the recommended mixture; whiskers: its {level} over refits on halves of the proxy runs. "
+            "Symbols: the mixtures that it is compared with. Best observed is the best of the trained proxy runs.",
         ),
         markup.table(tables.recommendation(study)),
     ]
@@ -53,7 +53,7 @@ def trust(study: Study) -> list[str]:
     choice = study.read_json("fit/choice.json", "fit")
     blend, unit = choice.get("blend"), findings.objective_unit(study, choice["objective"])
     return [
-        "<p>Every method predicts the losses of observations it was not fitted on. Its mean squared error (MSE) says "
+        "<p>Every method predicts the losses of proxy runs it was not fitted on. Its mean squared error (MSE) says "
         "how far off it is, Spearman how well it ranks mixtures. What does not beat the mixture weights alone "
         "(<code>lambda</code> λ, <code>sqrt</code> √λ, <code>log</code> log λ) is not worth its cost. "
         "<code>mde[τ]</code> is the loss of the mixture of data experts, with exponent τ of the prefix posterior; "
@@ -69,7 +69,7 @@ def trust(study: Study) -> list[str]:
         markup.figure(
             figures.predicted_vs_true(predictions, findings.main_methods(methods), unit),
             "Predicted against observed objective of each proxy run, cross-validated",
-            "Each point is an observation; its prediction is the mean over the splits that held it out. "
+            "Each point is a proxy run; its prediction is the mean over the splits that held it out. "
             "Choose methods in the legend.",
         ),
         *_learning(study),
@@ -85,7 +85,7 @@ def _by_domain(study: Study) -> list[str]:
 
 
 def _learning(study: Study) -> list[str]:
-    """How much more observations would help."""
+    """How much more proxy runs would help."""
     if not findings.has(study, "fit/learning.csv"):
         return []
     curves = study.read_table("fit/learning.csv", "fit")
@@ -122,8 +122,8 @@ def experts(study: Study) -> list[str]:
         chart = markup.choice(
             charts,
             "Evaluator",
-            "What an evaluator says of each observation against what training gave, no regressor between them",
-            "Each point is an observation in an evaluation domain, both losses less the domain's mean. mde[τ] are "
+            "What an evaluator says of each proxy run against what training gave, no regressor between them",
+            "Each point is a proxy run in an evaluation domain, both losses less the domain's mean. mde[τ] are "
             "mixtures of experts, merged the experts' averaged parameters. On the dotted line the evaluator is exact.",
         )
         parts.append(chart)
@@ -173,7 +173,7 @@ def along_the_budget(study: Study) -> list[str]:
             "Nats per token between the run with less and the run with more of it. Rows: training domains.",
         )
         parts += [chart, markup.table(scaling.laws(study))]
-    return [*parts, *([markup.table(scaling.proof(study))] if found.get("proof") else [])]
+    return [*parts, *([markup.table(scaling.validation(study))] if found.get("validation") else [])]
 
 
 def online_reweighting(study: Study) -> list[str]:

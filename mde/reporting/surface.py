@@ -76,10 +76,10 @@ def body(study: Study) -> list[str]:
 
 def _gains(study: Study, known: pd.DataFrame) -> list[str]:
     """What the recommendation is predicted to gain and pay, by domain, the greatest gain first."""
-    rivals = known.drop(index=findings.RECOMMENDED)
-    if rivals.empty:
+    baselines = known.drop(index=findings.RECOMMENDED)
+    if baselines.empty:
         return []
-    reference, unit = findings.compared_with(rivals.index), study.unit_of(study.domains.evaluation)
+    reference, unit = findings.compared_with(baselines.index), study.unit_of(study.domains.evaluation)
     gains = known.loc[[findings.RECOMMENDED]].to_numpy() - known.loc[[reference]].to_numpy()
     chart = markup.figure(
         figures.trade_off(known.iloc[:, np.argsort(gains[0], kind="stable")], reference, unit),
@@ -142,7 +142,7 @@ def draw_losses(study: Study) -> pd.DataFrame:
 
 
 def named_losses(study: Study) -> pd.DataFrame:
-    """Predicted losses of the recommended mixture and its rivals, in rows."""
+    """Predicted losses of the recommended mixture and its baselines, in rows."""
     predictions = study.read_json("optimum.json", "optimize")["predictions"]
     rows = {name: predicted["losses"] for name, predicted in predictions.items()}
     return pd.DataFrame.from_dict(rows, orient="index")[list(study.domains.evaluation)]

@@ -122,7 +122,7 @@ def _edges(shares: pd.DataFrame) -> list[str]:
     if at.empty:
         return []
     return [
-        f"At an edge of its interval: {', '.join(at)}. Intervals hold the optima of refits on half of the observations "
+        f"At an edge of its interval: {', '.join(at)}. Intervals hold the optima of refits on half of the proxy runs "
         "each, the recommendation is the optimum on all; with few refits it can lie at an edge or beyond."
     ]
 
@@ -198,7 +198,7 @@ def expert_losses(study: Study) -> Table:
 
 
 def evaluators(study: Study) -> Table:
-    """How well each evaluator ranks the observations of each domain without any training mixture."""
+    """How well each evaluator ranks the proxy runs of each domain without any training mixture."""
     ranks = findings.evaluators_by_domain(study)
     frame = ranks.T.map(_ratio).rename_axis("domain")
     return Table("Evaluators alone: Spearman with the observed losses, by domain", frame)
@@ -212,9 +212,9 @@ def times(study: Study) -> Table:
 
 
 def predicted(study: Study) -> str:
-    """The predicted objective of the recommended mixture, and how far it is from that of the best rival.
+    """The predicted objective of the recommended mixture, and how far it is from that of the best baseline.
 
-    A rival that breaks the constraints is named if it is better; one that obeys them can be where more than the
+    A baseline that breaks the constraints is named if it is better; one that obeys them can be where more than the
     predicted loss is minimised.
     """
     optimum = study.read_json("optimum.json", "optimize")

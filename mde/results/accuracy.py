@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mde.regression import estimators, validation
+from mde.regression import cross_validation, estimators
 from mde.regression import features as feature_sets
-from mde.regression.validation import Method, Round
+from mde.regression.cross_validation import Method, Round
 from mde.results import progress
 from mde.study import Study
 
@@ -67,7 +67,9 @@ def predicts(regressor: str) -> bool:
     return regressor not in (*estimators.ONLY, "alone")
 
 
-def judge(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]) -> pd.DataFrame:
+def cross_validate(
+    study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], rounds: Sequence[Round]
+) -> pd.DataFrame:
     """Compares regressors of accuracy by cross-validation, as `mde fit` does those of losses, and keeps the best.
 
     The objective is the mean over the tasks. Writes `fit/accuracy.csv`, one row per metric, regressor and feature set,
@@ -93,10 +95,12 @@ def judge(study: Study, mixtures: pd.DataFrame, regressors: Sequence[str], round
         }
         weights = np.full(len(tasks), 1 / len(tasks))
         with progress.of_methods(f"fit {metric}", len(methods)) as advance:
-            judged = validation.judge(observed, tasks, designs, methods, weights, rounds, advance=advance)
-        parts.append(judged.objective.assign(metric=metric, measured=observed.mean()))
-        learnt = [method for method in judged.predictions if method[0] in (*regressors, "mean")]
-        regressor, features = validation.compare(judged.rounds[learnt], judged.ratio).index[0]
+            cross_validated = cross_validation.cross_validate(
+                observed, tasks, designs, methods, weights, rounds, advance=advance
+            )
+        parts.append(cross_validated.objective.assign(metric=metric, measured=observed.mean()))
+        learnt = [method for method in cross_validated.predictions if method[0] in (*regressors, "mean")]
+        regressor, features = cross_validation.compare(cross_validated.rounds[learnt], cross_validated.ratio).index[0]
         fitted = estimators.make(regressor, features).fit(designs[features], observed)
         study.write_object(f"fit/{metric}.joblib", {"features": features, "tasks": tasks, "regressor": fitted})
     found = pd.concat(parts, ignore_index=True)
@@ -120,7 +124,7 @@ def told(table: pd.DataFrame) -> str:
 
 
 class AccuracyPredictor:
-    """The regressors that `judge` kept, as a function from mixtures to accuracies by `acc/TASK` and `acc_norm/TASK`."""
+    """The regressors that `cross_validate` kept: mixtures to accuracies by `acc/TASK` and `acc_norm/TASK`."""
 
     def __init__(self, study: Study):
         self._kept: Mapping[str, Any] = {name: study.read_object(f"fit/{name}.joblib", "fit") for name in METRICS}

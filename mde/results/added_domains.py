@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What is said of all domains, and is shown or built on.
 RESULTS = (
-    *("fit/choice.json", "optimum.json", "proof/final.json", "final/*/final.json"),
+    *("fit/choice.json", "optimum.json", "validation/final.json", "final/*/final.json"),
     *("scale.json", "reweighting/*.json", "reweighting/*.csv"),
 )
 Parts = Sequence[Sequence["Corpus"]]  # corpora by when they joined a study

@@ -1,4 +1,4 @@
-"""Named mixtures, trained with several seeds, scored on test text and compared, for `mde prove` and `mde final`."""
+"""Named mixtures, trained with several seeds, scored on test text and compared, for `mde validate` and `mde final`."""
 
 import dataclasses
 import re
@@ -223,7 +223,7 @@ def _cost(study: Study, about: Mapping[str, Any], table: pd.DataFrame) -> dict[s
     """
     one, tokens = _spent(about)
     proxies = study.read_json("training.json", "train")
-    runs = int(study.mixtures()["role"].isin(["expert", "observation"]).sum())
+    runs = int(study.mixtures()["role"].isin(["expert", "proxy"]).sum())
     theirs, each = _spent(proxies)
     first = TrainSettings.from_dict(proxies["seed_settings"]).tokens if proxies["seed_settings"] else 0
     found = {"runs": runs, "tokens": runs * each + first, "flops": theirs * (runs * each + first)}

@@ -160,9 +160,9 @@ def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> S
 
 
 def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
-    """Mixtures [R, K] and losses [R, J] of the observations."""
+    """Mixtures [R, K] and losses [R, J] of the proxy runs."""
     runs = study.mixtures()
-    found = runs.loc[runs["role"] == "observation", list(study.domains.training)]
+    found = runs.loc[runs["role"] == "proxy", list(study.domains.training)]
     return found.to_numpy(), study.losses(runs=found.index).to_numpy()
 
 

@@ -10,7 +10,7 @@ from mde.study import Study
 
 
 class Predictor:
-    """The chosen regressor, fitted on all observations, as a function from mixtures to losses."""
+    """The chosen regressor, fitted on all proxy runs, as a function from mixtures to losses."""
 
     def __init__(self, study: Study):
         self.features = study.read_json("fit/choice.json", "fit")["features"]

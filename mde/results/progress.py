@@ -1,4 +1,4 @@
-"""A bar that moves while methods are judged, within a method as well."""
+"""A bar that moves while methods are cross-validated, within a method as well."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

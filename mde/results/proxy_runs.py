@@ -13,7 +13,7 @@ from mde.study import Study
 
 
 class ProxyRuns:
-    """What regressors are fitted on: mixtures, observed losses and evaluated features of the observations."""
+    """What regressors are fitted on: mixtures, observed losses and evaluated features of the proxy runs."""
 
     def __init__(self, mixtures: pd.DataFrame, losses: pd.DataFrame, evaluated: dict, objective: np.ndarray):
         self.mixtures = mixtures
@@ -27,7 +27,7 @@ class ProxyRuns:
         return list(self.losses.columns)
 
     def design(self, features: str) -> np.ndarray:
-        """The design of a feature set for the observations."""
+        """The design of a feature set for the proxy runs."""
         mixtures = self.mixtures.to_numpy()
         own = feature_sets.own_shares(features, mixtures, list(map(str, self.mixtures)), self.domains)
         return feature_sets.assemble(features, mixtures, {**self.evaluated, **own})
@@ -46,7 +46,7 @@ def proxy_runs(study: Study, objective: str | Mapping[str, float], drop: Sequenc
         drop = study.read_json("fit/choice.json", "fit").get("dropped", ()) if chosen else ()
     domains = study.domains
     runs = study.mixtures()
-    mixtures = runs.loc[runs["role"] == "observation", list(domains.training)]
+    mixtures = runs.loc[runs["role"] == "proxy", list(domains.training)]
     mixtures = mixtures.loc[without(mixtures.index, drop)]
     losses = study.losses(runs=mixtures.index)
     tables = {} if study.is_swarm else study.features(mixtures.index)

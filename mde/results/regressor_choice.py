@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from mde.errors import UserError, reason
-from mde.regression import estimators, validation
+from mde.regression import cross_validation, estimators
+from mde.regression.cross_validation import MEAN, CrossValidation, Method
 from mde.regression.groups import mixture_groups, replicate_variance
 from mde.regression.robust import Outlier
-from mde.regression.validation import MEAN, Judgement, Method
 
 CLEARLY = 2  # standard errors by which a difference is clear
 TWICE = 2  # times the error of the best at which a method is passed over, however uncertain the errors are
@@ -20,20 +20,20 @@ NOTHING = "nothing to learn: no regressor predicts better than the mean"
 UNCLEAR = "not clear whether there is anything to learn: the best regressor is within two standard errors of the mean"
 
 
-def choose(judged: Judgement, methods: Sequence[Method], designs: Mapping[str, np.ndarray]) -> Method:
+def choose(cross_validated: CrossValidation, methods: Sequence[Method], designs: Mapping[str, np.ndarray]) -> Method:
     """The method to use, of these and the mean; see `mde fit` for the rule.
 
     Args:
-      judged: scores of these methods and of the mean.
+      cross_validated: scores of these methods and of the mean.
       methods: those that may be chosen; failed ones are not.
       designs: by feature set, for the number of features.
     """
-    usable = [method for method in methods if method in judged.rounds.columns and method != MEAN]
-    against_mean = validation.compare(judged.rounds[[MEAN, *usable]], judged.ratio)
+    usable = [method for method in methods if method in cross_validated.rounds.columns and method != MEAN]
+    against_mean = cross_validation.compare(cross_validated.rounds[[MEAN, *usable]], cross_validated.ratio)
     better = [method for method in usable if against_mean["mse"][method] < against_mean["mse"][MEAN]]
     if not better:
         return MEAN
-    found = validation.compare(judged.rounds[better], judged.ratio)
+    found = cross_validation.compare(cross_validated.rounds[better], cross_validated.ratio)
     error = found["error"].fillna(0)
     close = found["mse"] < TWICE * found["mse"].iloc[0] + np.finfo(float).tiny  # true of an error of zero as well
     blends = [method for method in found.index[close & (found["excess"] <= CLEARLY * error)] if method[0] == "auto"]
@@ -44,40 +44,40 @@ def choose(judged: Judgement, methods: Sequence[Method], designs: Mapping[str, n
 
 
 def fit_chosen(
-    judged: Judgement, methods: Sequence[Method], designs: Mapping[str, np.ndarray], losses: np.ndarray
-) -> tuple[Method, Any, Judgement]:
+    cross_validated: CrossValidation, methods: Sequence[Method], designs: Mapping[str, np.ndarray], losses: np.ndarray
+) -> tuple[Method, Any, CrossValidation]:
     """The chosen method, the same fitted on all runs, and the scores, where methods that fail there are marked so.
 
     Raises:
       UserError: every method failed.
     """
     while True:
-        left = [method for method in methods if method in judged.rounds.columns]
+        left = [method for method in methods if method in cross_validated.rounds.columns]
         if methods and not left:
-            first = judged.objective[judged.objective["failed"] != ""].iloc[0]
+            first = cross_validated.objective[cross_validated.objective["failed"] != ""].iloc[0]
             raise UserError(f"every regressor failed; {first['regressor']} on {first['features']}: {first['failed']}")
-        chosen = choose(judged, left, designs)
+        chosen = choose(cross_validated, left, designs)
         try:
             fitted = estimators.make(*chosen).fit(designs[chosen[1]], losses)
             if not np.isfinite(fitted.predict(designs[chosen[1]])).all():
                 raise ArithmeticError("it predicts a loss that is not finite")
-            return chosen, fitted, judged
-        except validation.FAILURES as error:
+            return chosen, fitted, cross_validated
+        except cross_validation.FAILURES as error:
             if chosen == MEAN:
                 raise
-            judged = _with_failure(judged, chosen, f"on all proxy runs: {reason(error)}")
+            cross_validated = _with_failure(cross_validated, chosen, f"on all proxy runs: {reason(error)}")
 
 
-def _with_failure(judged: Judgement, method: Method, why: str) -> Judgement:
+def _with_failure(cross_validated: CrossValidation, method: Method, why: str) -> CrossValidation:
     """The scores without those of a method that failed."""
     tables = []
-    for table in (judged.objective, judged.domains):
+    for table in (cross_validated.objective, cross_validated.domains):
         numbers = [str(name) for name in table if name not in ("regressor", "features", "domain", "n", "failed")]
         tables.append(table.assign(**{name: table[name].mask(_of(table, method)) for name in numbers}))
     objective = tables[0].assign(failed=tables[0]["failed"].mask(_of(tables[0], method), why))
-    predictions = {name: found for name, found in judged.predictions.items() if name != method}
-    rounds = judged.rounds.drop(columns=[method])
-    return replace(judged, objective=objective, domains=tables[1], predictions=predictions, rounds=rounds)
+    predictions = {name: found for name, found in cross_validated.predictions.items() if name != method}
+    rounds = cross_validated.rounds.drop(columns=[method])
+    return replace(cross_validated, objective=objective, domains=tables[1], predictions=predictions, rounds=rounds)
 
 
 def _of(table: pd.DataFrame, method: Method) -> pd.Series:
@@ -85,25 +85,25 @@ def _of(table: pd.DataFrame, method: Method) -> pd.Series:
     return (table["regressor"] == method[0]) & (table["features"] == method[1])
 
 
-def told_of_mean(judged: Judgement, chosen: Method) -> list[str]:
+def told_of_mean(cross_validated: CrossValidation, chosen: Method) -> list[str]:
     """A line where the chosen method is the mean, or not clearly better than it."""
     if chosen == MEAN:
         return [NOTHING]
-    found = validation.compare(judged.rounds[[MEAN, chosen]], judged.ratio)
+    found = cross_validation.compare(cross_validated.rounds[[MEAN, chosen]], cross_validated.ratio)
     return [] if found["excess"][MEAN] > CLEARLY * found["error"].fillna(0)[MEAN] else [UNCLEAR]
 
 
-def unresponsive(judged: Judgement, chosen: Method, methods: Sequence[Method]) -> list[str]:
+def unresponsive(cross_validated: CrossValidation, chosen: Method, methods: Sequence[Method]) -> list[str]:
     """Evaluation domains whose loss the chosen method does not predict better than the mean does.
 
     Better is: by more than a standard error. Where the mean itself is chosen, the best of the other methods counts.
     """
     if chosen == MEAN:
-        usable = [method for method in methods if method in judged.rounds.columns and method != MEAN]
+        usable = [method for method in methods if method in cross_validated.rounds.columns and method != MEAN]
         if not usable:
             return []
-        chosen = validation.compare(judged.rounds[usable], judged.ratio).index[0]
-    rows = judged.domains[_of(judged.domains, chosen)]
+        chosen = cross_validation.compare(cross_validated.rounds[usable], cross_validated.ratio).index[0]
+    rows = cross_validated.domains[_of(cross_validated.domains, chosen)]
     return [str(name) for name in rows.loc[~(rows["gain"] > rows["gain_se"].fillna(0)), "domain"]]
 
 

@@ -86,7 +86,7 @@ def unresponsive(choice: Mapping[str, Any], objective: Objective, evaluation: Se
 def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
     """What every search starts from beside its draws: the proxy runs and the mixtures that have a name, [C, K]."""
     runs = study.mixtures()
-    observed = runs.loc[runs["role"] == "observation", list(bounds.domains)]
+    observed = runs.loc[runs["role"] == "proxy", list(bounds.domains)]
     named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs).values()))
     return np.vstack([named[list(bounds.domains)], observed])
 
@@ -196,7 +196,7 @@ def values(regressor: Any, design: np.ndarray, objective: Objective) -> np.ndarr
 def intervals(
     predictor: Predictor, inputs: ProxyRuns, objective: Objective, mixtures: np.ndarray, level: float, seed: int
 ) -> np.ndarray:
-    """Low and high objective [C, 2] of a run of each mixture [C, K] with the observations' seed, in their unit.
+    """Low and high objective [C, 2] of a run of each mixture [C, K] with the proxy runs' seed, in their unit.
 
     Args:
       predictor: the regressor.

@@ -1,4 +1,4 @@
-"""Observations that somebody else made, as two CSV files: read as `mde fit` is told, and made those of a study."""
+"""Proxy runs that somebody else made, as two CSV files: read as `mde fit` is told, and made those of a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from mde.study import FORMAT, NATS, Study
 
 @dataclass(frozen=True)
 class Files:
-    """What `mde fit` is told of somebody else's observations; see its arguments."""
+    """What `mde fit` is told of somebody else's proxy runs; see its arguments."""
 
     mixtures: str | None = None
     losses: str | None = None
@@ -21,7 +21,7 @@ class Files:
     lower: Sequence[str] = ()
 
     def read(self, study: Study) -> swarm.Swarm | None:
-        """The observations, for a study that is a new one or holds such observations; None if there are no files.
+        """The proxy runs, for a study that is a new one or holds such proxy runs; None if there are no files.
 
         Raises:
           UserError: one file of the two, what is said of files that are not there, or a study with runs of its own.
@@ -32,11 +32,11 @@ class Files:
                     raise UserError(f"--{field.name} says how files are read: give --mixtures and --losses with it")
             return None
         if not (self.mixtures and self.losses):
-            raise UserError("observations from elsewhere are two files: give both --mixtures and --losses")
+            raise UserError("proxy runs from elsewhere are two files: give both --mixtures and --losses")
         if self.unit is not None and not self.unit.strip():
             raise UserError("--unit is empty, expected words such as 'bits per byte'")
         if (study.root / "study.json").exists() and not study.is_swarm:
-            raise UserError(f"study {study} has observations of its own; give another --study")
+            raise UserError(f"study {study} has proxy runs of its own; give another --study")
         swarm.check_ignored(self.ignore, self.mixtures, self.losses)
         found = swarm.read_swarm(self.mixtures, self.losses, self.higher, self.incomplete, self.ignore, self.lower)
         for why in found.losses.dropped.values():
@@ -44,7 +44,7 @@ class Files:
         return found
 
     def adopt(self, study: Study, found: swarm.Swarm) -> None:
-        """Makes the observations those of the study."""
+        """Makes the proxy runs those of the study."""
         study.describe(
             {
                 "format": FORMAT,
@@ -60,7 +60,7 @@ class Files:
             }
         )
         runs = found.mixtures.values
-        study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *runs]])
+        study.write_table("mixtures.csv", runs.assign(role="proxy", seed=0)[["role", "seed", *runs]])
         study.write_table("losses.csv", found.losses.values)
         domains = study.domains.evaluation
         size = f"{len(runs)} runs, {len(runs.columns)} domains trained on, {len(domains)} evaluated"

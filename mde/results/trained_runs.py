@@ -23,7 +23,7 @@ from mde.training.step import TrainSettings
 SEED_RUN = "seed"
 
 
-RESERVED = (SEED_RUN, "expert-", "proof-", "iterate-", "scale-")  # how the runs that mde makes are called
+RESERVED = (SEED_RUN, "expert-", "validation-", "iterate-", "scale-")  # how the runs that mde makes are called
 
 
 def _seed_shares(names: Sequence[str], known: Mapping[str, Any] | None) -> tuple[float, ...]:

@@ -32,7 +32,7 @@ class Training:
       per_step: tokens of an optimizer step.
 
     Raises:
-      UserError: the study has no seed model, or is one of observations from elsewhere; another length of sequences.
+      UserError: the study has no seed model, or is one of proxy runs from elsewhere; another length of sequences.
     """
 
     def __init__(

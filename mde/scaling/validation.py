@@ -1,4 +1,4 @@
-"""The proof of `mde scale`: the predicted mixture and its rivals, trained at the target budget."""
+"""The validation of `mde scale`: the predicted mixture and its baselines, trained at the target budget."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def affordable(
     Optima of smaller budgets may ask for more of a domain than there is at the target; the prediction heeds it.
 
     Args:
-      mixtures: the predicted one and its rivals.
+      mixtures: the predicted one and its baselines.
       planned: the runs of mixtures.
       available: tokens by domain.
       max_epochs: how often a domain may be read.
@@ -69,12 +69,12 @@ def plan(
     return scale_runs.table(names, rows, order, per_step)
 
 
-def prove(study: Study, training: scale_runs.Training, runs: pd.DataFrame, goal: np.ndarray) -> None:
+def validate(study: Study, training: scale_runs.Training, runs: pd.DataFrame, goal: np.ndarray) -> None:
     """Trains the runs of `plan`, and writes them, their losses and the summary to the study."""
     losses = training.losses(runs)
-    study.write_table("scale/proof_runs.csv", runs)
-    study.write_table("scale/proof_losses.csv", losses)
-    study.write_table("scale/proof.csv", summary(runs, losses, goal))
+    study.write_table("scale/validation_runs.csv", runs)
+    study.write_table("scale/validation_losses.csv", losses)
+    study.write_table("scale/validation.csv", summary(runs, losses, goal))
 
 
 def summary(runs: pd.DataFrame, losses: pd.DataFrame, goal: np.ndarray) -> pd.DataFrame:

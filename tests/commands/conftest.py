@@ -58,7 +58,7 @@ def tasked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "train": [
             *("--preset=tiny", "--steps=6", "--batch_size=4", "--seq_len=64", "--learning_rate=1e-2"),
-            "--observations=6",
+            "--proxy_runs=6",
         ],
         "score": ["--tokens_per_domain=512", "--examples_per_task=25"],
         "evaluate": ["--candidates=16", "--merged_windows=1"],

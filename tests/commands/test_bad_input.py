@@ -53,7 +53,7 @@ def _at_the_repository(monkeypatch):
         ("train.steps = 0", ["steps=0", "positive"]),
         ("train.checkpoint_every = 0", ["checkpoint_every=0", "positive"]),
         ("train.seed_steps = -5", ["steps=-5", "positive"]),
-        ("train.observations = -1", ["-1 mixtures", "at least one"]),
+        ("train.proxy_runs = -1", ["-1 mixtures", "at least one"]),
         ("train.preset = 'tny'", ["preset 'tny'", "did you mean 'tiny'"]),
         ("train.preset = ", ["gin"]),
         ("train.mixtures = 'nowhere.csv'", ["nowhere.csv", "no such file"]),
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint(refused, study):
         "fit.repeats = 0",
         "fit.train_mixtures = 0",
         "optimize.refits = 0",
-        "prove.seeds = 0",
+        "validate.seeds = 0",
     ],
 )
 def test_counts_that_make_no_sense(refused, study, binding):

@@ -34,7 +34,7 @@ train.seq_len = 32
 train.seed_steps = 60
 train.steps = 20
 train.checkpoint_every = 10
-train.observations = 8
+train.proxy_runs = 8
 score.tokens_per_domain = 512
 evaluate.candidates = 16
 fit.repeats = 3
@@ -71,12 +71,19 @@ def test_a_study_in_a_bucket_is_that_on_a_disk(bucket, tmp_path, monkeypatch):
     file.write_text(f"{SMALL}\nprepare.training_domains = {domains!r}\n")
     disk, there = Study(tmp_path / "study"), Study(f"{bucket}/study")
     kill_when_it_saves_at = "train"
-    for stage in ("prepare", "train", "score", "evaluate", "fit", "optimize", "prove", "report"):
+    for stage in ("prepare", "train", "score", "evaluate", "fit", "optimize", "validate", "report"):
         if stage == kill_when_it_saves_at:
             kill_when_it_saves(stage, there, file)
         for study in (disk, there):
             run(stage, study, file)
-    for name in ("mixtures.csv", "losses.csv", "features.csv", "corpus.csv", "fit/regressors.csv", "proof/summary.csv"):
+    for name in (
+        "mixtures.csv",
+        "losses.csv",
+        "features.csv",
+        "corpus.csv",
+        "fit/regressors.csv",
+        "validation/summary.csv",
+    ):
         if (disk.root / name).exists():
             assert (there.root / name).read_bytes() == (disk.root / name).read_bytes(), name
     assert there.read_json("optimum.json", "optimize") == disk.read_json("optimum.json", "optimize")

@@ -1,4 +1,4 @@
-"""`mde optimize` under constraints, and `mde iterate`, on observations that come as two tables."""
+"""`mde optimize` under constraints, and `mde iterate`, on proxy runs that come as two tables."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 import mde
 from mde import cli
 from mde.optimization import simplex
-from mde.regression import baselines, uncertainty
+from mde.regression import uncertainty
 from mde.results import mixtures
 from mde.results.predictor import Predictor
 from mde.study import Study
@@ -77,7 +77,7 @@ def grid() -> np.ndarray:
     return simplex.space_filling(30_000, 3, seed=2)
 
 
-def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted, monkeypatch):
+def test_the_answer_is_exact_says_what_binds_and_how_far_the_baselines_are(fitted, monkeypatch):
     tokens = "{'web': 100, 'code': 60, 'books': 400}"
     caps = [f"--tokens={tokens}", "--budget=200", "--max_epochs=1", "--lower={'books': 0.1}"]
     found = optimize(fitted, *caps, "--objective={'code': 3, 'news': 1}")
@@ -90,26 +90,26 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_rivals_are(fitted, 
     assert found["binding"] == ["code is at 1 epochs of its tokens, share 0.3"]
     assert found["epochs"]["code"] == pytest.approx(1)
     assert found["epochs"]["web"] == pytest.approx(shares[0] * 2)
-    rivals = found["predictions"]
+    compared = found["predictions"]
     sizes = {"web": 100 / 560, "code": 60 / 560, "books": 400 / 560}
-    assert rivals["proportional"]["mixture"] == pytest.approx(sizes)
+    assert compared["proportional"]["mixture"] == pytest.approx(sizes)
     study = Study(fitted)
     np.testing.assert_allclose(mixtures.mixture(study, "proportional", "test"), list(sizes.values()))
     # caps .5, .3 and 2: code takes .3, the others half of the rest each
-    assert rivals["unimax"]["mixture"] == pytest.approx({"web": 0.35, "code": 0.3, "books": 0.35})
-    assert rivals["unimax"]["feasible"]
+    assert compared["unimax"]["mixture"] == pytest.approx({"web": 0.35, "code": 0.3, "books": 0.35})
+    assert compared["unimax"]["feasible"]
     np.testing.assert_allclose(mixtures.mixture(study, "unimax", "test"), [0.35, 0.3, 0.35])
     centres = []
     monkeypatch.setattr(baselines, "regmix", lambda *given: centres.append(given[-2]) or np.full(3, 1 / 3))
     mixtures.mixture(study, "regmix", "test")
     np.testing.assert_allclose(centres, [list(sizes.values())])
-    assert not rivals["uniform"]["feasible"]
-    assert rivals["recommended"]["feasible"]
-    for rival in rivals.values():
-        expected = rival["objective"] - rivals["recommended"]["objective"]
-        assert rival["above_recommended"] == pytest.approx(expected, abs=1e-12)
-        low, high = rival["objective_interval"]
-        assert low <= rival["objective"] <= high
+    assert not compared["uniform"]["feasible"]
+    assert compared["recommended"]["feasible"]
+    for baseline in compared.values():
+        expected = baseline["objective"] - compared["recommended"]["objective"]
+        assert baseline["above_recommended"] == pytest.approx(expected, abs=1e-12)
+        low, high = baseline["objective_interval"]
+        assert low <= baseline["objective"] <= high
 
 
 def test_a_worst_case_is_levelled(fitted):
@@ -259,7 +259,7 @@ def test_a_round_that_was_trained_elsewhere_is_followed_by_the_next(tmp_path, ca
     assert "2 rounds are done" in capsys.readouterr().out
 
 
-def test_rounds_and_searches_minimise_what_the_fit_was_judged_on(tmp_path, capsys):
+def test_rounds_and_searches_minimise_what_the_fit_was_cross_validated_on(tmp_path, capsys):
     only_code = "--objective={'code': 1}"
     arguments = ["--regressors=ridge", "--features=sqrt", "--repeats=1", "--curve_sizes=[]"]
     cli.main(["fit", f"--study={tmp_path}", *swarm(tmp_path, noise=0.01), only_code, *arguments])

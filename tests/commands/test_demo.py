@@ -15,44 +15,44 @@ from commands import ROOT, command, demo, mde
 
 from mde.study import Study
 
-RESULTS = ("mixtures.csv", "losses.csv", "features.csv", "fit/objective.csv", "optimum.json", "proof/summary.csv")
+RESULTS = ("mixtures.csv", "losses.csv", "features.csv", "fit/objective.csv", "optimum.json", "validation/summary.csv")
 
 
 def results(study: Path) -> dict[str, bytes]:
     return {name: (study / name).read_bytes() for name in RESULTS}
 
 
-def test_it_recommends_a_mixture_with_intervals_and_proves_it(finished):
+def test_it_recommends_a_mixture_with_intervals_and_validates_it(finished):
     study = Study(finished[0])
     optimum = study.read_json("optimum.json", "optimize")
     shares = np.array(list(optimum["shares"].values()))
     assert set(optimum["shares"]) == set(study.domains.training)
     assert shares.min() >= 0
     assert shares.sum() == pytest.approx(1, abs=1e-9)
-    assert study.read_json("proof/final.json", "prove")["objective"] == optimum["objective"]
-    proof = study.read_table("proof/summary.csv", "prove")
-    assert list(proof.index) == ["recommended", "uniform", "proportional"]
-    assert (proof["noise"] > 0).all()
-    assert (proof["error"][1:] > proof[["error_seeds", "error_text"]].max(axis=1)[1:]).all()
-    assert proof["p_holm"][1:].between(0, 1).all()
+    assert study.read_json("validation/final.json", "validate")["objective"] == optimum["objective"]
+    validation = study.read_table("validation/summary.csv", "validate")
+    assert list(validation.index) == ["recommended", "uniform", "proportional"]
+    assert (validation["noise"] > 0).all()
+    assert (validation["error"][1:] > validation[["error_seeds", "error_text"]].max(axis=1)[1:]).all()
+    assert validation["p_holm"][1:].between(0, 1).all()
 
 
 def test_validation_runs_start_from_scratch_and_are_scored_on_test_text(finished):
     """With as many steps as a proxy run and the seed model before it; the losses are those of the test stores."""
     study = Study(finished[0])
-    part = study.part("proof")
-    runs = part.read_table("mixtures.csv", "prove")
+    part = study.part("validation")
+    runs = part.read_table("mixtures.csv", "validate")
     assert set(runs["steps"]) == {120}
     for run in runs.index:
-        record = part.read_json(f"runs/{run}/run.json", "prove")
+        record = part.read_json(f"runs/{run}/run.json", "validate")
         assert "seed_model" not in record
         assert record["training"]["steps"] == 120
-    scoring = part.read_json("scoring.json", "prove")
+    scoring = part.read_json("scoring.json", "validate")
     assert scoring == {**study.read_json("scoring.json", "score"), "split": "test"}
-    text = part.read_table("evaluation.csv", "prove")
+    text = part.read_table("evaluation.csv", "validate")
     for name in study.domains.evaluation:
         assert text.loc[name, "tokens"] == study.store(name, "test").whole_documents(2048)[0] - documents(study, name)
-    controlled = part.read_json("final.json", "prove")["cost"]
+    controlled = part.read_json("final.json", "validate")["cost"]
     assert controlled["run"]["controlled"] == 1
     assert controlled["proxies"]["controlled"] == pytest.approx(20 / 120)
 
@@ -86,11 +86,11 @@ def test_the_tables_are_printed_and_the_page_is_written(finished):
     assert "ridge" in printed
     before, after = printed.split("mde optimize: ")
     assert re.search(r"recommended: python .*\nPredicted: ", before)
-    assert f"`mde prove --study={study}`" in before
-    proof = after.split("mde prove: ")[0]
-    assert re.search(r"^mixture +measured +difference .* p \(Holm\) .* seeds for 80%", proof, re.MULTILINE)
-    assert "Regret of the recommended mixture: " in proof
-    assert "100% of the tokens of these runs and 17% of a proxy run's" in " ".join(proof.split())
+    assert f"`mde validate --study={study}`" in before
+    validation = after.split("mde validate: ")[0]
+    assert re.search(r"^mixture +measured +difference .* p \(Holm\) .* seeds for 80%", validation, re.MULTILINE)
+    assert "Regret of the recommended mixture: " in validation
+    assert "100% of the tokens of these runs and 17% of a proxy run's" in " ".join(validation.split())
     assert f"see {study}/report.html" in after
     assert (study / "report.html").stat().st_size > 100_000
 
@@ -106,12 +106,12 @@ def test_a_second_run_does_nothing_and_says_so(finished):
 def test_a_killed_demo_goes_on_and_ends_with_the_same_tables(finished, prepared):
     """Killed twice: amid training, and amid proving, at whatever it was doing then."""
     line = command(*demo(prepared))
-    for milestone in ("runs/observation-05/run.json", "optimum.json"):
+    for milestone in ("runs/proxy-05/run.json", "optimum.json"):
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(prepared / milestone)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (prepared / "proof/summary.csv").exists()
+    assert not (prepared / "validation/summary.csv").exists()
     subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     assert results(prepared) == results(finished[0])
 
@@ -128,7 +128,7 @@ def wait_for(path: Path) -> None:
 def test_the_stages_one_by_one_give_what_the_demo_gives(finished, prepared):
     """And rows of a user's own mixture table are joined by name, not by order."""
     table = pd.read_csv(finished[0] / "mixtures.csv")
-    own = table[table["role"] == "observation"].drop(columns=["role", "seed"])
+    own = table[table["role"] == "proxy"].drop(columns=["role", "seed"])
     own[["run", *reversed(own.columns[1:])]].to_csv(prepared / "own.csv", index=False)
     for stage in ("train", "score"):
         mde(
@@ -149,7 +149,7 @@ def test_shipped_configurations_bind_only_what_exists():
     found = {str(path): bindings.from_gin([f"configs/{path}"], []) for path in files if path.parts[0] != "sweeps"}
     assert all(any(given.values()) for given in found.values())
     for name in ("demo.gin", "demo_tiny.gin", "studies/mde.gin"):
-        assert found[name]["train"]["observations"] >= 24
+        assert found[name]["train"]["proxy_runs"] >= 24
 
 
 def test_shipped_configurations_are_found_from_anywhere(tmp_path):

@@ -83,7 +83,7 @@ def test_tokens_of_a_study_and_domains_of_a_prior(design, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
     stores = {f"{name}/train": {"tokens": int(count)} for name, count in TOKENS.items()}
-    about = {"format": 1, "training_domains": NAMES, "evaluation_domains": NAMES, "stores": stores}
+    about = {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES, "stores": stores}
     (study / "study.json").write_text(json.dumps(about))
     pd.testing.assert_frame_equal(design(tokens=study), design(), check_exact=True)
     prior = dict.fromkeys(NAMES, 0.25)
@@ -100,7 +100,7 @@ def test_mixtures_of_the_trainer_can_be_asked_for(design, tmp_path):
             training = NAMES
 
     planned = train._plan(Prepared, 24, None, 1.0, 0)
-    observed = planned.loc[planned["role"] == "observation", list(NAMES)]
+    observed = planned.loc[planned["role"] == "proxy", list(NAMES)]
     np.testing.assert_allclose(given.to_numpy(), observed.to_numpy(), atol=1e-12)
 
 

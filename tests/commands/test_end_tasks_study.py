@@ -246,7 +246,7 @@ def test_an_experts_own_corner_has_the_accuracy_that_was_measured(tasked):
         assert_allclose(features[["facts", "short"]], study.losses().loc[run, ["facts", "short"]], rtol=1e-6)
 
 
-def test_accuracy_is_judged_out_of_fold_and_predicted(tasked, tmp_path):
+def test_accuracy_is_cross_validated_out_of_fold_and_predicted(tasked, tmp_path):
     study = Study(tasked)
     table = study.read_table("fit/accuracy.csv", "fit")
     assert set(table["metric"]) == {"acc", "acc_norm"}

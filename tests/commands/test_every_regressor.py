@@ -21,11 +21,11 @@ ARGUMENTS = ["--repeats=2", "--train_mixtures=11", "--curve_sizes=[]"]
 
 @pytest.fixture
 def study(tmp_path):
-    """A study with observations of its own and what evaluators say of them."""
+    """A study with proxy runs of its own and what evaluators say of them."""
     made = Study(tmp_path / "study")
-    made.write_json("study.json", {"format": 1, "training_domains": NAMES, "evaluation_domains": NAMES[::-1]})
+    made.write_json("study.json", {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES[::-1]})
     runs = MIXTURES.copy()
-    runs.insert(0, "role", "observation")
+    runs.insert(0, "role", "proxy")
     runs.insert(1, "seed", 0)
     made.write_table("mixtures.csv", runs)
     made.write_table("losses.csv", LOSSES)
@@ -54,7 +54,7 @@ def test_a_study_with_evaluated_features_is_fitted(study, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(estimators.REGRESSORS) - {"alone"}))
-def test_observations_from_elsewhere_are_fitted_and_searched(tmp_path, capsys, name):
+def test_proxy_runs_from_elsewhere_are_fitted_and_searched(tmp_path, capsys, name):
     fit = ["fit", f"--study={tmp_path / 'study'}", *elsewhere(tmp_path), f"--regressors={name}", *ARGUMENTS]
     if name.endswith("-residual"):
         with pytest.raises(SystemExit) as status:
@@ -95,7 +95,7 @@ def test_accuracies_are_predicted_by_what_can():
     assert accuracy.told(rows.assign(measured=0.5)).endswith("from the experts' answers (gp-residual on expected[0])")
 
 
-def test_folds_hold_out_every_observation_as_often(study, capsys):
+def test_folds_hold_out_every_proxy_run_as_often(study, capsys):
     fit = ["fit", f"--study={study}", "--regressors=ridge", "--features=sqrt", "--repeats=3", "--curve_sizes=[]"]
     cli.main([*fit, "--folds=4"])
     assert set(study.read_table("fit/predictions.csv", "fit")["splits"]) == {3}

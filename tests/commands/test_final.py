@@ -139,10 +139,10 @@ def test_the_mixture_of_experts_of_least_loss_is_one_to_train(study):
 def test_they_go_on_from_the_seed_model_if_asked(prepared):
     """With the study's seed model, a run with the small models' own training is the small model, to the bit."""
     few = ["--preset=tiny", "--steps=4", "--batch_size=4", "--seq_len=32", "--learning_rate=1e-2", "--seed_steps=4"]
-    cli.main(["train", f"--study={prepared}", *few, "--observations=1", "--seed=7"])
+    cli.main(["train", f"--study={prepared}", *few, "--proxy_runs=1", "--seed=7"])
     cli.main(["score", f"--study={prepared}", "--tokens_per_domain=256"])
     study = Study(prepared)
-    mixture = study.mixtures().loc["observation-00", list(study.domains.training)].to_dict()
+    mixture = study.mixtures().loc["proxy-00", list(study.domains.training)].to_dict()
     seed = (prepared / "runs/seed/run.json").stat().st_mtime_ns
     # Two seeds, so that runs lie on the devices as those of the pool: one each.
     few = ["--steps=4", "--from_seed_model=true", "--first_seed=7", "--seeds=2"]
@@ -150,7 +150,7 @@ def test_they_go_on_from_the_seed_model_if_asked(prepared):
     assert (prepared / "runs/seed/run.json").stat().st_mtime_ns == seed
     assert not (part.root / "runs" / "seed").exists()
     ours, theirs = part.losses("losses.csv", "final"), study.losses()
-    np.testing.assert_array_equal(ours.iloc[0], theirs.loc["observation-00"])
+    np.testing.assert_array_equal(ours.iloc[0], theirs.loc["proxy-00"])
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_the_choice_by_hand():
 
     def chosen(*errors):
         rounds = pd.DataFrame(np.array(errors).T, columns=columns)
-        judged = choice.Judgement(pd.DataFrame(), pd.DataFrame(), {}, rounds, 0.0, [])
-        return choice.choose(judged, methods, designs)
+        cross_validated = choice.CrossValidation(pd.DataFrame(), pd.DataFrame(), {}, rounds, 0.0, [])
+        return choice.choose(cross_validated, methods, designs)
 
     assert chosen([9, 9, 9], [5, 6, 7], [4.9, 6.1, 6.5], [8, 8, 8]) == ("auto", "lambda")
     assert chosen([9, 9, 9], [5, 6, 7], [4, 5.1, 6], [8, 8, 8]) == ("ridge", "log")  # 1 less, ± .03
@@ -160,7 +160,7 @@ def test_replicates_give_the_noise_of_a_run_and_stay_together(fit):
     study, said = fit(copies, measured)
     assert "24 proxy runs of 12 mixtures" in said
     chosen = study.read_json("fit/choice.json", "fit")
-    assert (chosen["observations"], chosen["mixtures"], chosen["train_mixtures"]) == (24, 12, 9)
+    assert (chosen["proxy_runs"], chosen["mixtures"], chosen["train_mixtures"]) == (24, 12, 9)
     # two runs .1 apart: a variance of .1² / 2
     assert chosen["noise"]["objective"] == pytest.approx(np.sqrt(0.005))
     assert chosen["noise"]["domains"]["web"] == pytest.approx(np.sqrt(0.005))

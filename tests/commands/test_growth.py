@@ -19,7 +19,7 @@ from mde.study import Study, digest
 from mde.training import pool
 
 LATER = ("train", "score", "evaluate", "fit")
-NEW = ["expert-forum", *(f"observation-forum-{i:02d}" for i in range(3))]
+NEW = ["expert-forum", *(f"proxy-forum-{i:02d}" for i in range(3))]
 
 
 def flags(study: Path, stage: str) -> dict:
@@ -91,7 +91,7 @@ def test_the_table_of_runs_grows_by_the_new_domains_share(tasked, grown):
 def test_a_study_made_so_from_the_start_with_this_tokenizer_says_the_same(tasked, grown, forum, tmp_path):
     fresh = tmp_path / "study"
     runs = Study(grown).mixtures()
-    runs[runs["role"] == "observation"].drop(columns=["role", "seed"]).to_csv(tmp_path / "own.csv")
+    runs[runs["role"] == "proxy"].drop(columns=["role", "seed"]).to_csv(tmp_path / "own.csv")
     given = {stage: flags(grown, stage) for stage in ("prepare", *LATER)}
     given["prepare"]["tokenizer"] = str(grown / "tokenizer" / "sentencepiece.model")
     given["train"]["mixtures"] = str(tmp_path / "own.csv")
@@ -116,8 +116,8 @@ def test_it_grows_once_more_and_goes_to_the_end(grown, tmp_path):
         jsonl(tmp_path / f"{name}.jsonl", [{"text": text((name, i), 80)} for i in range(150)])
     before = files(study, "runs/*", "tokens/*/*")
     grow(study, ("train", "score", "evaluate", "fit"), **{n: tmp_path / f"{n}.jsonl" for n in ("notes", "mail")})
-    for stage in ("optimize", "prove", "report"):
-        pipeline.run(Study(study), stage, {"seeds": 1} if stage == "prove" else {})
+    for stage in ("optimize", "validate", "report"):
+        pipeline.run(Study(study), stage, {"seeds": 1} if stage == "validate" else {})
     after = files(study, "runs/*", "tokens/*/*")
     stays = {name: content for name, content in before.items() if not re.match("tokens/(facts|short|web-next)/", name)}
     assert {name: after[name] for name in stays} == stays
@@ -126,9 +126,9 @@ def test_it_grows_once_more_and_goes_to_the_end(grown, tmp_path):
     observed = opened.mixtures()
     assert [run for run in observed.index if "notes" in run or "mail" in run] == [
         "expert-notes", "expert-mail",
-        *(f"observation-{name}-{i:02d}" for name in ("notes", "mail") for i in range(3)),
+        *(f"proxy-{name}-{i:02d}" for name in ("notes", "mail") for i in range(3)),
     ]  # fmt: skip
-    assert (observed.loc[["observation-notes-00", "observation-mail-00"], "mail"] > 0).tolist() == [False, True]
+    assert (observed.loc[["proxy-notes-00", "proxy-mail-00"], "mail"] > 0).tolist() == [False, True]
     assert set(opened.read_json("optimum.json", "optimize")["shares"]) == {"web", "code", "forum", "notes", "mail"}
     # and nothing is done twice
     assert not pipeline.run(opened, "train", flags(study, "train"))
@@ -232,7 +232,7 @@ def prepared_seeded(copied) -> tuple[Path, dict]:
     """A study with a seed model and experts."""
     for name in ("runs", "scores"):
         shutil.rmtree(copied / name)
-    arguments = flags(copied, "train") | {"steps": 2, "seed_steps": 2, "observations": 0}
+    arguments = flags(copied, "train") | {"steps": 2, "seed_steps": 2, "proxy_runs": 0}
     train(Study(copied), **arguments)
     return copied, arguments
 

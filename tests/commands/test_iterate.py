@@ -27,7 +27,7 @@ def test_rounds_add_runs_and_a_killed_one_goes_on(study, tmp_path):
     found = Study(study)
     runs = found.mixtures()
     assert list(runs.index[-4:]) == ["iterate-1-0", "iterate-1-1", "iterate-2-0", "iterate-2-1"]
-    assert set(runs["role"][-4:]) == {"observation"}
+    assert set(runs["role"][-4:]) == {"proxy"}
     assert found.losses().loc[runs.index].notna().all(axis=None)
     assert all(table.loc[runs.index].notna().all(axis=None) for table in found.features().values())
     rounds = found.read_table("rounds.csv", "iterate")

@@ -60,7 +60,7 @@ def test_runs_of_another_level_are_ranked(study, others, capsys):
     assert "other3" in page
 
 
-def test_failed_runs_are_predicted_and_not_judged(study, others, capsys):
+def test_failed_runs_are_predicted_and_not_cross_validated(study, others, capsys):
     losses = pd.read_csv(others / "l.csv", index_col="run")
     losses.loc["other3", "web"] = np.nan
     losses.drop(index="other5").assign(State="finished").to_csv(others / "l.csv")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mde.commands import pipeline, prove
+from mde.commands import pipeline, validate
 from mde.errors import UserError
 from mde.optimization import simplex
 from mde.results import comparison, mixtures, scored_text
@@ -19,16 +19,16 @@ SHARES = {"books": 0.2, "web": 0.5, "code": 0.3}
 
 @pytest.fixture
 def study(tmp_path):
-    """What names need of a study: domains, observations with losses of a mixing law, and a recommendation."""
+    """What names need of a study: domains, proxy runs with losses of a mixing law, and a recommendation."""
     study = Study(tmp_path / "mine")
     stores = {f"{name}/train": {"tokens": count} for name, count in zip(NAMES, (600, 300, 100), strict=True)}
     domains = {"training_domains": NAMES, "evaluation_domains": ["news", "code"]}
-    study.write_json("study.json", {"format": 1, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
     drawn = simplex.space_filling(24, 3, seed=1)
     runs = pd.DataFrame(drawn, [f"r{i}" for i in range(24)], NAMES).rename_axis("run")
     losses = 2 + np.exp(drawn @ np.array([[-2.0, 1.0], [1.0, -2.0], [1.0, 1.0]]))
     study.write_table("losses.csv", pd.DataFrame(losses, runs.index, ["news", "code"]))
-    study.write_table("mixtures.csv", runs.assign(role="observation", seed=0)[["role", "seed", *NAMES]])
+    study.write_table("mixtures.csv", runs.assign(role="proxy", seed=0)[["role", "seed", *NAMES]])
     best = dict(zip(NAMES, drawn[3].tolist(), strict=True))
     predictions = {
         "recommended": {"mixture": SHARES, "objective": 2.0, "objective_interval": [1.9, 2.1], "losses": {}},
@@ -40,7 +40,7 @@ def study(tmp_path):
 
 
 def of(study, name):
-    return mixtures.mixture(study, name, "rivals").tolist()
+    return mixtures.mixture(study, name, "baselines").tolist()
 
 
 def test_every_name_is_a_mixture_in_the_order_of_the_domains(study):
@@ -96,7 +96,7 @@ def test_mixtures_of_experts_are_for_averages(experts, name):
 
 def test_a_mixture_of_another_study_is_joined_by_domain(study, tmp_path):
     other = Study(tmp_path / "other")
-    other.write_json("study.json", {"format": 1, "training_domains": ["code", "web"], "evaluation_domains": ["web"]})
+    other.write_json("study.json", {"format": 2, "training_domains": ["code", "web"], "evaluation_domains": ["web"]})
     other.write_json("optimum.json", {"shares": {"code": 0.9, "web": 0.1}})
     assert of(study, f"{other.root}:recommended") == [0.1, 0.9, 0.0]
     assert of(study, f"{other.root}:uniform") == [0.5, 0.5, 0.0]
@@ -143,7 +143,7 @@ def test_unimax_is_what_its_authors_water_by_hand(k):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("recomended", "unknown mixture in rivals 'recomended': did you mean 'recommended'"),
+        ("recomended", "unknown mixture in baselines 'recomended': did you mean 'recommended'"),
         ("doremi", "reweighting/doremi.json does not exist yet; run `mde reweight --method=doremi --study="),
         ("scale", "run `mde scale"),
         ("mixmin", "run `mde score"),
@@ -160,7 +160,7 @@ def test_names_that_stand_for_nothing(study, name, expected):
 
 def test_several_mixtures_in_a_table(study):
     human = {"human": {"web": 0.7, "code": 0.3}}
-    found = mixtures.mixtures(study, ["study:recommended", human, {"web": 0.5, "books": 0.5}], "rivals")
+    found = mixtures.mixtures(study, ["study:recommended", human, {"web": 0.5, "books": 0.5}], "baselines")
     assert found.index.tolist() == ["recommended", "human", "given"]
     assert found.columns.tolist() == NAMES
     assert found.to_numpy().tolist() == [[0.5, 0.3, 0.2], [0.7, 0.3, 0.0], [0.5, 0.0, 0.5]]
@@ -169,7 +169,7 @@ def test_several_mixtures_in_a_table(study):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([], "no mixture in rivals"),
+        ([], "no mixture in baselines"),
         (["uniform", "study:uniform"], "mixture 'uniform' is given twice"),
         ([{"human": {"web": 0.7, "cod": 0.3}}], "did you mean 'code'"),
         ([{"human": {"web": 0.7, "code": 0.2}}], "mixture 'human': row 0: shares sum to 0.9"),
@@ -180,24 +180,26 @@ def test_several_mixtures_in_a_table(study):
 )
 def test_tables_that_are_refused(study, given, expected):
     with pytest.raises(UserError) as error:
-        mixtures.mixtures(study, given, "rivals")
+        mixtures.mixtures(study, given, "baselines")
     assert expected in str(error.value)
 
 
 def test_a_run_is_named_by_its_mixture(study):
     """So that another mixture of the same name is another run, and a name may hold anything."""
-    found = mixtures.mixtures(study, ["recommended", {"a/b: c": SHARES}], "rivals")
-    runs = comparison.runs(found, [1, 2], "proof", 10)
+    found = mixtures.mixtures(study, ["recommended", {"a/b: c": SHARES}], "baselines")
+    runs = comparison.runs(found, [1, 2], "validation", 10)
     assert runs["seed"].tolist() == [1, 2, 1, 2]
     assert set(runs["steps"]) == {10}
     assert len(set(runs.index)) == 4
     assert all(set(run) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for run in runs.index)
-    again = comparison.runs(mixtures.mixtures(study, [{"recommended": {"web": 1.0}}], "rivals"), [1], "proof", 10)
+    again = comparison.runs(
+        mixtures.mixtures(study, [{"recommended": {"web": 1.0}}], "baselines"), [1], "validation", 10
+    )
     assert again.index[0] not in runs.index
 
 
 def test_predictions_of_the_optimum_are_kept(study):
-    found = comparison.predictions(study, mixtures.mixtures(study, ["best observed", "recommended"], "rivals"))
+    found = comparison.predictions(study, mixtures.mixtures(study, ["best observed", "recommended"], "baselines"))
     assert found.to_numpy().tolist() == [[2.2, 2.1, 2.3], [2.0, 1.9, 2.1]]
 
 
@@ -207,16 +209,16 @@ def test_a_scale_at_one_budget_has_no_target(study):
         of(study, "scale")
 
 
-def test_a_proof_is_not_done_once_a_rival_is_another_mixture(study, monkeypatch):
-    def stage(study: Study, rivals: Sequence[str] | None = None, mixtures: str | None = None) -> None:
+def test_a_validation_is_not_done_once_a_baseline_is_another_mixture(study, monkeypatch):
+    def stage(study: Study, baselines: Sequence[str] | None = None, mixtures: str | None = None) -> None:
         pass
 
-    inputs = {"prove": prove.inputs}
+    inputs = {"validate": validate.inputs}
     modules = {name: SimpleNamespace(**{name: stage, "inputs": inputs.get(name)}) for name in STAGES}
     monkeypatch.setattr(pipeline, "_module", modules.__getitem__)
     for name in STAGES[:-2]:
         pipeline.run(study, name, {})
     for share in (0.2, 0.4):
         study.write_json("reweighting/doremi.json", {"shares": {"web": share, "books": 1 - share}})
-        assert pipeline.run(study, "prove", {"rivals": ["doremi"]})
-        assert not pipeline.run(study, "prove", {"rivals": ["doremi"]})
+        assert pipeline.run(study, "validate", {"baselines": ["doremi"]})
+        assert not pipeline.run(study, "validate", {"baselines": ["doremi"]})

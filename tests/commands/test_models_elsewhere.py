@@ -58,12 +58,12 @@ def test_what_cannot_be_imported_or_exported_is_named(mde, study, exported):
     assert "'expert-doc': did you mean 'expert-docs'" in mde(
         "import", where, "--run=expert-doc", f"--source={exported}"
     )
-    assert "unknown run" in mde("import", where, "--run=../observation-00", f"--source={exported}")
-    shutil.rmtree(study / "runs" / "observation-00")
-    message = mde("import", where, "--run=observation-00", f"--source={exported}")
+    assert "unknown run" in mde("import", where, "--run=../proxy-00", f"--source={exported}")
+    shutil.rmtree(study / "runs" / "proxy-00")
+    message = mde("import", where, "--run=proxy-00", f"--source={exported}")
     assert "norm_eps=1e-05, the study's models have 1e-06" in message
     (exported / "tokenizer.model").write_bytes(b"another")
-    assert "is not the tokenizer of the study" in mde("import", where, "--run=observation-00", f"--source={exported}")
+    assert "is not the tokenizer of the study" in mde("import", where, "--run=proxy-00", f"--source={exported}")
     message = mde("export", where, "--run=expert-doc", f"--output={exported}")
     assert "'expert-doc': did you mean 'expert-docs'" in message
     assert "unknown format 'gguf'" in mde("export", where, "--run=expert-docs", f"--output={exported}", "--format=gguf")

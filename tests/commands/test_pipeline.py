@@ -47,7 +47,7 @@ def test_no_stage_goes_on_from_one_that_is_older_than_what_it_was_made_from(stag
     assert all(run(name) for name in STAGES)
     assert not any(run(name) for name in STAGES[:-1])
     assert run("train", size=2)
-    for later in ("evaluate", "fit", "optimize", "prove"):
+    for later in ("evaluate", "fit", "optimize", "validate"):
         for size in (1, 2):
             with pytest.raises(
                 UserError, match=r"'train' was run again after 'score'; run `mde score --study=.*` first"
@@ -92,7 +92,7 @@ def test_the_record_of_a_stage_has_all_its_arguments(finished):
     assert record["seconds"] > 0
 
 
-@pytest.mark.parametrize("stage", ["train", "score", "evaluate", "fit", "optimize", "prove"])
+@pytest.mark.parametrize("stage", ["train", "score", "evaluate", "fit", "optimize", "validate"])
 def test_a_saved_stage_starts_the_same_run_again(mde, finished, stage):
     assert not mde(stage, f"--study={finished[0]}", f"--gin_file={finished[0]}/stages/{stage}.gin")
 
@@ -174,9 +174,9 @@ def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
 
 def test_tables_say_which_run_or_domain_they_do_not_have(tmp_path):
     study = Study(tmp_path)
-    study.describe({"format": 1, "training_domains": ["web", "code"], "evaluation_domains": ["web", "code"]})
+    study.describe({"format": 2, "training_domains": ["web", "code"], "evaluation_domains": ["web", "code"]})
     runs = pd.Index(["a", "b"], name="run")
-    table = pd.DataFrame({"role": "observation", "seed": 0, "code": 0.5, "web": 0.5}, runs)
+    table = pd.DataFrame({"role": "proxy", "seed": 0, "code": 0.5, "web": 0.5}, runs)
     study.write_table("mixtures.csv", table)
     study.write_table("losses.csv", table[["code", "web"]])
     study.write_table("features.csv", table[["code", "web"]].add_prefix("mde[0]/"))

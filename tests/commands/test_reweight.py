@@ -97,7 +97,7 @@ def trained(tmp_path):
     study = Study(tmp_path / "study")
     stores = {f"{name}/train": {"tokens": 1000, "digest": ""} for name in ("web", "code", "books")}
     domains = {"training_domains": ["web", "code", "books"], "evaluation_domains": ["web", "code", "books", "news"]}
-    study.write_json("study.json", {"format": 1, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
     settings = {"steps": 7, "batch_size": 10, "seq_len": 10, "learning_rate": 1e-3}
     study.write_json("training.json", {"settings": settings, "seed_settings": None, "model": {}, "seed": 0})
     return study
@@ -138,7 +138,7 @@ def test_studies_without_runs_or_without_text_are_refused(tmp_path, trained, cap
     (trained.root / "training.json").unlink()
     pd.DataFrame({"a": [0.5, 1], "b": [0.5, 0]}, pd.Index(["r", "s"], name="run")).to_csv(tmp_path / "mixtures.csv")
     swarm = Study(tmp_path / "swarm")
-    swarm.write_json("study.json", {"format": 1, "training_domains": ["a"], "evaluation_domains": ["a"], "swarm": {}})
+    swarm.write_json("study.json", {"format": 2, "training_domains": ["a"], "evaluation_domains": ["a"], "swarm": {}})
     for study, expected in ((trained, "run `mde train"), (swarm, "it has no training text to re-weight")):
         with pytest.raises(SystemExit):
             cli.main(["reweight", f"--study={study}"])

@@ -13,7 +13,7 @@ from mde import cli
 from mde.errors import UserError
 from mde.reporting import scaling as report
 from mde.scaling import runs as scale_runs
-from mde.scaling import validation as scale_proof
+from mde.scaling import validation as scale_validation
 from mde.study import Study
 
 NAMES = ["web", "code", "books"]
@@ -33,7 +33,7 @@ def study(tmp_path):
     study = Study(tmp_path / "study")
     stores = {f"{name}/train": {"tokens": count, "digest": ""} for name, count in TOKENS.items()}
     domains = {"training_domains": NAMES, "evaluation_domains": ["news", "code"]}
-    study.write_json("study.json", {"format": 1, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
     settings = {"steps": 7, "batch_size": 10, "seq_len": 10, "learning_rate": 1e-3}
     study.write_json("training.json", {"settings": settings, "seed_settings": None, "seed": 0})
     study.write_json("scoring.json", {"tokens_per_domain": 100, "batch_size": None})
@@ -94,45 +94,45 @@ def test_what_cannot_be_planned():
 
 
 def test_the_whole_path_by_tokens_and_by_steps(study, trained, capsys):
-    found = run(study, *BUDGETS, "--target=2400", "--seeds=2", "--proof_seeds=3", "--max_epochs=2")
-    ddo, proof = trained
+    found = run(study, *BUDGETS, "--target=2400", "--seeds=2", "--validation_seeds=3", "--max_epochs=2")
+    ddo, validation = trained
     assert len(ddo) == 2 * 7 * 2
-    assert set(proof["role"]) == {"predicted", *OPTIMA, "uniform", "proportional"}
+    assert set(validation["role"]) == {"predicted", *OPTIMA, "uniform", "proportional"}
     for label, optimum in zip(OPTIMA, found["ddo"]["optima"], strict=True):  # at 30k and at 60k tokens
         expected = np.array([optimum[name] for name in NAMES]) * 240_000 / sum(optimum.values())
-        np.testing.assert_allclose(proof.loc[proof["role"] == label, NAMES].iloc[0].to_numpy(float), expected)
-    assert set(proof["seed"]) == {1000, 1001, 1002}  # not those that the prediction was made from
+        np.testing.assert_allclose(validation.loc[validation["role"] == label, NAMES].iloc[0].to_numpy(float), expected)
+    assert set(validation["seed"]) == {1000, 1001, 1002}  # not those that the prediction was made from
     assert found["ddo"]["target"] == 240_000
     tokens = np.array([found["ddo"]["tokens"][name] for name in NAMES])
     grid = np.random.default_rng(0).dirichlet(np.ones(3), 50_000) * 240_000
     grid = grid[(grid <= 2 * np.array(list(TOKENS.values()))).all(axis=1)]
     best = grid[np.argmin(loss(grid).mean(axis=1))]
     np.testing.assert_allclose(tokens / 240_000, best / 240_000, atol=0.06)
-    summary = study.read_table("scale/proof.csv", "scale")
-    first = proof.groupby("role", sort=False)[NAMES].first().loc[summary.index]
+    summary = study.read_table("scale/validation.csv", "scale")
+    first = validation.groupby("role", sort=False)[NAMES].first().loc[summary.index]
     np.testing.assert_allclose(summary["objective"], loss(first.to_numpy()).mean(axis=1), atol=3e-4)
     out = capsys.readouterr().out
-    assert "Proof at 240k tokens" in out
+    assert "Validation at 240k tokens" in out
     assert "tokens to equal" in out
-    assert "the best rival" in out
+    assert "the best baseline" in out
     assert "Not trained" not in out
     again = run(study, "--budgets=[30e3,60e3]", "--target=240e3", "--seeds=2", "--max_epochs=2")
     assert again["ddo"]["tokens"] == found["ddo"]["tokens"]
-    assert "proof" not in again
+    assert "validation" not in again
 
 
 def test_the_same_run_has_the_same_name_in_every_table():
     mixtures = {"predicted": np.array([0.2, 0.3, 0.5]), "uniform": np.full(3, 1 / 3)}
-    planned = scale_proof.plan(NAMES, mixtures, 60, [0, 1], PER_STEP)
+    planned = scale_validation.plan(NAMES, mixtures, 60, [0, 1], PER_STEP)
     base = scale_runs.plan(NAMES, np.full(3, 1 / 3), [30, 60], 3.0, [0], PER_STEP)
     shared = planned.index.intersection(base.index)
     assert len(shared) == 2  # uniform at the target, and at half of it, with seed 0
     assert set(planned.loc[shared, "role"]) == {"uniform"}
 
 
-def test_an_optimum_that_would_repeat_a_domain_is_no_rival_and_this_is_said(study, trained, capsys):
+def test_an_optimum_that_would_repeat_a_domain_is_no_baseline_and_this_is_said(study, trained, capsys):
     """For code alone, code's share of the small budgets is more than the 100,000 tokens of it at the target."""
-    arguments = [*BUDGETS, "--target=2400", "--objective={'code': 1}", "--proof_seeds=1"]
+    arguments = [*BUDGETS, "--target=2400", "--objective={'code': 1}", "--validation_seeds=1"]
     found = run(study, *arguments)
     for optimum in found["ddo"]["optima"]:
         assert optimum["code"] / sum(optimum.values()) * 240_000 > 100_000
@@ -140,26 +140,28 @@ def test_an_optimum_that_would_repeat_a_domain_is_no_rival_and_this_is_said(stud
     assert (trained[1]["code"] <= 100_000 * (1 + 1e-9)).all()
     out = capsys.readouterr().out
     for label in OPTIMA:
-        assert f"proof: {label} is left out: run 'scale-2400-" in out
+        assert f"validation: {label} is left out: run 'scale-2400-" in out
         assert f"Not trained: {label} (" in out
     assert "tokens of domain 'code', which has 100,000" in out
 
 
-def test_a_proof_whose_seeds_agree_has_no_number_of_standard_errors(study):
+def test_a_validation_whose_seeds_agree_has_no_number_of_standard_errors(study):
     rows = {"predicted": [2.0, 0.0, 0.0, 0.1, 1.0], "uniform": [2.5, 0.5, 0.0, 0.1, 4.0]}
     columns = ["objective", "difference", "error", "slope", "tokens_to_equal"]
-    study.write_table("scale/proof.csv", pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("mixture"))
-    study.write_table("scale/proof_runs.csv", pd.DataFrame({"seed": [1, 2], "budget": 1e6}, ["a", "b"]))
-    study.write_json("scale.json", {"proof": 2})
-    assert report.proof(study).title == "Proof at 1M tokens: 0.5000 below uniform, the best rival"
+    study.write_table(
+        "scale/validation.csv", pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("mixture")
+    )
+    study.write_table("scale/validation_runs.csv", pd.DataFrame({"seed": [1, 2], "budget": 1e6}, ["a", "b"]))
+    study.write_json("scale.json", {"validation": 2})
+    assert report.validation(study).title == "Validation at 1M tokens: 0.5000 below uniform, the best baseline"
 
 
-def test_the_proof_by_hand():
+def test_the_validation_by_hand():
     mixtures = {"predicted": np.array([0.2, 0.3, 0.5]), "uniform": np.full(3, 1 / 3)}
-    runs = scale_proof.plan(NAMES, mixtures, 60, [5, 6], PER_STEP)
+    runs = scale_validation.plan(NAMES, mixtures, 60, [5, 6], PER_STEP)
     #               target: seeds 5 and 6, half: seed 5
     losses = np.array([2.00, 2.10, 2.15, 2.06, 2.12, 2.26])[:, None]
-    found = scale_proof.summary(runs, pd.DataFrame(losses, runs.index), np.array([1.0]))
+    found = scale_validation.summary(runs, pd.DataFrame(losses, runs.index), np.array([1.0]))
     np.testing.assert_allclose(found["objective"], [2.05, 2.09])
     np.testing.assert_allclose(found["difference"], [0, 0.04])
     # Uniform is worse by .06 and by .02: what is left is ±.01 four times, with one degree of freedom.
@@ -177,10 +179,10 @@ def test_the_proof_by_hand():
         (["--budgets=10"], ["at least 100 tokens"]),
         ([*BUDGETS, "--target=500"], ["target of 500 steps", "at least the largest budget, 600"]),
         (["--unit=steps", "--budgets=300", "--target=500"], ["one budget says nothing of others"]),
-        (["--unit=steps", "--budgets=300", "--proof_seeds=1"], ["proof_seeds", "give two or more"]),
+        (["--unit=steps", "--budgets=300", "--validation_seeds=1"], ["validation_seeds", "give two or more"]),
         (["--unit=steps", "--budgets=[2000,4000]"], ["domain 'code', which has 100,000: 4.00 epochs", "max_epochs"]),
         (
-            ["--unit=steps", "--budgets=[300,600]", "--target=4000", "--proof_seeds=1"],
+            ["--unit=steps", "--budgets=[300,600]", "--target=4000", "--validation_seeds=1"],
             ["133,333 tokens of domain 'code'", "1.33 epochs"],
         ),
         ([*BUDGETS, "--target=8000"], ["target of 800,000 tokens", "have 700,000 in 1 epochs"]),
@@ -190,7 +192,7 @@ def test_the_proof_by_hand():
         ([*BUDGETS, "--from_seed_model=true"], ["no seed model"]),
         ([*BUDGETS, "--settings={'seq_len': 5}"], ["seq_len cannot be another"]),
         ([*BUDGETS, "--unit=epochs"], ["unknown unit 'epochs'"]),
-        ([*BUDGETS, "--proof_seeds=-1"], ["proof_seeds=-1, expected how many, or 0"]),
+        ([*BUDGETS, "--validation_seeds=-1"], ["validation_seeds=-1, expected how many, or 0"]),
         ([*BUDGETS, "--mde_mixtures=-3"], ["mde_mixtures=-3, expected how many, or 0"]),
     ],
 )
@@ -225,9 +227,9 @@ def test_the_shipped_example_trains_compares_and_trains_nothing_twice(finished, 
     mde(*command)
     times = {path: path.stat().st_mtime_ns for path in (copy / "runs").glob("scale-*/run.json")}
     assert len(times) == 2 * (1 + 2 * 6) + 2 * (6 + 3)
-    out = mde(*command, "--proof_seeds=1")
+    out = mde(*command, "--validation_seeds=1")
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    for text in ("Best mixture along the budget", "by MDE", "Proof at 246k tokens", "predicted by MDE"):
+    for text in ("Best mixture along the budget", "by MDE", "Validation at 246k tokens", "predicted by MDE"):
         assert text in out
     found = json.loads((copy / "scale.json").read_text())
     for method in ("ddo", "mde"):
@@ -237,7 +239,7 @@ def test_the_shipped_example_trains_compares_and_trains_nothing_twice(finished, 
 @pytest.mark.slow
 def test_encoders_go_through_it_like_any_other(prepared):
     where, tiny = f"--study={prepared}", "--gin_file=configs/demo_tiny.gin"
-    masked = ["--model={'objective': 'masked'}", "--seed_steps=0", "--steps=10", "--observations=1"]
+    masked = ["--model={'objective': 'masked'}", "--seed_steps=0", "--steps=10", "--proxy_runs=1"]
     mde("train", where, tiny, *masked)
     mde("score", where, tiny)
     out = mde("scale", where, "--gin_file=configs/scale_tiny.gin")

@@ -61,13 +61,13 @@ def test_its_instructions_lead_to_their_end():
 
 @pytest.mark.slow
 def test_mde(tmp_path, slimpajama):
-    few = ("train.steps = 4", "train.seq_len = 32", "train.observations = 10", "train.settings = {'warmup_steps': 2}")
+    few = ("train.steps = 4", "train.seq_len = 32", "train.proxy_runs = 10", "train.settings = {'warmup_steps': 2}")
     small = ("train.validate_every = 2", "score.tokens_per_domain = 256", "evaluate.merged_windows = 1")
     quick = ("evaluate.candidates = 16", "fit.train_mixtures = 6", "fit.repeats = 3", "optimize.refits = 3")
-    everything = (*few, *small, *quick, f"prepare.root = {str(slimpajama)!r}", "prove.seeds = 1")
+    everything = (*few, *small, *quick, f"prepare.root = {str(slimpajama)!r}", "validate.seeds = 1")
     for stage in instructions("mde"):
         run(stage, tmp_path / "study", "mde", *everything)
-    assert len(pd.read_csv(tmp_path / "study/proof/summary.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "study/validation/summary.csv")) == 4
     assert (tmp_path / "study/report.html").exists()
 
 

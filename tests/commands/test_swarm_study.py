@@ -1,4 +1,4 @@
-"""A study of observations that somebody else made: two CSV files in, a mixture out."""
+"""A study of proxy runs that somebody else made: two CSV files in, a mixture out."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from mde import cli
 from mde.commands import fit
 from mde.errors import UserError
 from mde.optimization import simplex
-from mde.regression import validation
+from mde.regression import cross_validation
 from mde.results.predictor import Predictor
 from mde.study import Study
 
@@ -73,10 +73,10 @@ def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
         assert f"see {fitted}/report.html" in said
     page = (fitted / "report.html").read_text()
     assert "books:old" in page
-    assert "mde prove" not in page
+    assert "mde validate" not in page
 
 
-def test_observations_survive_the_way_out_and_in(fitted, files, tmp_path):
+def test_proxy_runs_survive_the_way_out_and_in(fitted, files, tmp_path):
     _, mixtures, losses = files
     for layout, names in (("olmix", ("ratios.csv", "metrics.csv")), ("regmix", ("mixture.csv", "loss.csv"))):
         out = tmp_path / layout
@@ -90,7 +90,7 @@ def test_observations_survive_the_way_out_and_in(fitted, files, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [5, 8, 10])
-def test_a_handful_of_observations_is_fitted_and_fewer_are_refused(files, tmp_path, capsys, rows):
+def test_a_handful_of_proxy_runs_is_fitted_and_fewer_are_refused(files, tmp_path, capsys, rows):
     _, mixtures, losses = files
     pair = [f"--mixtures={tmp_path}/m.csv", f"--losses={tmp_path}/l.csv"]
     mixtures.iloc[:rows].to_csv(tmp_path / "m.csv")
@@ -107,7 +107,7 @@ def test_a_handful_of_observations_is_fitted_and_fewer_are_refused(files, tmp_pa
 
 def test_a_misspelt_regressor_is_refused_before_others_are_fitted(files, tmp_path, monkeypatch):
     folder, *_ = files
-    monkeypatch.setattr(validation, "judge", lambda *args: pytest.fail("something was fitted"))
+    monkeypatch.setattr(cross_validation, "cross_validate", lambda *args: pytest.fail("something was fitted"))
     pair = {"mixtures": str(folder / "mixtures.csv"), "losses": str(folder / "losses.csv")}
     with pytest.raises(UserError, match="did you mean 'mixing-law'"):
         fit.fit(Study(tmp_path / "study"), **pair, regressors=["ridge", "mixing_law"])
@@ -167,7 +167,7 @@ def test_what_is_refused_leaves_nothing(files, tmp_path, capsys):
 
 
 def test_another_swarm_takes_the_place_of_the_first(fitted, tmp_path):
-    """This one has a single evaluation domain, and all default regressors judge it."""
+    """This one has a single evaluation domain, and all default regressors take it."""
     (tmp_path / "m.csv").write_text("run,a,b\n" + "\n".join(f"r{i},{i / 9},{1 - i / 9}" for i in range(10)))
     (tmp_path / "l.csv").write_text("run,x\n" + "\n".join(f"r{i},{3 - i / 10}" for i in range(10)))
     pair = [f"--mixtures={tmp_path / 'm.csv'}", f"--losses={tmp_path / 'l.csv'}"]
@@ -177,16 +177,16 @@ def test_another_swarm_takes_the_place_of_the_first(fitted, tmp_path):
     assert Study(fitted).read_json("optimum.json", "optimize")["shares"]["a"] > 0.9
 
 
-@pytest.mark.parametrize("stage", ["train", "prove"])
+@pytest.mark.parametrize("stage", ["train", "validate"])
 def test_there_is_nothing_to_train(fitted, capsys, stage):
     required = ["--preset=tiny", "--steps=1", "--batch_size=1", "--seq_len=8", "--learning_rate=.1"]
     with pytest.raises(SystemExit) as status:
         cli.main([stage, f"--study={fitted}", *(required if stage == "train" else [])])
     assert status.value.code == 2
-    assert "observations from elsewhere" in capsys.readouterr().err
+    assert "proxy runs from elsewhere" in capsys.readouterr().err
 
 
-def test_a_study_with_observations_of_its_own_is_left_alone(finished, files, capsys):
+def test_a_study_with_proxy_runs_of_its_own_is_left_alone(finished, files, capsys):
     folder, *_ = files
     pair = [f"--mixtures={folder / 'mixtures.csv'}", f"--losses={folder / 'losses.csv'}"]
     with pytest.raises(SystemExit):
@@ -217,12 +217,12 @@ def test_learning_curves_go_from_half_the_usual_number_to_a_quarter_more(fitted)
     assert set(zip(curve["regressor"], curve["features"], strict=True)) == {("ridge", "sqrt")}
     least = curve.set_index("train")["mse"]
     assert least.loc[32] < least.loc[16]
-    judged = Study(fitted).read_table("fit/objective.csv", "fit").set_index(["regressor", "features"])
-    assert least.loc[32] == judged.loc[("ridge", "sqrt"), "mse"]  # the usual number is not fitted again
+    cross_validated = Study(fitted).read_table("fit/objective.csv", "fit").set_index(["regressor", "features"])
+    assert least.loc[32] == cross_validated.loc[("ridge", "sqrt"), "mse"]  # the usual number is not fitted again
 
 
-def test_methods_that_were_judged_on_fewer_rounds_are_named(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(validation, "BUDGET", 1.0)
+def test_methods_that_were_cross_validated_on_fewer_rounds_are_named(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cross_validation, "BUDGET", 1.0)
     settings = ["--regressors=ridge,gp", "--features=log", "--repeats=4", "--curve_sizes=[]"]
     pair = [f"--mixtures={files[0] / 'mixtures.csv'}", f"--losses={files[0] / 'losses.csv'}"]
     cli.main(["fit", f"--study={tmp_path / 'few'}", *pair, *settings])
@@ -231,12 +231,12 @@ def test_methods_that_were_judged_on_fewer_rounds_are_named(files, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("observations", "train", "sizes"), [(28, 16, [8, 12, 16, 20]), (6, 4, [3]), (12, 9, [4, 5, 7, 9])]
+    ("proxy_runs", "train", "sizes"), [(28, 16, [8, 12, 16, 20]), (6, 4, [3]), (12, 9, [4, 5, 7, 9])]
 )
-def test_sizes_of_learning_curves_leave_enough_to_be_judged_on(observations, train, sizes):
+def test_sizes_of_learning_curves_leave_enough_to_be_cross_validated_on(proxy_runs, train, sizes):
     from mde.commands.fit import _curve_sizes
 
-    assert _curve_sizes(observations, train) == sizes
+    assert _curve_sizes(proxy_runs, train) == sizes
 
 
 def test_the_surface_is_what_the_regressor_predicts_around_the_recommendation(fitted):

@@ -19,7 +19,7 @@ from mde.study import Study
 
 TRAIN = (
     "--gin_file=configs/demo_tiny.gin",
-    "--observations=1",  # seven runs: the last has a row of its own, and a process beside it that trains nothing
+    "--proxy_runs=1",  # seven runs: the last has a row of its own, and a process beside it that trains nothing
     "--steps=24",
     "--seed_steps=12",
     "--checkpoint_every=10",

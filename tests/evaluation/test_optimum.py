@@ -192,8 +192,8 @@ def test_feasible_and_no_worse_than_any_other_mixture_by_more_than_the_gap(rows,
         size = np.min([*np.abs((upper - centre) / directions)[directions > 0], 1.0])
         size = np.min([*np.abs((centre - lower) / directions)[directions < 0], size])
     for share in (0, 0.3, 1):
-        rival = np.clip(centre + share * size * directions, lower, upper)
-        value = losses(log_probs, segment_ids, rival / rival.sum())[0]
+        baseline = np.clip(centre + share * size * directions, lower, upper)
+        value = losses(log_probs, segment_ids, baseline / baseline.sum())[0]
         assert found.objective[0] - found.gap[0] <= value + 1e-12 * (1 + abs(value))
 
 

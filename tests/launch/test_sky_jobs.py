@@ -115,7 +115,7 @@ def test_a_point_that_fails_is_named_with_its_logs_and_tried_again(run, standins
     assert status == 1
     assert "FAILED_NO_RESOURCE: Quota 'GPUS_ALL_REGIONS' exceeded. Limit: 0.0 globally. (see `sky jobs logs" in said
     assert "--controller 1`)" in said
-    # 24 observations cannot train on 24: the fit refuses it, which nothing could have foreseen.
+    # 24 proxy runs cannot train on 24: the fit refuses it, which nothing could have foreseen.
     assert "launch.worker: error: " in said
     assert "(see `sky jobs logs 2`)" in said
     status, said = run(body)

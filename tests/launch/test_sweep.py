@@ -49,7 +49,7 @@ def test_points_are_run_once_and_gathered(run, tmp_path):
         assert row["predicted"] == optimum["predictions"]["recommended"]["objective"]
         assert row["share/code"] == optimum["shares"]["code"]
         assert row["seconds/fit"] == Study(out / name).read_json("stages/fit.json", "fit")["seconds"]
-    # Both points fitted the same observations, which count once.
+    # Both points fitted the same proxy runs, which count once.
     pooled = pd.read_csv(out / "mixtures.csv", index_col="run")
     assert list(pooled.index) == [f"{table.index[0]}/r{i}" for i in range(24)]
     cli.main(["fit", f"--study={out}/all", f"--mixtures={out}/mixtures.csv", f"--losses={out}/losses.csv"])
@@ -62,7 +62,7 @@ def test_points_are_run_once_and_gathered(run, tmp_path):
 
 
 def test_a_point_that_fails_is_named_and_tried_again(run, tmp_path):
-    # 24 observations cannot train on 24: the fit refuses it, which no check of types could have foreseen.
+    # 24 proxy runs cannot train on 24: the fit refuses it, which no check of types could have foreseen.
     body = "sweep.last = 'fit'\nsweep.grid = {'fit.train_mixtures': [8, 24]}"
     status, said = run(body)
     assert status == 1
@@ -216,7 +216,7 @@ def test_points_start_from_a_study(tmp_path):
 
 
 def test_points_do_not_take_over_what_tools_made_of_another_training(tmp_path):
-    """The page would show it, and `prove` and `final` would find rivals in it."""
+    """The page would show it, and `validate` and `final` would find baselines in it."""
     base = Study(tmp_path / "base")
     of_runs = ("scale.json", "scale/runs.csv", "reweighting/doremi.json", "ablation/units.csv", "evals/seed-1.json")
     of_mixtures = ("final/demo-9-abcdef/summary.csv",)

@@ -44,8 +44,8 @@ def test_convex_losses_are_minimised_with_a_certificate(name):
     # Descent stops where a step gains less than 1e-13; the bound also holds the price of the ball, found by bisection.
     assert 0 <= found.gap <= (2e-5 if name == "ball" else 1e-6)
     assert region.contains(found.mixture[None])[0]
-    rival = search.minimize(lambda x: loss(x), region, seed=0, method="refinement", n_candidates=1024)
-    assert found.loss - found.gap - ROUNDING <= rival.loss <= found.loss + 1e-3
+    baseline = search.minimize(lambda x: loss(x), region, seed=0, method="refinement", n_candidates=1024)
+    assert found.loss - found.gap - ROUNDING <= baseline.loss <= found.loss + 1e-3
     assert search.minimize(loss, region, seed=0, method="exact", n_candidates=256).loss == found.loss
 
 

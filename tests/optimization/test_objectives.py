@@ -56,8 +56,8 @@ def test_a_worst_case_is_the_greatest_loss_of_its_domains():
     np.testing.assert_array_equal(make("worst-all", EVALUATION, TRAINING)(LOSSES), [9, 8])
     np.testing.assert_array_equal(make("worst-sp", EVALUATION, TRAINING)(LOSSES), [2, 2.5])
     np.testing.assert_array_equal(make("worst-et", EVALUATION, TRAINING)(LOSSES), [9, 8])
-    rival = np.array([2.0, 2.0, 1.5, 8.5])
-    np.testing.assert_array_equal(make("worst-all", EVALUATION, TRAINING, rival)(LOSSES), [1, 0.5])
+    baseline = np.array([2.0, 2.0, 1.5, 8.5])
+    np.testing.assert_array_equal(make("worst-all", EVALUATION, TRAINING, baseline)(LOSSES), [1, 0.5])
 
 
 def test_an_objective_stands_where_weights_would():

@@ -11,11 +11,11 @@ from mde.optimization import search, simplex
 from mde.optimization.region import Region
 from mde.regression import auto, estimators
 from mde.regression.auto import Auto, stacking_weights
+from mde.regression.cross_validation import splits
 from mde.regression.estimators import Ridge
 from mde.regression.features import assemble
 from mde.regression.gaussian_process import GaussianProcess
 from mde.regression.groups import group_folds
-from mde.regression.validation import splits
 
 FEW = [(Ridge(), "log"), (GaussianProcess(), "cbrt")]  # candidates, where it does not matter which
 

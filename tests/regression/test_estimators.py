@@ -152,5 +152,5 @@ def test_bad_tables_are_refused(swarm, name):
 
 
 def test_lightgbm_is_imported_only_by_those_who_boost():
-    code = "import sys, mde.regression.validation; sys.exit('lightgbm' in sys.modules or 'jax' in sys.modules)"
+    code = "import sys, mde.regression.cross_validation; sys.exit('lightgbm' in sys.modules or 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -68,7 +68,7 @@ def test_what_is_not_scored_changes_nothing():
         np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
 
-def test_runs_of_another_level_are_judged_by_ranks_and_without_the_shift():
+def test_runs_of_another_level_are_cross_validated_by_ranks_and_without_the_shift():
     truth = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
     predicted = np.array([[3.0, 5.0, 7.0], [7.0, 7.0, 7.0]])
     found = scores.of_runs(predicted, truth)

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 
-from mde.regression.validation import in_rows
+from mde.regression.cross_validation import in_rows
 from mde.results import comparison
 from mde.study import Study
 
 TRAINING = ["code", "web"]
 EVALUATION = ["code", "web", "news"]
 INTERVAL = [2.0, 2.2]
-# Losses of the four proof mixtures, two seeds each: (code, web, news), so the objective is their mean.
-PROOF = {
+# Losses of the four validation mixtures, two seeds each: (code, web, news), so the objective is their mean.
+VALIDATION = {
     "recommended": [(1.0, 2.0, 3.0), (1.0, 2.0, 3.06)],
     "uniform": [(1.3, 2.3, 3.36), (1.3, 2.3, 3.3)],
     "proportional": [(1.6, 2.6, 3.6), (1.6, 2.6, 3.66)],
@@ -38,7 +38,7 @@ def finish(root):
     train(study)
     fit(study)
     optimize(study)
-    prove(study, PROOF)
+    validate(study, VALIDATION)
     return study
 
 
@@ -47,7 +47,7 @@ def prepare(study, code="code"):
     study.write_json(
         "study.json",
         {
-            "format": 1,
+            "format": 2,
             "training_domains": [names[name] for name in TRAINING],
             "evaluation_domains": [names[name] for name in EVALUATION],
             "vocab_size": 2048,
@@ -67,16 +67,14 @@ def prepare(study, code="code"):
 
 
 def train(study, code="code"):
-    shares = {"expert-code": (1, 0), "expert-web": (0, 1)} | {
-        f"observation-{i}": (i / 20, 1 - i / 20) for i in range(20)
-    }
+    shares = {"expert-code": (1, 0), "expert-web": (0, 1)} | {f"proxy-{i}": (i / 20, 1 - i / 20) for i in range(20)}
     table = pd.DataFrame.from_dict(shares, orient="index", columns=[code, "web"]).rename_axis("run")
     table.insert(0, "role", [run.split("-")[0] for run in table.index])
     table.insert(1, "seed", 0)
     study.write_table("mixtures.csv", table)
     losses = pd.DataFrame({code: 2 - table[code], "web": 2 - table["web"], "news": 3.0}, table.index)
     study.write_table("losses.csv", losses)
-    evaluated = losses[losses.index.str.startswith("observation")]
+    evaluated = losses[losses.index.str.startswith("proxy")]
     features = [evaluated.add_prefix("mde[0]/"), (evaluated * 2 + 1).add_prefix("merged/")]
     study.write_table("features.csv", pd.concat(features, axis=1).rename_axis("mixture"))
     text = pd.DataFrame({"tokens": [100, 200, 300], "bytes": [200, 800, 900]}, ["news", "web", code])
@@ -103,7 +101,7 @@ def fit(study, methods=METHODS):
     scored = [alone.assign(domain=d) for d in domains[::-1]]
     scored += [chosen.assign(domain=d, r2=0.9 - 0.3 * i) for i, d in enumerate(domains)]
     study.write_table("fit/domains.csv", pd.concat(scored).rename_axis("method"))
-    runs = [f"observation-{i}" for i in range(20)]
+    runs = [f"proxy-{i}" for i in range(20)]
     predicted = [
         pd.DataFrame(
             {"regressor": r, "features": f, "observed": range(20), "predicted": range(20), "splits": 21, "spread": 0.5},
@@ -120,7 +118,7 @@ def fit(study, methods=METHODS):
         "fit/choice.json",
         {
             "objective": "avg-all",
-            "observations": 20,
+            "proxy_runs": 20,
             "mixtures": 20,
             "train_mixtures": 16,
             "noise": {},
@@ -177,8 +175,8 @@ def optimize(study, code="code"):
     record(study, "optimize", 2.0, refits=200)
 
 
-def prove(study, losses, code="code", documents=3, split="test", proxy_setting=False):
-    """The validation runs as `mde prove` leaves them, from (code, web, news) of each seed of each mixture.
+def validate(study, losses, code="code", documents=3, split="test", proxy_setting=False):
+    """The validation runs as `mde validate` leaves them, from (code, web, news) of each seed of each mixture.
 
     Every domain has documents of ten tokens, which differ from each other by the same for all runs, so that the text
     adds nothing to the error of a difference.
@@ -187,10 +185,10 @@ def prove(study, losses, code="code", documents=3, split="test", proxy_setting=F
     rows = [(name, seed, *loss) for name, seeds in losses.items() for seed, loss in enumerate(seeds, start=1)]
     table = pd.DataFrame(rows, columns=["role", "seed", code, "web", "news"])
     table.index = pd.Index(
-        [f"proof-{role}-{seed}" for role, seed in zip(table["role"], table["seed"], strict=True)], name="run"
+        [f"validation-{role}-{seed}" for role, seed in zip(table["role"], table["seed"], strict=True)], name="run"
     )
     measured = table[[code, "web", "news"]]
-    part = study.part("proof")
+    part = study.part("validation")
     part.write_part()
     part.write_table("losses.csv", measured[["news", "web", code]].iloc[::-1])
     for name in (code, "web"):
@@ -213,7 +211,7 @@ def prove(study, losses, code="code", documents=3, split="test", proxy_setting=F
     cost = {"run": {"tokens": 5000, "flops": 1e8, "controlled": 1.0}, "runs": 8, "tokens": 40_000, "proxies": cost}
     about = {"objective": goal.name, "reference": goal.reference, "against": "recommended", "cost": cost}
     part.write_json("final.json", {**about, "proxy_setting": proxy_setting, "documents": 3 * documents})
-    record(study, "prove", 10.0, seeds=len(losses["recommended"]))
+    record(study, "validate", 10.0, seeds=len(losses["recommended"]))
 
 
 def record(study, stage, seconds, **arguments):

@@ -10,9 +10,9 @@ from mde.study import Study
 @pytest.fixture
 def study(tmp_path):
     made = Study(tmp_path)
-    made.write_json("study.json", {"format": 1, "training_domains": ["a", "b"], "evaluation_domains": ["a", "b"]})
+    made.write_json("study.json", {"format": 2, "training_domains": ["a", "b"], "evaluation_domains": ["a", "b"]})
     runs = pd.Index(["expert-a", "expert-b", "o-1", "o-2"], name="run")
-    roles = ["expert", "expert", "observation", "observation"]
+    roles = ["expert", "expert", "proxy", "proxy"]
     mixtures = {"role": roles, "seed": 0, "a": [1, 0, 0.5, 0.25], "b": [0, 1, 0.5, 0.75]}
     made.write_table("mixtures.csv", pd.DataFrame(mixtures, runs))
     measured = {"acc/quiz": [0.25, 0.5, 0.5, 0.75], "acc_norm/quiz": [0.1] * 4}
@@ -23,11 +23,11 @@ def study(tmp_path):
 def test_what_was_measured(study):
     table = accuracy.measured(study)
     assert table.frame.loc["quiz"].tolist() == ["50.0%", "50.0%", "62.5%", "75.0%"]
-    proof = pd.Index(["p-1", "p-2", "p-3"], name="run")
+    validation = pd.Index(["p-1", "p-2", "p-3"], name="run")
     roles = {"role": ["recommended", "recommended", "uniform"], "seed": [1, 2, 1], "a": 0.5, "b": 0.5}
-    study.write_table("proof/mixtures.csv", pd.DataFrame(roles, proof))
-    accuracies = pd.DataFrame({"acc/quiz": [0.8, 0.9, 0.4], "acc_norm/quiz": 0.0}, proof)
-    study.write_table("proof/accuracies.csv", accuracies)
+    study.write_table("validation/mixtures.csv", pd.DataFrame(roles, validation))
+    accuracies = pd.DataFrame({"acc/quiz": [0.8, 0.9, 0.4], "acc_norm/quiz": 0.0}, validation)
+    study.write_table("validation/accuracies.csv", accuracies)
     assert accuracy.measured(study).frame.loc["quiz", ["recommended", "uniform"]].tolist() == ["85.0%", "40.0%"]
 
 

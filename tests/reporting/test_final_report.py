@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from finished_study import PROOF, optimize, prove
+from finished_study import VALIDATION, optimize, validate
 from scipy.stats import ttest_rel
 
 from mde.errors import UserError
@@ -12,18 +12,18 @@ from mde.reporting import figures, final, findings
 
 
 def part(study):
-    found = final.proof(study)
+    found = final.validation(study)
     assert found is not None
     return found
 
 
 def shifted(by):
     """The measured losses with those of the recommended mixture raised."""
-    return PROOF | {"recommended": [tuple(loss + by for loss in seed) for seed in PROOF["recommended"]]}
+    return VALIDATION | {"recommended": [tuple(loss + by for loss in seed) for seed in VALIDATION["recommended"]]}
 
 
 def summary(study):
-    return part(study).read_table("summary.csv", "prove")
+    return part(study).read_table("summary.csv", "validate")
 
 
 def row(table, label):
@@ -42,15 +42,17 @@ def test_the_error_of_a_difference_is_what_mixtures_and_seeds_leave(study):
 def test_noise_that_all_mixtures_share_is_none(study):
     """A seed that is worse by the same for every mixture says nothing of their differences."""
     before = summary(study)["error"]
-    losses = {name: [tuple(x + 0.5 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in PROOF.items()}
-    prove(study, losses)
+    losses = {
+        name: [tuple(x + 0.5 * i for x in seed) for i, seed in enumerate(seeds)] for name, seeds in VALIDATION.items()
+    }
+    validate(study, losses)
     np.testing.assert_allclose(summary(study)["error"], before, atol=1e-12)
 
 
 @pytest.mark.parametrize("by", [0, 0.02, 0.04, 0.05, 0.06, 0.1, 0.5, 0.6])
 def test_with_two_mixtures_and_no_noise_of_the_text_p_is_that_of_the_paired_t_test(study, by):
     losses = {name: shifted(by)[name] for name in ("recommended", "uniform")}
-    prove(study, losses)
+    validate(study, losses)
     runs = [np.mean(losses[name], axis=1) for name in losses]
     assert summary(study).loc["uniform", "p"] == pytest.approx(ttest_rel(*runs).pvalue)
 
@@ -71,7 +73,7 @@ def test_with_two_mixtures_and_no_noise_of_the_text_p_is_that_of_the_paired_t_te
     ],
 )
 def test_the_verdict_leads_with_the_regret(study, by, expected):
-    prove(study, shifted(by))
+    validate(study, shifted(by))
     sentence = final.models(part(study)).notes[0]
     assert sentence.startswith("Regret of the recommended mixture: ")
     for words in expected:
@@ -80,7 +82,7 @@ def test_the_verdict_leads_with_the_regret(study, by, expected):
 
 @pytest.mark.parametrize(("seeds", "documents"), [(1, 3), (2, 1)])
 def test_without_a_second_seed_or_document_nothing_is_clear(study, seeds, documents):
-    prove(study, {name: losses[:seeds] for name, losses in PROOF.items()}, documents=documents)
+    validate(study, {name: losses[:seeds] for name, losses in VALIDATION.items()}, documents=documents)
     assert not summary(study)["clear"].any()
     table = final.models(part(study))
     assert "no interval" in table.notes[0]
@@ -104,7 +106,7 @@ def test_the_table_of_mixtures(study):
 
 
 def test_text_that_the_mixture_was_chosen_on_is_said_to_be(study):
-    prove(study, PROOF, split="validation")
+    validate(study, VALIDATION, split="validation")
     assert any("Scored on VALIDATION text" in note for note in final.models(part(study)).notes)
 
 
@@ -114,7 +116,7 @@ def test_sizes_of_gains_are_predicted_in_the_setting_of_the_proxy_runs_only(stud
     assert row(table, "uniform")[:2] == ["2", "2"]
     assert "difference as predicted" not in table.frame
     assert "3 of 3 differences have the predicted sign" in table.notes[0]
-    prove(study, shifted(0.5), proxy_setting=True)
+    validate(study, shifted(0.5), proxy_setting=True)
     table = final.predictions(part(study))
     assert row(table, "uniform")[:3] == ["1", "2", "-0.0414 to +0.2414"]
     assert "2 of 3 differences have the predicted sign" in table.notes[0]
@@ -122,8 +124,8 @@ def test_sizes_of_gains_are_predicted_in_the_setting_of_the_proxy_runs_only(stud
 
 def test_losses_are_joined_by_run_and_domain(study):
     found = part(study)  # losses.csv has its rows and columns in reverse
-    objective = found.read_table("objective.csv", "prove")["objective"]
-    assert objective["proof-uniform-2"] == pytest.approx((1.3 + 2.3 + 3.3) / 3)
+    objective = found.read_table("objective.csv", "validate")["objective"]
+    assert objective["validation-uniform-2"] == pytest.approx((1.3 + 2.3 + 3.3) / 3)
     assert row(final.losses(found), "news") == ["3.030", "3.330", "3.630", "3.930", "2.186", "0.042"]
 
 
@@ -145,8 +147,8 @@ def test_runs_of_an_earlier_recommendation_or_objective_are_said_to_be(study):
 def test_a_worst_case_is_measured_from_the_losses_of_its_reference(study):
     optimum = study.read_json("optimum.json", "optimize")
     study.write_json("optimum.json", optimum | {"objective": "worst-all", "reference": "uniform"})
-    prove(study, PROOF)
-    objective = part(study).read_table("objective.csv", "prove")["objective"]
+    validate(study, VALIDATION)
+    objective = part(study).read_table("objective.csv", "validate")["objective"]
     np.testing.assert_allclose(objective.iloc[:4], [-0.3, -0.27, 0.03, 0.0], atol=1e-12)  # of code and web, or of news
     table = final.models(part(study))
     assert "worst loss above that of uniform over 3 evaluation domains" in table.title
@@ -156,7 +158,7 @@ def test_a_worst_case_is_measured_from_the_losses_of_its_reference(study):
 def test_runs_of_an_older_version_are_to_be_compared_again(study):
     found = part(study)
     found.write_table("summary.csv", summary(study).drop(columns="p_holm"))
-    with pytest.raises(UserError, match=r"summary.csv has no column 'p_holm'; run `mde prove"):
+    with pytest.raises(UserError, match=r"summary.csv has no column 'p_holm'; run `mde validate"):
         final.models(found)
 
 
@@ -167,7 +169,9 @@ def test_the_chart_has_a_dot_for_each_seed(study):
 
 
 def test_trade_off_is_relative_to_the_reference_and_keeps_each_mixture_its_colour(study):
-    losses = pd.DataFrame({name: np.mean(seeds, axis=0) for name, seeds in PROOF.items()}, ["code", "web", "news"]).T
+    losses = pd.DataFrame(
+        {name: np.mean(seeds, axis=0) for name, seeds in VALIDATION.items()}, ["code", "web", "news"]
+    ).T
     traces = {trace.name: trace for trace in figures.trade_off(losses, "uniform").data}
     assert "uniform" not in traces
     np.testing.assert_allclose(traces["recommended"].x, [-0.3, -0.3, -0.3])

@@ -104,9 +104,9 @@ def test_a_step_that_was_resumed_counts_once(study):
     assert curves.loc[curves["run"] == "seed", "loss"].tolist() == [5.0]
 
 
-def test_a_study_of_observations_only_has_no_experts_and_no_curves(study):
+def test_a_study_of_proxy_runs_only_has_no_experts_and_no_curves(study):
     mixtures, losses = study.mixtures(), study.losses()
-    observed = mixtures["role"] == "observation"
+    observed = mixtures["role"] == "proxy"
     study.write_table("mixtures.csv", mixtures[observed])
     study.write_table("losses.csv", losses[observed])
     (study.root / "runs" / "seed" / "metrics.jsonl").unlink()
@@ -115,7 +115,7 @@ def test_a_study_of_observations_only_has_no_experts_and_no_curves(study):
 
 
 def test_stages_come_in_their_order(study):
-    assert findings.stages(study).index.tolist() == ["prepare", "train", "fit", "optimize", "prove"]
+    assert findings.stages(study).index.tolist() == ["prepare", "train", "fit", "optimize", "validate"]
     assert findings.stages(study).loc["train", "seconds"] == 20.5
 
 

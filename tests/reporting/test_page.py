@@ -3,7 +3,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from finished_study import PROOF, finish, fit, optimize, prepare, prove, train
+from finished_study import VALIDATION, finish, fit, optimize, prepare, train, validate
 
 from mde.commands.report import report
 from mde.reporting import page
@@ -105,7 +105,7 @@ def test_what_the_study_says_is_escaped(tmp_path):
     train(study, EVIL)
     fit(study)
     optimize(study, EVIL)
-    prove(study, PROOF, EVIL)
+    validate(study, VALIDATION, EVIL)
     html = page.html(study)
     assert "alert(" in html
     assert EVIL not in html
@@ -124,13 +124,13 @@ def test_a_study_of_some_stages_names_the_commands_that_are_missing(tmp_path):
     html = page.html(study)
     assert len(Reader(html).charts) == 3
     assert "Trade-offs" not in html
-    for stage in ("fit", "optimize", "prove"):
+    for stage in ("fit", "optimize", "validate"):
         assert f"run <code>mde {stage} --study=started</code>" in html
 
 
-def test_a_recommendation_without_proof_says_so(study):
+def test_a_recommendation_without_validation_says_so(study):
     for name in ("mixtures.csv", "losses.csv", "final.json"):
-        (study.root / "proof" / name).unlink()
+        (study.root / "validation" / name).unlink()
     text = " ".join(Reader(page.html(study)).text)
     assert "Not checked yet" in text
     assert "Measured" not in text
@@ -138,7 +138,7 @@ def test_a_recommendation_without_proof_says_so(study):
 
 def test_a_study_without_experts_has_a_page(study):
     mixtures = study.mixtures()
-    study.write_table("mixtures.csv", mixtures[mixtures["role"] == "observation"])
+    study.write_table("mixtures.csv", mixtures[mixtures["role"] == "proxy"])
     (study.root / "runs" / "seed" / "metrics.jsonl").unlink()
     reader = Reader(page.html(study))
     assert len(reader.charts) == CHARTS - 2

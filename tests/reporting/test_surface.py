@@ -13,7 +13,7 @@ NAMES = ["a", "b", "c", "d"]
 def four(tmp_path):
     """A study of four domains whose losses are λ·slopes of the domain itself."""
     study = Study(tmp_path / "four")
-    study.write_json("study.json", {"format": 1, "training_domains": NAMES, "evaluation_domains": NAMES})
+    study.write_json("study.json", {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES})
     mixture = np.array([0.1, 0.2, 0.3, 0.4])
     triples, points = looking.triples(mixture), looking.ternary_grid()
     losses = np.stack([3 - looking.sliced(mixture, triple, points) for triple in triples])
@@ -67,9 +67,9 @@ def test_the_map_of_steps_has_the_objective_first_and_is_as_dark_below_zero_as_a
     assert "one more percent point" in "".join(surface.body(four)).lower()
 
 
-def test_predicted_gains_stand_against_a_rival_with_the_greatest_first(four):
+def test_predicted_gains_stand_against_a_baseline_with_the_greatest_first(four):
     optimum = four.read_json("optimum.json", "optimize")
-    assert "less that of the" not in "".join(surface.body(four))  # there is no rival
+    assert "less that of the" not in "".join(surface.body(four))  # there is no baseline
     optimum["predictions"]["uniform"] = {"losses": {"a": 2.8, "b": 2.9, "c": 2.6, "d": 2.7}}
     four.write_json("optimum.json", optimum)
     text = "".join(surface.body(four))

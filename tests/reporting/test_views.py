@@ -4,7 +4,7 @@ import pytest
 
 import mde
 
-FIGURES = ("mixture", "errors", "predictions", "experts", "proof", "training")
+FIGURES = ("mixture", "errors", "predictions", "experts", "validation", "training")
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def test_figures_stand_on_white_paper(finished, name):
     assert (figure.layout.paper_bgcolor, figure.layout.plot_bgcolor) == ("white", "white")
 
 
-def test_the_mixture_is_shown_beside_its_rivals_only(finished):
+def test_the_mixture_is_shown_beside_its_baselines_only(finished):
     names = [trace.name for trace in finished.plot_mixture().data]
     assert names == ["recommended", "interval", "uniform", "proportional", "best observed"]
 
@@ -28,4 +28,4 @@ def test_the_study_lists_its_stages_and_their_time(finished):
     html = finished._repr_html_()
     assert '<th scope="row">train</th><td>20 s</td>' in html
     assert html.count("not yet") == 3  # score, evaluate and report, which the hand-made study never ran
-    assert "Regret of the recommended mixture: 0.0000" in str(finished.proof())
+    assert "Regret of the recommended mixture: 0.0000" in str(finished.validation())

@@ -47,8 +47,8 @@ class OutOfFold(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What `judge` found.
+class CrossValidation:
+    """What `cross_validate` found.
 
     Attributes:
       objective: one row per method: `regressor`, `features`, then the scores of `mde.regression.scores` on the
@@ -122,7 +122,7 @@ def folds(groups: int | np.ndarray, n_folds: int, repeats: int, seed: int) -> li
     ]
 
 
-def judge(
+def cross_validate(
     observed: np.ndarray,
     domains: Sequence[str],
     designs: Mapping[str, np.ndarray],
@@ -132,7 +132,7 @@ def judge(
     make: Callable[[str, str], Any] = estimators.make,
     advance: Callable[[float], Any] = lambda _: None,
     outliers: Sequence[Outlier] | None = None,
-) -> Judgement:
+) -> CrossValidation:
     """Fits every method on the same splits and scores it on the rows held out.
 
     A method sees the held-out rows' features when it predicts them, and never their losses. Methods are paired: the
@@ -192,7 +192,9 @@ def judge(
         score = scores.summary(found.mean @ objective, found.of(goal), found.deviation, ratio)
         overall.append(label | score | {"failed": ""})
         by_domain += [label | row for row in _domain_scores(found, held.get(MEAN), truth, domains, ratio)]
-    return Judgement(pd.DataFrame(overall), pd.DataFrame(by_domain), predictions, pd.DataFrame(errors), ratio, outliers)
+    return CrossValidation(
+        pd.DataFrame(overall), pd.DataFrame(by_domain), predictions, pd.DataFrame(errors), ratio, outliers
+    )
 
 
 def compare(rounds: pd.DataFrame, ratio: float) -> pd.DataFrame:
@@ -238,11 +240,11 @@ def learning_curve(
     groups: np.ndarray | None = None,
     outliers: Sequence[Outlier] | None = None,
 ) -> pd.DataFrame:
-    """`judge` on the objective with each number of training mixtures: its table, with a column `train`."""
+    """`cross_validate` on the objective with each number of training mixtures: its table, with a column `train`."""
     parts = []
     for size in sizes:
         rounds = splits(len(observed) if groups is None else groups, size, repeats, seed)
-        found = judge(
+        found = cross_validate(
             observed, domains, designs, methods, objective, rounds, advance=advance, outliers=outliers
         ).objective
         parts.append(found.assign(train=size))
@@ -287,7 +289,7 @@ def held_out(
     objective: np.ndarray,
     advance: Callable[[float], Any] = lambda _: None,
 ) -> Held:
-    """Fits a clone on every split of every round, in batches where the estimator can; `advance` as in `judge`.
+    """Fits a clone on every split of every round, in batches where the estimator can; `advance` as in `cross_validate`.
 
     Raises:
       ArithmeticError: a prediction that is not finite. What the estimator raises goes through.

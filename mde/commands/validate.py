@@ -1,4 +1,4 @@
-"""`mde prove`: train the recommended mixture and its baselines from scratch, and measure who wins."""
+"""`mde validate`: train the recommended mixture and its baselines from scratch, and measure who wins."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from mde.results.mixtures import RECOMMENDED, mixtures
 from mde.study import Study
 
 
-def prove(
+def validate(
     study: Study,
     seeds: int = 3,
-    rivals: Sequence[str | Mapping[str, Any]] | None = None,
+    baselines: Sequence[str | Mapping[str, Any]] | None = None,
     first_seed: int = 1,
     checkpoint_every: int = 500,
 ) -> None:
@@ -28,7 +28,7 @@ def prove(
     Args:
       study: a study with an optimum.
       seeds: runs of each mixture.
-      rivals: baselines: names of mixtures (uniform, proportional, proportional^0.5, unimax, own domains, best observed,
+      baselines: names of mixtures (uniform, proportional, proportional^0.5, unimax, own domains, best observed,
         regmix, mixing-law, mde, mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), or weights by domain
         under a name of your own, such as {'human': {'web': .7, 'code': .3}}; those that `mde optimize` compared it with
         by default.
@@ -40,14 +40,14 @@ def prove(
     """
     check_positive(seeds=seeds, checkpoint_every=checkpoint_every)
     scoring, optimum = study.read_json("scoring.json", "score"), study.read_json("optimum.json", "optimize")
-    others = [name for name in optimum["predictions"] if name != RECOMMENDED] if rivals is None else rivals
-    compared = mixtures(study, [RECOMMENDED, *(name for name in others if name != RECOMMENDED)], "rivals")
+    others = [name for name in optimum["predictions"] if name != RECOMMENDED] if baselines is None else baselines
+    compared = mixtures(study, [RECOMMENDED, *(name for name in others if name != RECOMMENDED)], "baselines")
     about = comparison.training(study, None, None, from_seed_model=False)
     first = study.read_json("training.json", "train")["seed_settings"]
     steps = about["settings"]["steps"] + (first["steps"] if first else 0)
     about["settings"] = {**about["settings"], "steps": steps}
-    table = comparison.runs(compared, range(first_seed, first_seed + seeds), "proof", steps)
-    part = study.part(report.PROOF)
+    table = comparison.runs(compared, range(first_seed, first_seed + seeds), "validation", steps)
+    part = study.part(report.VALIDATION)
     comparison.train_and_compare(part, about, scoring, table, compared, checkpoint_every)
     if hosts.is_first():
         print(report.text(part))
@@ -56,5 +56,5 @@ def prove(
 
 def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
     """The baselines' weights: a name stands for another mixture when its method has been run again."""
-    rivals = arguments["rivals"]
-    return [mixtures(study, rivals, "rivals").to_dict("index")] if rivals else []
+    baselines = arguments["baselines"]
+    return [mixtures(study, baselines, "baselines").to_dict("index")] if baselines else []

@@ -17,13 +17,13 @@ QUARTER = 0.25  # the best runs, among which a choice is made
 SAME = 0.005  # Spearman that is no better than the rule's
 
 
-class Judged:
+class PredictionCheck:
     """The same runs, predicted and measured.
 
     Args:
       predicted: [R, J] losses, a row a run, a column an evaluation domain.
       measured: the same rows, in the same order, and those of the columns that were measured.
-      weights: [J] of the objective, which is judged if all domains that it counts were measured.
+      weights: [J] of the objective, which is scored if all domains that it counts were measured.
       mixtures: [R, K] of the same runs, a column per training domain, for the rule "more of the target's own domain".
 
     Attributes:
@@ -79,7 +79,7 @@ def _among_the_best(predicted: pd.Series, measured: pd.Series) -> float:
     return _spearman(predicted[best], measured[best])
 
 
-def table(found: Judged) -> Table:
+def table(found: PredictionCheck) -> Table:
     """The scores, for a terminal or the page."""
     runs = len(found.measured)
     frame = pd.DataFrame(
@@ -99,7 +99,7 @@ def table(found: Judged) -> Table:
     return Table(f"Predictions held to the measured losses of {runs} runs", frame, _notes(found), marked=marked)
 
 
-def body(found: Judged) -> str:
+def body(found: PredictionCheck) -> str:
     """The section of a page."""
     charts = {str(name): scatter(found, str(name)) for name in found.measured}
     chart = markup.choice(
@@ -111,7 +111,7 @@ def body(found: Judged) -> str:
     return "\n".join([markup.table(table(found)), chart])
 
 
-def scatter(found: Judged, target: str) -> go.Figure:
+def scatter(found: PredictionCheck, target: str) -> go.Figure:
     """A point a run, and the line of predictions that are exact but for their common shift."""
     predicted, measured = found.predicted[target], found.measured[target]
     figure = blank(440)
@@ -138,7 +138,7 @@ def scatter(found: Judged, target: str) -> go.Figure:
     return figure
 
 
-def _notes(found: Judged) -> tuple[str, ...]:
+def _notes(found: PredictionCheck) -> tuple[str, ...]:
     notes = []
     if OBJECTIVE in found.scores.index:
         notes.append(_regret(found))
@@ -156,7 +156,7 @@ def _notes(found: Judged) -> tuple[str, ...]:
     if found.unmeasured:
         notes.append(f"Not measured: {', '.join(found.unmeasured)}.")
         if OBJECTIVE not in found.scores.index:
-            notes.append("The objective counts some of these, so it is not judged.")
+            notes.append("The objective counts some of these, so it is not scored.")
     return tuple(notes)
 
 
@@ -174,7 +174,7 @@ def _of_rule(domains: pd.DataFrame) -> list[str]:
     return [f"{note}{': ' if shown else ''}{', '.join(shown)}."]
 
 
-def _regret(found: Judged) -> str:
+def _regret(found: PredictionCheck) -> str:
     """What choosing by the prediction would have cost."""
     predicted, measured = found.predicted[OBJECTIVE].to_numpy(), found.measured[OBJECTIVE].to_numpy()
     runs, chosen, best = list(map(str, found.measured.index)), int(predicted.argmin()), int(measured.argmin())
