@@ -7,7 +7,7 @@ import pytest
 import mde
 from mde import cli
 from mde.optimization import simplex
-from mde.regression import uncertainty
+from mde.regression import baselines, uncertainty
 from mde.results import mixtures
 from mde.results.predictor import Predictor
 from mde.study import Study
