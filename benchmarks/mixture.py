@@ -51,7 +51,7 @@ def against_blocks() -> list[Row]:
                     block = probs[t : t + BLOCK]
                     then(np.matmul(block, part, out=out[: len(block)]))
 
-        # One thread a core: OpenBLAS's own threads take longer to agree than such a block takes to multiply.
+        # One thread per core: OpenBLAS's own threads take longer to agree than such a block takes to multiply.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
             list(pool.map(share, range(cores)))
 

@@ -54,7 +54,7 @@ def read(folder: Path, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def ranks(mixtures: pd.DataFrame, losses: pd.DataFrame, test_mixtures: pd.DataFrame, test_losses: pd.DataFrame) -> None:
-    """Rank correlations on the test mixtures, a column a regressor, and seconds of fitting."""
+    """Rank correlations on the test mixtures, one column per regressor, and seconds of fitting."""
     table, seconds = pd.DataFrame({"published": PUBLISHED}, index=losses.columns), {"published": float("nan")}
     for name in METHODS:
         regressor = estimators.make(name)

@@ -3,7 +3,7 @@
 Without names all parts are run, in about half an hour on two cores; all compute in float32 on the CPU.
 
 `steps-SIZE`: tokens per second of whole train steps (loss, gradient, clipping, AdamW), as many as a call of `mde train`
-takes. Ours is one model split over all cores (data) and a model a core (pool, as `mde train` does); the peer is
+takes. Ours is one model split over all cores (data) and one model per core (pool, as `mde train` does); the peer is
 `transformers`' Llama of the same shape on all cores, eager and compiled. Ours also masks attention between documents;
 the peer does not. The share of the peak counts the FLOPs of `DecoderConfig.train_flops` against products of large
 matrices in the same rounds.
@@ -44,7 +44,7 @@ from mde.training.placement import MeshShape
 from mde.training.step import TrainSettings, initial
 
 CORES = len(os.sched_getaffinity(0))
-SIZES = {  # architecture, sequences a step
+SIZES = {  # architecture, sequences per step
     "demo": (preset("demo", 2048), 16),
     "1M": (DecoderConfig(2048, 128, 4, 4, 4, 384), 16),
     "5M": (DecoderConfig(2048, 256, 5, 4, 4, 704), 16),
@@ -73,10 +73,10 @@ def steps(size: str) -> list[Row]:
     reach = peak_flops / seconds.pop("peak")
     tokens = len(batch) * sequences * LENGTH
     speed = {name: tokens * (CORES if "pool" in name else 1) / taken for name, taken in seconds.items()}
-    name = f"{size}, {config.matmul_parameters / 1e6:.2f}M matmul parameters, {sequences} × {LENGTH} tokens a step"
+    name = f"{size}, {config.matmul_parameters / 1e6:.2f}M matmul parameters, {sequences} × {LENGTH} tokens per step"
     rows = [Row(f"{name}: matmul peak, GFLOP/s", f"{reach / 1e9:.0f}")]
     for contender, each in speed.items():
-        rows.append(Row(f"   {contender}, tokens a second", f"{each:,.0f}"))
+        rows.append(Row(f"   {contender}, tokens per second", f"{each:,.0f}"))
         rows.append(Row("      share of the peak", f"{each * config.train_flops(LENGTH) / reach:.0%}"))
     if "PyTorch" not in speed:
         return [*rows, Row("   PyTorch is not measured: pip install torch transformers", "")]
@@ -152,7 +152,7 @@ def memory(size: str) -> list[Row]:
     with stores() as directory:
         before, most = json.loads(child(directory, ["memory", size], 1).communicate()[0].splitlines()[-1])
     taken = most - before
-    name = f"memory of {size}, one device, {sequences} × {LENGTH} tokens a step"
+    name = f"memory of {size}, one device, {sequences} × {LENGTH} tokens per step"
     return [
         Row(f"{name}: `mde plan`, MB", f"{plan.total / 1e6:,.0f}"),
         Row("   the process at its most, less what it held before, MB", f"{taken / 1e6:,.0f}"),

@@ -33,7 +33,7 @@ RESOURCES = {"tpu": "google.com/tpu", "gpu": "nvidia.com/gpu", "cpu": "cpu"}
 
 
 def jobset(described: Job, image: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
-    """The JobSet's manifest: a job a slice, a pod a host. The command is a list: no shell reads it.
+    """The JobSet's manifest: one job per slice, a pod a host. The command is a list: no shell reads it.
 
     Args:
       described: what runs.

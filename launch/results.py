@@ -1,6 +1,6 @@
 """The results of a sweep in one table: what it bound, what its stages left, how long they took.
 
-    results.parquet, results.csv   a row a point
+    results.parquet, results.csv   one row per point
     mixtures.csv, losses.csv       the proxy runs of all points, for `mde fit` and anybody who reads swarms
 
 Proxy runs are pooled, as POINT/RUN, where all points trained and scored them alike but for seeds.
@@ -20,7 +20,7 @@ ALIKE = ("study.json", "training.json", "scoring.json")
 
 
 def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
-    """Writes the tables of a sweep, and returns the one with a row a point.
+    """Writes the tables of a sweep, and returns the one with one row per point.
 
     Columns: point; status (done, unfinished); STAGE.ARGUMENT for all that points bind; regressor, features, mse and
     spearman (of the chosen one, out of fold); predicted, low and high (the recommended mixture's objective);

@@ -243,7 +243,7 @@ class Study:
         return ("fit", "optimize", "report") if self.is_swarm else STAGES
 
     def mixtures(self, name: str = "mixtures.csv", made_by: str = "train") -> pd.DataFrame:
-        """The runs and their mixtures: columns `role`, `seed` and one a training domain, in the study's order.
+        """The runs and their mixtures: columns `role`, `seed` and one per training domain, in the study's order.
 
         A table from before a domain joined the study has no column of it: nothing of it is in those mixtures.
         """
@@ -256,11 +256,11 @@ class Study:
     def losses(
         self, name: str = "losses.csv", made_by: str = "score", runs: Iterable[str] | None = None
     ) -> pd.DataFrame:
-        """Observed losses, each in its unit, of all runs or these, one column an evaluation domain, in order."""
+        """Observed losses, each in its unit, of all runs or these, one column per evaluation domain, in order."""
         return self.read_table(name, made_by, list(self.domains.evaluation), runs)
 
     def features(self, mixtures: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
-        """By feature, the evaluators' losses of all runs and candidates or these, one column an evaluation domain."""
+        """By feature, the evaluators' losses of all runs and candidates or these, one column per evaluation domain."""
         made, domains = ("features.csv", "evaluate"), self.domains.evaluation
         names = dict.fromkeys(column.rsplit("/", 1)[0] for column in self.read_table(*made).columns)
         table = self.read_table(*made, [f"{name}/{domain}" for name in names for domain in domains], mixtures)

@@ -12,7 +12,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/mde/blob/main/notebooks/01_quickstart.ipynb)
 #
 # Given three domains of text, which share of each should a language model be pre-trained on? This notebook trains a
-# seed model, one small expert a domain and twelve mixtures, learns how the mixture moves the losses, and recommends
+# seed model, one small expert per domain and twelve mixtures, learns how the mixture moves the losses, and recommends
 # one. It needs no accelerator: about five minutes on a Colab CPU.
 
 # %%

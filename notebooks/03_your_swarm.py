@@ -11,7 +11,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/mde/blob/main/notebooks/03_your_swarm.ipynb)
 #
-# Who has trained mixtures elsewhere brings two CSV files, mixtures and losses, a row a run. RegMix's and Olmix's files
+# Already have a swarm? Pass two CSV files, mixtures and losses, with one row per run. RegMix's and Olmix's files
 # are read as they are. Here they are written by the notebook, from a law that is known, so that the answer can be
 # checked: a minute on a Colab CPU.
 

@@ -20,7 +20,7 @@ class Search(NamedTuple):
     """What one evaluator says of subsets of units; losses and worths in nats per token.
 
     Attributes:
-      candidates: a row a subset that was scored, the best first: a column a unit (whether it is in), and `objective`.
+      candidates: one row per scored subset, best first: one column per unit (whether it is in), and `objective`.
       values: indexed by unit; a Shapley value and its error for the objective and for each evaluation domain: columns
         domain, value, error.
       additions: what to add next, in order: indexed by unit; columns step and objective (once it is added).

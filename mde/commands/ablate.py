@@ -53,7 +53,7 @@ def ablate(
     settings: Mapping[str, str | float | bool] | None = None,
     mesh: str | None = None,
 ) -> None:
-    """Trains a model a base unit, and unions of units to see how well merges stand for them; scores subsets of units.
+    """Trains one model per base unit, and unions of units to test merges against; scores subsets of units.
 
     Needs a prepared study and nothing else of it; tables are left in STUDY/ablation. What was trained is kept: a source
     that is added costs its own units, and a killed command goes on.
@@ -62,8 +62,8 @@ def ablate(
       study: a prepared study.
       preset: name of the model; `mde models` lists them.
       steps: optimizer steps of the model of one unit, which has text for as many; a union of n has n times as many.
-      batch_size: sequences a step.
-      seq_len: predicted tokens a sequence.
+      batch_size: sequences per step.
+      seq_len: predicted tokens per sequence.
       learning_rate: peak of the schedule of every unit and union.
       seed_steps: steps of the seed model that all continue from, 0 for fresh parameters; several for a study of each,
         of which the last is the one that subsets are scored with.
@@ -86,7 +86,7 @@ def ablate(
       checkpoint_every: steps between states to resume from.
       model: fields of the preset to change.
       settings: further settings of the training.
-      mesh: devices along each axis, such as pool=4,data=2; one a run if None.
+      mesh: devices along each axis, such as pool=4,data=2; one per run if None.
 
     Raises:
       UserError: sources too small for their units; runs that were trained another way; fewer than three unions.

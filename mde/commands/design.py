@@ -50,7 +50,7 @@ def design(
     more runs its rows are the first.
 
     Args:
-      output: the CSV file to write: a column `run`, and one a domain.
+      output: the CSV file to write: a column `run`, and one per domain.
       runs: how many mixtures.
       tokens: tokens that there are, by domain, or the directory of a study that has them. Without them the domains are
         those of the prior.

@@ -56,8 +56,8 @@ def final(
         compared with.
       preset: name of the model, as `mde models` lists them; that of the study by default.
       seeds: runs of each mixture.
-      batch_size: sequences a step; those of the study by default.
-      seq_len: predicted tokens a sequence; those of the study by default.
+      batch_size: sequences per step; those of the study by default.
+      seq_len: predicted tokens per sequence; those of the study by default.
       learning_rate: peak of the schedule; by default that of the study's runs from fresh parameters (of its seed model,
         if it has one), times its models' width over these models'.
       from_seed_model: whether runs continue from the study's seed model, whose architecture they then have, rather than
@@ -69,7 +69,7 @@ def final(
         as of the study's own runs by default.
       model: fields of the preset to change, such as {'dtype': 'bfloat16', 'remat': 'full'}.
       settings: further settings of the training that differ from the study's, such as {'warmup_steps': 500}.
-      mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
+      mesh: devices along each axis, such as pool=4,data=2,model=1; one per run if None.
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well.
       validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.

@@ -61,7 +61,7 @@ def fit(
 
     Args:
       study: a study with scored proxy runs and evaluated features, or a new one for proxy runs from elsewhere.
-      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one a training domain.
+      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one per training domain.
       losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
       unit: of the losses in the file, such as "bits per byte"; nats per token by default.
       higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
@@ -310,7 +310,7 @@ def _for_auto(features: str) -> str:
 
 
 def _predictions(inputs: ProxyRuns, cross_validated: cross_validation.CrossValidation) -> pd.DataFrame:
-    """A row a method and proxy run: the observed objective, the mean of its predictions out of fold, how many splits
+    """One row per method and proxy run: the observed objective, its mean cross-validated prediction, how many splits
     held the proxy run out, and the standard deviation of the prediction over them.
     """
     observed = inputs.losses.to_numpy() @ inputs.objective

@@ -27,8 +27,8 @@ def plan(
     Args:
       preset: name of the model; `mde models` lists them.
       mesh: devices along each axis: pool (models), data (parts of a batch), model (parts of a matrix).
-      batch_size: sequences a step of each model.
-      seq_len: predicted tokens a sequence.
+      batch_size: sequences per step of each model.
+      seq_len: predicted tokens per sequence.
       steps: optimizer steps.
       runs: how many such models are trained in all, one pool after another; as many as the mesh holds if None.
       vocab_size: tokens in the vocabulary.
@@ -65,7 +65,7 @@ def plan(
     print(
         f"FLOPs a step  {flops:.4g} a model (XLA counts {counted:.4g}: all of attention, of which causality hides half)"
     )
-    print(f"time a step   {seconds:.4g} s at an MFU of {mfu:.0%}: {shape.pool * tokens / seconds:,.0f} tokens a second")
+    print(f"time a step   {seconds:.4g} s at an MFU of {mfu:.0%}: {shape.pool * tokens / seconds:,.0f} tokens/s")
     waves = -(-runs // shape.pool)
     hours = waves * steps * seconds / 3600
     print(f"{steps:,} steps {_duration(steps * seconds)} for {shape.pool * steps * tokens:,} tokens")

@@ -37,11 +37,11 @@ def predict(
 
     Args:
       study: a study in which a regressor was chosen.
-      mixtures: a CSV file: a column `run`, and one a training domain, called as in the study or in the file it is from.
-      output: the CSV file to write: a row a run, a column an evaluation domain, called as in the file of losses that
-        the study is from, and DOMAIN/std, in the unit of that file. acc/TASK and acc_norm/TASK where end tasks
+      mixtures: a CSV file: a column `run`, and one per training domain, named as in the study or its source file.
+      output: the CSV file to write: one row per run, one column per evaluation domain, called as in the file of losses
+        that the study is from, and DOMAIN/std, in the unit of that file. acc/TASK and acc_norm/TASK where end tasks
         were scored.
-      losses: a CSV file of what these runs measured: a column `run`, and one an evaluation domain, or some of them.
+      losses: a CSV file of what these runs measured: a column `run`, and one per evaluation domain, or some of them.
       page: an HTML file to write: the scores, and predicted against measured losses.
       incomplete: refuse or drop a run that has no row in the file of losses, or a gap there; it is predicted anyway.
       ignore: columns of either file that are no domains, by names or patterns, beside those that `mde fit` was told of.

@@ -74,7 +74,7 @@ def scale(
       noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
       resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
         them are the interval.
-      mde_mixtures: mixtures to train at each budget beside an expert a domain, for the optima of mixtures of data
+      mde_mixtures: mixtures to train at each budget beside one expert per domain, for the optima of mixtures of data
         experts, which are then compared; 0 for none.
       validation_seeds: runs at the target of the predicted mixture and each of its baselines (the optima at the largest
         and the smallest budget as they are, uniform and proportional); 0 for none.
@@ -83,7 +83,7 @@ def scale(
       quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
         are repeated), and the tokens of each domain.
       losses: a CSV file of their losses: a column run, and one an evaluation domain.
-      optima: a CSV file of best quantities: a column run, and the tokens of each domain; a row a budget.
+      optima: a CSV file of best quantities: a column run, and the tokens of each domain; one row per budget.
       checkpoint_every: steps between states to resume from.
       seed: of the first data order, the noise and the search.
     """

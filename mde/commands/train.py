@@ -40,7 +40,7 @@ def train(
     validate_every: int = 0,
     tensorboard: bool = False,
 ) -> None:
-    """Trains the pool: one expert a domain (one-hot mixtures) and the proxy runs a regressor is fitted on.
+    """Trains the pool: one expert per domain (one-hot mixtures) and the proxy runs a regressor is fitted on.
 
     With `--mixture` it trains full models on the mixtures that were found, and no pool: see `mde final --help`.
 
@@ -48,21 +48,21 @@ def train(
       study: a prepared study.
       preset: name of the model; `mde models` lists them.
       steps: optimizer steps of every expert and proxy run.
-      batch_size: sequences a step.
-      seq_len: predicted tokens a sequence.
+      batch_size: sequences per step.
+      seq_len: predicted tokens per sequence.
       learning_rate: peak of the schedule.
       seed_steps: steps of the seed model on the uniform mixture, which all runs continue from; 0 for none.
       seed_learning_rate: its peak; `learning_rate` if None.
       proxy_runs: how many mixtures to draw, spread over the simplex; 0 for experts alone. A domain that joined the
-        study later has as many more as there are a domain.
-      mixtures: a CSV file of proxy runs to train instead: an id column `run`, and one column a training domain.
+        study later has as many more as there are per domain.
+      mixtures: a CSV file of proxy runs to train instead: an id column `run`, and one column per training domain.
       concentration: of the Dirichlet distribution that they are drawn from.
       seed: of data orders, fresh parameters and the draws.
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well.
       model: fields of the preset to change, such as {'dtype': 'bfloat16', 'remat': 'full'}.
       settings: further settings of the training, such as {'schedule': 'wsd', 'accumulate': 4, 'z_loss': 1e-4}.
-      mesh: devices along each axis, such as pool=4,data=2,model=1; one a run if None.
+      mesh: devices along each axis, such as pool=4,data=2,model=1; one per run if None.
       validate_every: steps between losses on the validation text of every domain, in metrics.jsonl; 0 for never.
       tensorboard: whether each run's directory gets event files (this imports TensorFlow); not in buckets.
 

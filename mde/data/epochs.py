@@ -13,7 +13,7 @@ def repeats(weights: np.ndarray, available_K: np.ndarray, budget: float | np.nda
     Args:
         weights: [..., K] mixtures.
         available_K: [K] training tokens that each domain has.
-        budget: training tokens in all: steps × sequences a step × predicted tokens a sequence; one for all, or [...].
+        budget: training tokens in all: steps × sequences per step × predicted tokens per sequence; one, or [...].
 
     Returns:
         [..., K] epochs; infinite where a positive weight meets a domain without tokens.

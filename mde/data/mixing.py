@@ -84,8 +84,8 @@ def batches(
       stores: token store of each domain, in the order of `weights`.
       weights: [K] mixture weights, non-negative, summing to 1.
       seed: of the shuffling.
-      batch_size: sequences a step.
-      seq_len: predicted tokens a sequence.
+      batch_size: sequences per step.
+      seq_len: predicted tokens per sequence.
 
     Returns:
       An endless Grain data set of {"tokens", "segments"}, both [batch_size, seq_len + 1] int32.

@@ -25,7 +25,7 @@ class _StoppedError(Exception):
 def _set_up(counters: tuple[Any, ...] | None) -> None:
     global _counters
     _counters = counters
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is parallel enough
 
 
 def _start(counters: tuple[Any, ...]) -> None:
@@ -55,7 +55,7 @@ def advance(size: int, tokens: int = 0) -> None:
 def over(
     work: Callable[..., dict[str, Any]], jobs: Sequence[tuple[Any, ...]], processes: int, label: str
 ) -> list[dict[str, Any]]:
-    """`work(*job)` of every job, in their order, by several processes, with the speed in MB and tokens a second.
+    """`work(*job)` of every job, in their order, by several processes, with the speed in MB and tokens per second.
 
     Jobs of registered domains are done in this process, where TensorFlow is already.
 

@@ -32,7 +32,7 @@ def stack(
 
     Args:
       config: the architecture that they must have.
-      experts: one tree a model, or one tree whose leaves have a leading axis K. With names they may come from a
+      experts: one tree per model, or one tree whose leaves have a leading axis K. With names they may come from a
         generator, and no second copy of them is ever held.
       names: of the K experts, for messages; their numbers otherwise.
       base: one more tree, called "base".

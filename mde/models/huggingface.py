@@ -1,6 +1,6 @@
 """Our models as directories that Hugging Face's `transformers` loads as `LlamaForCausalLM`, and the way back.
 
-Kernels here are [in, out] and stacked over layers, there [out, in] and one array a layer; both rotate the first half
+Kernels here are [in, out] and stacked over layers, there [out, in] and one array per layer; both rotate the first half
 of a head against the second, so nothing is permuted.
 """
 

@@ -1,6 +1,6 @@
 """Bayesian optimisation over the simplex: which mixtures to train next, and when to stop. Sees numbers only.
 
-The regressor models the objective itself, one number a run: then its standard deviation is that of the objective, with
+The regressor models the objective itself, one number per run: its standard deviation is that of the objective, with
 no need to know how the losses of the evaluation domains vary together, and a worst case is modelled like an average.
 """
 

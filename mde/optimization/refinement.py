@@ -17,7 +17,7 @@ def evaluate(loss: Loss, points: np.ndarray) -> np.ndarray:
     """Losses [C] of mixtures [C, K].
 
     Raises:
-      UserError: a loss that is not one finite number a mixture.
+      UserError: a loss that is not one finite number per mixture.
     """
     values = np.asarray(loss(points), dtype=np.float64)
     if values.shape != (len(points),):

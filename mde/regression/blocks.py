@@ -16,7 +16,7 @@ LEVEL = 0.95  # of the test of a difference
 
 
 def compare(losses_SxM: pd.DataFrame, against: str) -> pd.DataFrame:
-    """A row a mixture: how it compares with one of them.
+    """One row per mixture: how it compares with one of them.
 
     Columns: measured (mean over the seeds); noise (standard deviation of one run over the seeds); seeds; difference
     (to `against`); error (standard error of a difference, from what is left of the losses when each mixture's and each
@@ -24,7 +24,7 @@ def compare(losses_SxM: pd.DataFrame, against: str) -> pd.DataFrame:
     of two mixtures it is the paired one). One seed says nothing of noise: noise and error are NaN and clear false.
 
     Args:
-      losses_SxM: a row a seed, a column a mixture; nats per token.
+      losses_SxM: one row per seed, one column per mixture; nats per token.
       against: the mixture that the others are compared with.
     """
     values = losses_SxM.to_numpy()

@@ -27,7 +27,7 @@ THREADS = 2  # that fit trees, each those of a target
 
 
 class GradientBoosting(RegressorMixin, BaseEstimator):
-    """LightGBM regression trees, one model a target; silent, one thread each, the same every time.
+    """LightGBM regression trees, one model per target; silent, one thread each, the same every time.
 
     The defaults are for a few dozen rows, where LightGBM's own (leaves of 20 rows) would not split at all.
 

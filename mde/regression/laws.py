@@ -157,7 +157,7 @@ class MixingLaw(RegressorMixin, BaseEstimator):
 class PowerLaw(RegressorMixin, BaseEstimator):
     """AutoScale's law of a domain's own data, `loss = (n0 + n)^-gamma + floor` (arXiv 2407.20177, equation 4).
 
-    The design is one column a target, [R, J, 1]: how much of its own domain a run read, in any unit (share, tokens).
+    The design is one column per target, [R, J, 1]: how much of its own domain a run read, in any unit (share, tokens).
     """
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:

@@ -1,6 +1,6 @@
 """Swarms from elsewhere: a CSV file of mixtures and one of losses, joined by run.
 
-Both have a row a run and a column that names it: `run`, `run_id` (Olmix) or, where neither is there, `index` (RegMix).
+Both have one row per run and a column that names it: `run`, `run_id` (Olmix) or, without these, `index` (RegMix).
 All other columns are domains, but for `name`, `index`, the unnamed ones that spreadsheets and pandas leave behind, and
 those that are to be ignored. RegMix's `train_DOMAIN` and `metric/DOMAIN_val_loss` are known by their DOMAIN, so that a
 domain that is trained on and evaluated has one name. A metric of which more is better becomes an error, 1 − value, so
@@ -41,7 +41,7 @@ ROUNDED = 0.01  # how far the sum of published shares may be from 1: they are ro
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a row a run.
+    """A CSV file with one row per run.
 
     Attributes:
       values: [runs, domains] float64, indexed by run.

@@ -58,7 +58,7 @@ def predicted_vs_true(predictions: pd.DataFrame, methods: Sequence[tuple[str, st
 
 
 def errors(methods: pd.DataFrame) -> go.Figure:
-    """Error of each method on a logarithmic axis: a row a feature set, a symbol a regressor.
+    """Error of each method on a logarithmic axis: one row per feature set, a symbol a regressor.
 
     Args:
       methods: the table of `findings.regressors`.
@@ -97,7 +97,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
     """How much worse each expert is than the best one of a domain.
 
     Args:
-      losses: a row an expert, a column an evaluation domain, nats per token.
+      losses: one row per expert, one column per evaluation domain, nats per token.
     """
     behind = losses - losses.min()
     hover = f"expert %{{y}} on %{{x}}<br>%{{customdata:.3f}} {NATS}<br>%{{z:.3f}} more than the best"
@@ -105,7 +105,7 @@ def expert_heatmap(losses: pd.DataFrame) -> go.Figure:
 
 
 def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
-    """One evaluator alone against what training gave: a point a proxy run and domain.
+    """One evaluator alone against what training gave: one point per proxy run and domain.
 
     Args:
       shifts: columns domain, run, evaluated and observed, as `findings.evaluator_shifts` gives them.
@@ -198,7 +198,7 @@ def trade_off(losses: pd.DataFrame, reference: str, unit: str = NATS) -> go.Figu
     """Where each mixture wins and where it pays, against one of them.
 
     Args:
-      losses: a row a mixture, a column an evaluation domain, nats per token.
+      losses: one row per mixture, one column per evaluation domain, nats per token.
       reference: the mixture that the others are compared with.
     """
     others = losses.drop(index=reference) - losses.loc[reference]

@@ -162,7 +162,7 @@ def _ratio(choice: Mapping[str, Any]) -> float:
 
 
 def evaluators_by_domain(study: Study) -> pd.DataFrame:
-    """Spearman of the evaluators alone with the observed losses: a row an evaluator, a column a domain."""
+    """Spearman of the evaluators alone with the observed losses: one row per evaluator, one column per domain."""
     table = study.read_table("fit/domains.csv", "fit")
     alone = table[table["regressor"] == ALONE]
     wide = alone.pivot(index="features", columns="domain", values="spearman")
@@ -189,7 +189,7 @@ def recommendation(study: Study) -> pd.DataFrame:
 
 
 def predictions(study: Study) -> pd.DataFrame:
-    """A row a mixture: predicted objective, and low and high of its interval, in the study's unit."""
+    """One row per mixture: predicted objective, and low and high of its interval, in the study's unit."""
     optimum = study.read_json("optimum.json", "optimize")
     rows = {
         label: [predicted["objective"], *predicted["objective_interval"]]
@@ -244,7 +244,7 @@ def all_bits_per_byte(study: Study, losses: pd.DataFrame) -> pd.Series:
 
 
 def expert_losses(study: Study) -> pd.DataFrame:
-    """Losses of the experts in nats per token: a row an expert, named by its domain, a column an evaluation domain."""
+    """Losses of the experts in nats per token: one row per expert, by its domain, one column per evaluation domain."""
     runs = study.mixtures()
     experts = runs.loc[runs["role"] == "expert", list(study.domains.training)]
     names = [experts.columns[i] for i in experts.to_numpy().argmax(axis=1)] if len(experts) else []

@@ -21,13 +21,13 @@ class PredictionCheck:
     """The same runs, predicted and measured.
 
     Args:
-      predicted: [R, J] losses, a row a run, a column an evaluation domain.
+      predicted: [R, J] losses, one row per run, one column per evaluation domain.
       measured: the same rows, in the same order, and those of the columns that were measured.
       weights: [J] of the objective, which is scored if all domains that it counts were measured.
       mixtures: [R, K] of the same runs, a column per training domain, for the rule "more of the target's own domain".
 
     Attributes:
-      predicted: a row a run, a column a target: the objective first, then every domain that was measured.
+      predicted: one row per run, one column per target: the objective first, then every domain that was measured.
       measured: the same.
       unmeasured: domains that were not.
       scores: one row per target, with the columns of `scores.of_runs`; `rank`, that of the run predicted best; `own`,
@@ -112,7 +112,7 @@ def body(found: PredictionCheck) -> str:
 
 
 def scatter(found: PredictionCheck, target: str) -> go.Figure:
-    """A point a run, and the line of predictions that are exact but for their common shift."""
+    """One point per run, and the line of predictions that are exact but for their common shift."""
     predicted, measured = found.predicted[target], found.measured[target]
     figure = blank(440)
     ends = measured.agg(["min", "max"]).to_numpy()

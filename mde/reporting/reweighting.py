@@ -33,7 +33,7 @@ def text(study: Study) -> str:
 
 
 def mixtures(study: Study) -> Table:
-    """The mixture of each method beside those it is compared with, a row a domain."""
+    """The mixture of each method beside those it is compared with, one row per domain."""
     found, names = results(study), list(study.domains.training)
     columns = {METHODS[name]: [_share(result, domain) for domain in names] for name, result in found.items()}
     baselines = {"uniform": dict.fromkeys(names, 1 / len(names))}

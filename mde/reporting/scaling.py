@@ -24,7 +24,7 @@ def text(study: Study) -> str:
 
 
 def mixtures(study: Study) -> Table:
-    """The best shares at each budget and at the target, a row a domain."""
+    """The best shares at each budget and at the target, one row per domain."""
     found = study.read_json("scale.json", "scale")
     names, columns = found["domains"], {}
     if "points" in found:

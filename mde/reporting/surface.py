@@ -137,7 +137,7 @@ def slices(study: Study) -> list[Slice]:
 
 
 def draw_losses(study: Study) -> pd.DataFrame:
-    """Predicted losses of draws all over the region: a column an evaluation domain."""
+    """Predicted losses of draws all over the region: one column per evaluation domain."""
     return pd.DataFrame(study.read_arrays(DATA, "optimize")["draw_losses"], columns=list(study.domains.evaluation))
 
 
@@ -212,7 +212,7 @@ def trade_off(draws: pd.DataFrame, known: pd.DataFrame, one: str, other: str, un
     """Two domains' losses over many mixtures, and where the known ones stand.
 
     Args:
-      draws: predicted losses, a column an evaluation domain.
+      draws: predicted losses, one column per evaluation domain.
       known: the same of named mixtures, in rows.
       one: the domain along x.
       other: the domain along y.

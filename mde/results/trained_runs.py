@@ -57,7 +57,7 @@ def train_runs(
     Args:
       study: a prepared study.
       about: what all runs have in common: the content of `training.json`.
-      table: [runs] with columns `seed`, one a training domain, and `steps` where runs have lengths of their own.
+      table: [runs] with columns `seed`, one per training domain, and `steps` where runs have lengths of their own.
       checkpoint_every: steps between states to resume from.
       checkpoint_minutes: minutes after which a state is saved as well.
       watching: what else is measured and shown on the way.

@@ -148,7 +148,7 @@ def _noise(measured: Sequence[Effects], goal: np.ndarray) -> tuple[float, float]
 
 
 def _cross_effects(measured: Sequence[Effects], evaluated: list[str]) -> pd.DataFrame:
-    """A row a budget and training domain: the fall of each evaluation domain's loss from less to more of it."""
+    """One row per budget and training domain: the fall of each evaluation domain's loss from less to more of it."""
     tables = [
         pd.DataFrame(cross_effects(each.less, each.more), pd.Index(each.names, name="domain"), evaluated)
         for each in measured

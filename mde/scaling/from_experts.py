@@ -17,7 +17,7 @@ FEATURES = "mde[0]+log"
 
 
 def plan(names: Sequence[str], steps: Sequence[int], mixtures: int, seed: int, per_step: int) -> pd.DataFrame:
-    """The runs: at each budget an expert a domain, and mixtures spread over the simplex (the same at all budgets)."""
+    """The runs: at each budget one expert per domain, and mixtures spread over the simplex (the same for all)."""
     drawn = simplex.space_filling(mixtures, len(names), seed)
     rows = [(n, "expert", names[k], n, n * corner) for n in steps for k, corner in enumerate(np.eye(len(names)))]
     rows += [(n, "mixture", "", n, n * shares) for n in steps for shares in drawn]

@@ -1,6 +1,6 @@
 """The runs of `mde scale`: planned, trained and scored here, or read from somebody else's tables.
 
-A table of runs has columns `budget` (tokens of the base run), `seed`, and one a training domain with its quantity of
+A table of runs has columns `budget` (tokens of the base run), `seed`, and one per training domain with its quantity of
 tokens. A planned one has `role`, `domain` and `steps` beside them.
 """
 

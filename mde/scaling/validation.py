@@ -78,7 +78,7 @@ def validate(study: Study, training: scale_runs.Training, runs: pd.DataFrame, go
 
 
 def summary(runs: pd.DataFrame, losses: pd.DataFrame, goal: np.ndarray) -> pd.DataFrame:
-    """A row a mixture: how it compares at the target budget, and how many tokens it would need to be as good.
+    """One row per mixture: how it compares at the target budget, and how many tokens it would need to be as good.
 
     Runs share their seeds, and with them their data orders, so seeds are blocks: the error of a difference is that of
     what is left when each mixture's and each seed's mean is taken away. Tokens to equal loss: the mixture's own

@@ -1,6 +1,6 @@
 """The training loss, with the gradient taken on the way forward.
 
-Shapes: B sequences, L predicted tokens a sequence, D model width, V vocabulary.
+Shapes: B sequences, L predicted tokens per sequence, D model width, V vocabulary.
 
 The logits [B, L, V] are the largest array of a train step. Here they live for one chunk of positions at a time: as the
 loss is a sum over tokens, what its gradient needs of a chunk (softmax minus one-hot, times the output matrix or the

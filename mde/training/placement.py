@@ -167,7 +167,7 @@ def spread(mesh: Mesh, params: Any) -> Any:
 
 
 def stack_params(mesh: Mesh, models: Sequence[Any]) -> Any:
-    """Parameters of a model a row, on the host, as a stack whose devices are each given only their part."""
+    """Parameters of one model per row, on the host, as a stack whose devices are each given only their part."""
     where = sharding.stacked(mesh, models[0])
     return jax.tree.map(lambda where, *xs: _place(where, np.stack(xs)), where, *models)
 

@@ -1,6 +1,6 @@
-"""The pool trainer: a matrix of mixtures in, one checkpoint a run out, in one process with one compilation.
+"""The pool trainer: a matrix of mixtures in, one checkpoint per run out, in one process with one compilation.
 
-Runs are trained in waves of one run a row of the mesh: their parameters are stacked on its `pool` axis and every row of
+Runs are trained in waves of one run per row of the mesh: parameters are stacked on its `pool` axis and every row of
 devices steps its own model, so a run's numbers do not depend on which runs it shares a wave with. Runs of different
 lengths share the program: learning rates come with the batches, and are 0 after the end of a run that waits for longer
 ones. Runs that have begun come first, so that they go on together, and the longest, so that waves are of nearly equal
@@ -152,7 +152,7 @@ class _Trainer:
         self.failed: dict[str, str] = {}
 
     def train(self, rows: list[Run], real: int, bar: tqdm, termination: Termination) -> None:
-        """Trains one run a row from where they stopped to the end; the first `real` of the rows are kept."""
+        """Trains one run per row from where they stopped to the end; the first `real` of the rows are kept."""
         runs = rows[:real]
         settings = {run.name: self._recipe.settings_of(run) for run in runs}
         validation = self._validate.names if self._validate else ()

@@ -4,7 +4,7 @@ Both read batches drawn uniformly over the domains, multiply the weight of each 
 and train the proxy on the re-weighted loss; the mixture is the mean of the weights over the steps. DoReMi's score is
 how far the proxy is behind a reference model, DoGE's how far a domain's gradient points the way of those of all.
 
-Shapes: K domains, N places of each in a batch, L predicted tokens a sequence; padding stands where a domain has fewer
+Shapes: K domains, N places of each in a batch, L predicted tokens per sequence; padding stands where a domain has fewer
 than N sequences. A domain without a single predicted token in a batch keeps the score that it had last.
 """
 

@@ -1,6 +1,6 @@
 """The optimizer and the train step of one model.
 
-Shapes: B sequences a step, L predicted tokens a sequence, A parts of a batch whose gradients are accumulated.
+Shapes: B sequences per step, L predicted tokens per sequence, A parts of a batch whose gradients are accumulated.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class TrainSettings:
 
     Attributes:
       steps: optimizer steps.
-      batch_size: sequences a step.
-      seq_len: predicted tokens a sequence.
+      batch_size: sequences per step.
+      seq_len: predicted tokens per sequence.
       learning_rate: peak of the schedule.
       warmup_steps: steps of linear warm-up.
       final_fraction: share of the peak that the schedule ends on.

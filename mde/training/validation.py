@@ -19,7 +19,7 @@ class Validation:
     """Losses of all models of a pool on the first windows of each domain's validation text, in nats per token.
 
     Attributes:
-      names: of its metrics, one a domain.
+      names: of its metrics, one per domain.
     """
 
     def __init__(self, recipe: Recipe, mesh: Mesh):

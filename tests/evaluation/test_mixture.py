@@ -185,7 +185,7 @@ def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
     monkeypatch.setattr(_tiers, "_WIDTHS", (8, 32))
     rng = np.random.default_rng(4)
     log_probs, segment_ids = tokens_of(rng, 600, 50.0), np.sort(rng.integers(0, 3, 600))
-    weights = rng.dirichlet(np.ones(K), 70)  # more than a block a device, and no multiple of anything
+    weights = rng.dirichlet(np.ones(K), 70)  # more than one block per device, and no multiple of anything
     losses = MixtureLosses(log_probs, segment_ids)
     together = losses(weights)
     for some in ([0], [5, 33, 69]):

@@ -1,4 +1,4 @@
-"""Power laws through three runs a domain, and the exact optimum of their sum."""
+"""Power laws through three runs per domain, and the exact optimum of their sum."""
 
 import numpy as np
 import pytest
