@@ -4,6 +4,8 @@ The proxy runs are the study's own, or somebody else's in two CSV files.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,9 @@ from mde.regression import cross_validation, estimators
 from mde.regression import features as feature_sets
 from mde.regression.cross_validation import MEAN, Method, Round
 from mde.regression.features import MERGED
-from mde.regression.groups import mixture_groups
-from mde.regression.robust import Outlier
 from mde.results import accuracy, progress
 from mde.results import regressor_choice as choice
+from mde.results.fit_result import FitResult
 from mde.results.proxy_runs import ProxyRuns, from_swarm, proxy_runs
 from mde.results.swarm_files import Files
 from mde.study import Domains, Study
@@ -95,81 +96,77 @@ def fit(
     members = objectives.in_families(families, domains.evaluation)
     objective = objectives.expanded(objective, domains.evaluation, domains.training, members)
     inputs = from_swarm(found, objective, drop) if found else proxy_runs(study, objective, drop)
-    groups = mixture_groups(inputs.mixtures.to_numpy())
-    train_mixtures, rounds = _rounds(groups, train_mixtures, repeats, folds, seed)
+    for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
+        print(line)
+    train_mixtures, rounds = _rounds(inputs.groups, train_mixtures, repeats, folds, seed)
+    about = {
+        "objective": objective,
+        "families": members,
+        "train_mixtures": train_mixtures,
+        "folds": folds,
+        "dropped": list(drop),
+    }
+    sizes = _curve_sizes(inputs.n_mixtures, train_mixtures) if curve_sizes is None else curve_sizes
+    curves = Curves(sizes, min(repeats, CURVE_REPEATS), seed, train_mixtures if folds is None else None)
+    result = _compared(inputs, regressors, features, rounds, curves, about)
+    if found:
+        files.adopt(study, found)
+    result.save(study)
+    for line in result.lines():
+        print(line)
+    if not found and study.tasks and (study.root / "answers.csv").exists():
+        _cross_validate_accuracy(study, inputs.mixtures, regressors, rounds)
+    print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Which learning curves are made: numbers of training mixtures, splits of each, their seed, and the known number.
+
+    Attributes:
+      known: the number of training mixtures of the comparison itself, whose errors are not measured again; None if the
+        comparison is by folds.
+    """
+
+    sizes: Sequence[int]
+    repeats: int
+    seed: int
+    known: int | None
+
+
+def _compared(
+    inputs: ProxyRuns,
+    regressors: Sequence[str],
+    features: Sequence[str],
+    rounds: Sequence[Round],
+    curves: Curves,
+    about: Mapping[str, Any],
+) -> FitResult:
+    """Cross-validates all methods, chooses one and fits it on all proxy runs."""
     methods = _methods(regressors, features, list(inputs.evaluated))
     designs = {name: inputs.design(name) for name in dict.fromkeys(name for _, name in methods)}
     losses_RJ, scored = inputs.losses.to_numpy(), choice.scored_weights(inputs.objective, inputs.losses)
-    for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
-        print(line)
     with progress.of_methods("fit", len(methods)) as advance:
-        cross_validated = cross_validation.cross_validate(
+        compared = cross_validation.cross_validate(
             losses_RJ, inputs.domains, designs, methods, scored, rounds, advance=advance
         )
     learnt = [method for method in methods if method[0] in regressors]
     if not features:
         learnt = [method for method in learnt if MERGED not in feature_sets.evaluated_parts(method[1])]
-    best, fitted, cross_validated = choice.fit_chosen(cross_validated, learnt, designs, losses_RJ)
-    _say_rounds(cross_validated, len(rounds))
-    if found:
-        files.adopt(study, found)
-    outliers = choice.outlier_table(cross_validated.outliers, inputs.losses)
-    table = cross_validated.objective.set_index(["regressor", "features"])
-    mse, spearman = (float(table[name].to_dict()[best]) for name in ("mse", "spearman"))
-    unresponsive = choice.unresponsive(cross_validated, best, learnt)
-    kept = choice.without_outliers(cross_validated.outliers, len(losses_RJ))
-    noise = choice.noise(inputs.mixtures, inputs.losses, scored, kept)
-    study.write_table("fit/objective.csv", cross_validated.objective.rename_axis("method"))
-    study.write_table("fit/domains.csv", cross_validated.domains.rename_axis("method"))
-    study.write_table("fit/rounds.csv", cross_validation.in_rows(cross_validated.rounds))
-    study.write_table("fit/predictions.csv", _predictions(inputs, cross_validated))
-    study.write_table("fit/outliers.csv", outliers)
-    sizes = _curve_sizes(groups.max() + 1, train_mixtures) if curve_sizes is None else curve_sizes
-    known = train_mixtures if folds is None else None
-    rows = table.loc[[method for method in learnt if method in cross_validated.predictions]].reset_index()
-    study.write_table(
-        "fit/learning.csv",
-        _learning(inputs, designs, rows, sizes, known, repeats, seed, scored, cross_validated.outliers),
+    best, fitted, compared = choice.fit_chosen(compared, learnt, designs, losses_RJ)
+    kept = choice.without_outliers(compared.outliers, len(losses_RJ))
+    usable = [method for method in learnt if method in compared.predictions]
+    return FitResult(
+        inputs=inputs,
+        compared=compared,
+        method=best,
+        regressor=fitted,
+        rounds=len(rounds),
+        unresponsive=choice.unresponsive(compared, best, learnt),
+        noise=choice.noise(inputs.mixtures, inputs.losses, scored, kept),
+        learning=_learning(inputs, designs, usable, compared, scored, curves),
+        about=about,
     )
-    study.write_object("fit/regressor.joblib", fitted)
-    study.write_json(
-        "fit/choice.json",
-        {
-            "objective": objective,
-            "families": members,
-            "proxy_runs": len(losses_RJ),
-            "mixtures": int(groups.max()) + 1,
-            "train_mixtures": train_mixtures,
-            "folds": folds,
-            "regressor": best[0],
-            "features": best[1],
-            "mse": mse,
-            "spearman": spearman,
-            "dropped": list(drop),
-            "unresponsive": unresponsive,
-            "untrained": choice.untrained(inputs.mixtures),
-            "noise": noise,
-            **({"blend": fitted.describe()} if best[0] == "auto" else {}),
-        },
-    )
-    for line in choice.told_of_outliers(outliers):
-        print(line)
-    if unresponsive:
-        print(
-            f"{len(unresponsive)} of {len(inputs.domains)} evaluation domains do not respond to the mixture: no better "
-            f"than the mean on {choice.listed(unresponsive)}"
-        )
-    for line in choice.told_of_mean(cross_validated, best):
-        print(line)
-    ranks = f", Spearman {spearman:.3f}" if np.isfinite(spearman) else ""
-    print(f"chosen: {best[0]} on {best[1]}, MSE {mse:.3g}{ranks}")
-    if noise:
-        print(choice.told_of_noise(noise, mse))
-    if best[0] == "auto":
-        print(fitted.describe())
-    if not found and study.tasks and (study.root / "answers.csv").exists():
-        _cross_validate_accuracy(study, inputs.mixtures, regressors, rounds)
-    print(f"see {study}; `mde optimize --study={study}` finds the best mixture")
 
 
 def _methods(regressors: Sequence[str], features: Sequence[str], evaluated: list[str]) -> list[Method]:
@@ -206,17 +203,6 @@ def _rounds(
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
     rounds = cross_validation.folds(groups, folds, repeats, seed)
     return count - -(-count // folds), rounds
-
-
-def _say_rounds(cross_validated: cross_validation.CrossValidation, rounds: int) -> None:
-    """Which methods failed, and which were given fewer rounds than there are, on the terminal."""
-    for _, row in cross_validated.objective.iterrows():
-        if row["failed"]:
-            print(f"{row['regressor']} on {row['features']} failed: {row['failed']}")
-        elif row["n"] < rounds:
-            print(
-                f"{row['regressor']} on {row['features']}: scored on the first {row['n']} of {rounds} rounds, for cost"
-            )
 
 
 def _cross_validate_accuracy(
@@ -263,29 +249,25 @@ def _curve_sizes(mixtures: int, train_mixtures: int) -> list[int]:
 def _learning(
     inputs: ProxyRuns,
     designs: Mapping[str, np.ndarray],
-    learnt: pd.DataFrame,
-    sizes: Sequence[int],
-    known: int | None,
-    repeats: int,
-    seed: int,
+    usable: Sequence[Method],
+    compared: cross_validation.CrossValidation,
     objective: np.ndarray,
-    outliers: Sequence[Outlier],
+    curves: Curves,
 ) -> pd.DataFrame:
-    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone.
-
-    Those with `known` training mixtures stand in `learnt` already.
-    """
-    on_weights = learnt[[not feature_sets.evaluated_parts(name) for name in learnt["features"]]]
-    best = learnt.loc[learnt.groupby("regressor", sort=False)["mse"].idxmin()]
+    """Errors by number of training mixtures: of each regressor on its best feature set, and of the best on λ alone."""
+    table = compared.objective.set_index(["regressor", "features"]).loc[list(usable)].reset_index()
+    on_weights = table[[not feature_sets.evaluated_parts(name) for name in table["features"]]]
+    best = table.loc[table.groupby("regressor", sort=False)["mse"].idxmin()]
     rows = pd.concat([best, on_weights.nsmallest(1, "mse")])
     methods = list(dict.fromkeys(zip(rows["regressor"], rows["features"], strict=True)))
     columns = ["regressor", "features", "train", "mse", "mse_se"]
-    if not sizes or not methods:
+    if not curves.sizes or not methods:
         return pd.DataFrame(columns=columns)
-    new = [size for size in sizes if size != known]
+    new = [size for size in curves.sizes if size != curves.known]
     parts = []
-    if known in sizes:
-        parts.append(learnt.set_index(["regressor", "features"]).loc[methods].reset_index().assign(train=known))
+    if curves.known in curves.sizes:
+        known = table.set_index(["regressor", "features"]).loc[methods].reset_index()
+        parts.append(known.assign(train=curves.known))
     if new:
         with progress.of_methods("learning curves", len(new) * len(methods)) as advance:
             curve = cross_validation.learning_curve(
@@ -295,11 +277,11 @@ def _learning(
                 methods,
                 objective,
                 new,
-                min(repeats, CURVE_REPEATS),
-                seed,
+                curves.repeats,
+                curves.seed,
                 advance,
-                mixture_groups(inputs.mixtures.to_numpy()),
-                outliers,
+                inputs.groups,
+                compared.outliers,
             )
         parts.append(curve[curve["failed"] == ""])
     return pd.concat(parts)[columns].sort_values("train", kind="stable", ignore_index=True).rename_axis("point")
@@ -307,25 +289,3 @@ def _learning(
 
 def _for_auto(features: str) -> str:
     return "+".join([*feature_sets.evaluated_parts(features), "lambda"])
-
-
-def _predictions(inputs: ProxyRuns, cross_validated: cross_validation.CrossValidation) -> pd.DataFrame:
-    """One row per method and proxy run: the observed objective, its mean cross-validated prediction, how many splits
-    held the proxy run out, and the standard deviation of the prediction over them.
-    """
-    observed = inputs.losses.to_numpy() @ inputs.objective
-    parts = [
-        pd.DataFrame(
-            {
-                "run": inputs.losses.index,
-                "regressor": regressor,
-                "features": features,
-                "observed": observed,
-                "predicted": held.mean @ inputs.objective,
-                "splits": held.rounds,
-                "spread": held.spread,
-            }
-        )
-        for (regressor, features), held in cross_validated.predictions.items()
-    ]
-    return pd.concat(parts).set_index("run")

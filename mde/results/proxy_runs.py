@@ -1,5 +1,6 @@
 """The proxy runs of a study: their mixtures, losses and evaluated features, joined by run."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from mde.errors import unknown
 from mde.optimization import objectives
 from mde.regression import features as feature_sets
 from mde.regression import swarm
+from mde.regression.groups import mixture_groups
 from mde.study import Study
 
 
@@ -20,6 +22,16 @@ class ProxyRuns:
         self.losses = losses
         self.evaluated = evaluated
         self.objective = objective
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """The label of each run's mixture, [R]; replicates have the same."""
+        return mixture_groups(self.mixtures.to_numpy())
+
+    @property
+    def n_mixtures(self) -> int:
+        """How many different mixtures there are."""
+        return int(self.groups.max()) + 1
 
     @property
     def domains(self) -> list[str]:

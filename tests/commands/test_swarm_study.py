@@ -144,7 +144,7 @@ def test_a_stage_that_did_not_come_to_its_end_is_not_done(fitted, files, capsys,
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(fit, "_learning", stop)
+        patched.setattr(Study, "write_object", stop)
         with pytest.raises(SystemExit):
             cli.main([*same, "--repeats=6"])
     with pytest.raises(SystemExit):
