@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,109 +88,164 @@ def optimize(
     """
     check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
     max_distance = distance_limit(max_distance)
-    choice = study.read_json("fit/choice.json", "fit")
-    inputs, predictor, domains = proxy_runs(study, choice["objective"]), Predictor(study), study.domains
-    data = Data(inputs.mixtures)
-    names, counts = domains.training, tokens or tokens_of(study)
+    inputs = proxy_runs(study, study.read_json("fit/choice.json", "fit")["objective"])
+    data, counts = Data(inputs.mixtures), tokens or tokens_of(study)
     bounds = problem.constraints(
-        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, kl_penalty, frozen,
-        () if allow_untrained else data.untrained(),
+        study.domains.training, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl,
+        kl_penalty, frozen, () if allow_untrained else data.untrained(),
     )  # fmt: skip
+    question = _question(study, inputs, data, bounds, objective, reference, beta)
+    found, fitted = _searched(question, max_distance, method, candidates, refits, seed)
+    optimum = _optimum(question, found, fitted, candidates, seed)
+    study.write_json("optimum.json", optimum)
+    around = _surface(question.predictor, bounds, found.best.mixture, seed)
+    study.write_arrays("surface.npz", {**around, "moves": _moves(question.predictor, found.best.mixture)})
+    print("recommended: " + ", ".join(f"{name} {weight:.1%}" for name, weight in optimum["shares"].items()))
+    print(tables.predicted(study))
+    print(f"\n{support.compared(study)}\n")
+    if refits is not None and fitted and len(fitted) < refits:
+        print(f"the intervals of the weights are of {len(fitted)} refits, not {refits}: each of them is expensive")
+    for line in support.cautions(study):
+        print(line)
+    _say(optimum, study.unit_of(question.goal.counted(study.domains.evaluation)))
+    following = ("report", "shows more") if study.is_swarm else ("validate", "trains it and its baselines")
+    print(f"`mde {following[0]} --study={study}` {following[1]}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is minimised over which mixtures, and what is known before the search.
+
+    Attributes:
+      study: the study.
+      inputs: the proxy runs.
+      predictor: the chosen regressor.
+      data: the proxy runs as support of mixtures.
+      bounds: the constraints.
+      name: the objective, as it is recorded.
+      reference: the mixture that a worst case is measured from; None for none.
+      goal: the objective as a function of losses.
+      known: mixtures to compare with, [M, K] by name.
+    """
+
+    study: Study
+    inputs: ProxyRuns
+    predictor: Predictor
+    data: Data
+    bounds: Constraints
+    name: str | Mapping[str, float]
+    reference: str | None
+    goal: Objective
+    known: pd.DataFrame
+
+    @functools.cached_property
+    def unresponsive(self) -> problem.Unresponsive:
+        """The counted evaluation domains that do not respond to the mixture, and their part of the objective."""
+        choice = self.study.read_json("fit/choice.json", "fit")
+        return problem.unresponsive(choice, self.goal, self.study.domains.evaluation)
+
+
+def _question(
+    study: Study,
+    inputs: ProxyRuns,
+    data: Data,
+    bounds: Constraints,
+    objective: str | Mapping[str, float] | None,
+    reference: str | None,
+    beta: float,
+) -> Question:
+    domains, predictor = study.domains, Predictor(study)
     name = problem.objective_or_chosen(study, objective)
-    goal = objectives.make(name, domains.evaluation, names, None, beta)
-    own = problem.own_weights(goal, domains.evaluation, names)
+    goal = objectives.make(name, domains.evaluation, domains.training, None, beta)
+    own = problem.own_weights(goal, domains.evaluation, domains.training)
     known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
     if reference is not None:
         if reference not in known.index:
             raise unknown("reference", reference, known.index)
         losses = predictor(known.loc[[reference]].to_numpy())[0]
-        goal = objectives.make(name, domains.evaluation, names, losses, beta)
+        goal = objectives.make(name, domains.evaluation, domains.training, losses, beta)
         if reference != BEST_OBSERVED:  # which is then the best by what is minimised
             known = problem.reference_mixtures(inputs.mixtures, inputs.losses.to_numpy() @ goal, bounds, own)
-    dead = problem.unresponsive(choice, goal, domains.evaluation)
-    if dead.share == 1:
-        found = recommend.nothing(bounds, known)
-        fitted = None
-    else:
-        loss = problem.loss(study, predictor, goal, bounds, method)
-        start = problem.known_mixtures(study, bounds)
-        found = _shown(recommend.search_for, loss, bounds, data, max_distance, method, candidates, seed, start)
-        fitted = _refits(predictor, inputs, refits, seed)
-    table = pd.concat([pd.DataFrame([found.best.mixture], [RECOMMENDED], known.columns), known])
-    weights, gain = None, None
-    if fitted is not None:
+    return Question(study, inputs, predictor, data, bounds, name, reference, goal, known)
+
+
+def _searched(
+    question: Question,
+    max_distance: float | str | None,
+    method: str,
+    candidates: int,
+    refits: int | None,
+    seed: int,
+) -> tuple[recommend.Found, list[Any]]:
+    """The recommendation, and refits on halves of the proxy runs; none where nothing responds to the mixture."""
+    if question.unresponsive.share == 1:
+        return recommend.nothing(question.bounds, question.known), []
+    loss = problem.loss(question.study, question.predictor, question.goal, question.bounds, method)
+    start = problem.known_mixtures(question.study, question.bounds)
+    found = _shown(
+        recommend.search_for, loss, question.bounds, question.data, max_distance, method, candidates, seed, start
+    )
+    return found, _refits(question.predictor, question.inputs, refits, seed)
+
+
+def _optimum(
+    question: Question, found: recommend.Found, fitted: list[Any], candidates: int, seed: int
+) -> dict[str, Any]:
+    """The content of `optimum.json`."""
+    best, bounds, data, predictor, goal = (
+        found.best, question.bounds, question.data, question.predictor, question.goal,
+    )  # fmt: skip
+    table = pd.concat([pd.DataFrame([best.mixture], [RECOMMENDED], question.known.columns), question.known])
+    intervals = problem.intervals(predictor, question.inputs, goal, table.to_numpy(), LEVEL, seed)
+    weights = None
+    if fitted:
         optima = _optima(predictor, fitted, goal, bounds, found.region, table, candidates, seed)
         low, high = np.quantile(optima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         weights = dict(zip(table.columns, np.stack([low, high], axis=1), strict=True))
-    intervals = problem.intervals(predictor, inputs, goal, table.to_numpy(), LEVEL, seed)
-    if fitted is not None:
         design = predictor.design(table.to_numpy()[:1])
         chosen = np.array([goal(refitted.predict(design))[0] for refitted in fitted])
-        intervals[0] = uncertainty.selected_interval(
-            intervals[0], goal(predictor(table.to_numpy()[:1]))[0], chosen, LEVEL
-        )
-    predictions = _predictions(predictor, inputs, goal, bounds, table, intervals, data)
-    if fitted is not None:
-        gain = _gain(predictor, fitted, goal, table, predictions)
-    best = found.best
-    study.write_json(
-        "optimum.json",
-        {
-            "objective": name,
-            "reference": reference,
-            "beta": beta,
-            "kl_penalty": kl_penalty,
-            "regressor": choice["regressor"],
-            "features": choice["features"],
-            "shares": dict(zip(table.columns, best.mixture, strict=True)),
-            "share_intervals": weights,
-            "refits": 0 if fitted is None else len(fitted),
-            "interval_level": LEVEL,
-            "search": {
-                "method": best.method,
-                "evaluations": best.evaluations,
-                "gap": best.gap,
-                "restarts": best.restarts,
-                "loss_spread": best.loss_spread,
-                "mixture_spread": best.mixture_spread,
-            },
-            "support": {
-                **data.about(best.mixture),
-                "spacing": data.spacing,
-                "largest_weights": data.largest.to_dict(),
-                "untrained": data.untrained(),
-                "left_out": bounds.left_out,
-                "max_distance": found.radius,
-                "note": found.note,
-                "unrestricted": None if found.unrestricted is None else _elsewhere(predictor, goal, data, found),
-            },
-            "unresponsive": dead._asdict(),
-            "gain": gain,
-            "binding": bounds.binding(best.mixture),
-            "epochs": bounds.epochs(best.mixture),
-            "tokens": bounds.tokens,
-            "budget": bounds.budget,
-            "max_epochs": bounds.max_epochs,
-            "predictions": predictions,
+        predicted = goal(predictor(table.to_numpy()[:1]))[0]
+        intervals[0] = uncertainty.selected_interval(intervals[0], predicted, chosen, LEVEL)
+    predictions = _predictions(predictor, question.inputs, goal, bounds, table, intervals, data)
+    choice = question.study.read_json("fit/choice.json", "fit")
+    return {
+        "objective": question.name,
+        "reference": question.reference,
+        "beta": goal.beta,
+        "kl_penalty": bounds.kl_penalty,
+        "regressor": choice["regressor"],
+        "features": choice["features"],
+        "shares": dict(zip(table.columns, best.mixture, strict=True)),
+        "share_intervals": weights,
+        "refits": len(fitted),
+        "interval_level": LEVEL,
+        "search": {
+            "method": best.method,
+            "evaluations": best.evaluations,
+            "gap": best.gap,
+            "restarts": best.restarts,
+            "loss_spread": best.loss_spread,
+            "mixture_spread": best.mixture_spread,
         },
-    )
-    around = _surface(predictor, bounds, best.mixture, seed)
-    study.write_arrays("surface.npz", {**around, "moves": _moves(predictor, best.mixture)})
-    print("recommended: " + ", ".join(f"{k} {weight:.1%}" for k, weight in zip(table, best.mixture, strict=True)))
-    print(tables.predicted(study))
-    print(f"\n{support.compared(study)}\n")
-    if refits is not None and fitted is not None and len(fitted) < refits:
-        print(f"the intervals of the weights are of {len(fitted)} refits, not {refits}: each of them is expensive")
-    for line in support.cautions(study):
-        print(line)
-    _say(
-        bounds.binding(best.mixture),
-        bounds.epochs(best.mixture),
-        predictions,
-        study.unit_of(goal.counted(domains.evaluation)),
-    )
-    following = ("report", "shows more") if study.is_swarm else ("validate", "trains it and its baselines")
-    print(f"`mde {following[0]} --study={study}` {following[1]}")
+        "support": {
+            **data.about(best.mixture),
+            "spacing": data.spacing,
+            "largest_weights": data.largest.to_dict(),
+            "untrained": data.untrained(),
+            "left_out": bounds.left_out,
+            "max_distance": found.radius,
+            "note": found.note,
+            "unrestricted": None if found.unrestricted is None else _unrestricted(predictor, goal, data, found),
+        },
+        "unresponsive": question.unresponsive._asdict(),
+        "gain": _gain(predictor, fitted, goal, table, predictions) if fitted else None,
+        "binding": bounds.binding(best.mixture),
+        "epochs": bounds.epochs(best.mixture),
+        "tokens": bounds.tokens,
+        "budget": bounds.budget,
+        "max_epochs": bounds.max_epochs,
+        "predictions": predictions,
+    }
 
 
 def _shown(search_for: Callable[..., recommend.Found], loss: Loss, *arguments: Any) -> recommend.Found:
@@ -259,18 +315,18 @@ def _moves(predictor: Predictor, mixture: np.ndarray) -> np.ndarray:
     return found
 
 
-def _say(binding: Sequence[str], epochs: Mapping[str, float] | None, predictions: Mapping[str, Any], unit: str) -> None:
+def _say(optimum: Mapping[str, Any], unit: str) -> None:
     """What the constraints did, on the terminal."""
-    for constraint in binding:
+    for constraint in optimum["binding"]:
         print(f"binds: {constraint}")
-    if epochs:
+    if epochs := optimum["epochs"]:
         print("epochs at the budget: " + ", ".join(f"{name} {count:.3g}" for name, count in epochs.items()))
-    for name, baseline in predictions.items():
+    for name, baseline in optimum["predictions"].items():
         if not baseline["feasible"]:
             print(f"{name} breaks the constraints, {baseline['above_recommended']:+.4f} {unit}")
 
 
-def _elsewhere(predictor: Predictor, goal: Objective, data: Data, found: recommend.Found) -> dict[str, Any]:
+def _unrestricted(predictor: Predictor, goal: Objective, data: Data, found: recommend.Found) -> dict[str, Any]:
     """The optimum of the search without a limit on distance, which was not trusted."""
     assert found.unrestricted is not None
     mixture = found.unrestricted.mixture
