@@ -187,7 +187,7 @@ class Recommendation:
     """The mixture of least predicted loss.
 
     Attributes:
-      mixture: share of each training domain.
+      mixture: weight of each training domain.
       losses: predicted loss of each evaluation domain.
       objective: predicted objective.
       unit: of both.
@@ -259,7 +259,7 @@ def optimize(
       evaluation_domains: the J domains of the losses.
       objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain or
         pattern.
-      groups: training domains that are bounded together, by a name of your own.
+      groups: named groups of training domains, bounded together.
       unit: of the losses.
       method: of the search: auto, refinement or simulation.
       candidates: mixtures that the search starts from.

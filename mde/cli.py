@@ -16,28 +16,28 @@ from mde import hosts
 from mde.errors import UserError, reason, unknown
 
 HELP = {
-    "demo": "all stages, on your domains or on text out of installed packages",
-    "prepare": "text into tokens",
+    "demo": "all steps, on your domains or on text from installed packages",
+    "prepare": "turn text into tokens",
     "train": "train the seed model, the experts and the proxy runs",
     "score": "log-probs of the evaluation tokens under every run",
     "evaluate": "losses of mixtures of experts and of merged models",
     "fit": "compare regressors by cross-validation and choose one; also on two CSV files",
-    "optimize": "find the mixture of least predicted loss",
+    "optimize": "find the mixture with the lowest predicted loss",
     "validate": "train the recommended mixture and its baselines",
-    "final": "full models on the mixtures that were found; the same as `mde train --mixture=...`",
+    "final": "train full models on the mixtures found; the same as `mde train --mixture=...`",
     "report": "print the tables and write report.html",
     "design": "draw the mixtures of a swarm, for any trainer",
     "predict": "predicted losses of the mixtures in a CSV file",
     "iterate": "rounds of Bayesian optimisation: propose mixtures, train them, learn from them",
     "scale": "the best mixture at small budgets, carried to a large one",
-    "ablate": "models of parts of a corpus, what their merges say of unions, which parts to take",
+    "ablate": "models of parts of a corpus: how well merges stand in for unions, which parts to take",
     "reweight": "mixtures found while a proxy is trained: DoReMi and DoGE",
     "swarm": "write the proxy runs as two CSV files that RegMix or Olmix reads",
     "eval": "lm-evaluation-harness's tasks on a run, a merged model or a mixture of experts",
     "models": "the presets and their sizes",
-    "plan": "memory and time of a training, without the machines",
+    "plan": "memory and time of a training run, without the machines",
     "export": "a run as a model that Hugging Face's transformers loads",
-    "import": "such a model as a run of a study",
+    "import": "add such a model to a study as a run",
 }
 TOGETHER = ("train", "score", "validate", "final")  # what several processes can do together
 DEMO_CONFIG = "configs/demo.gin"

@@ -75,7 +75,7 @@ def ablate(
       unions_file: a CSV file of unions instead: a column `union`, and one a unit or source: how often it is in.
       smallest: sources in a drawn union, at least.
       largest: at most; all but one if None.
-      upsampled: how many of the drawn unions are trained a second time with their sources in equal shares.
+      upsampled: how many of the drawn unions are trained a second time with their sources with equal weights.
       taus: exponents of the prefix posterior of mixtures (MDE).
       tokens_per_domain: whole documents of each evaluation domain are taken until they have this many tokens.
       objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.

@@ -52,21 +52,21 @@ def design(
     Args:
       output: the CSV file to write: a column `run`, and one per domain.
       runs: how many mixtures.
-      tokens: tokens that there are, by domain, or the directory of a study that has them. Without them the domains are
+      tokens: available tokens per domain, or the directory of a study that has them. Without them the domains are
         those of the prior.
-      prior: around which mixtures lie, and their mean: proportional to the tokens, uniform, or shares by domain.
+      prior: around which mixtures lie, and their mean: proportional to the tokens, uniform, or weights by domain.
       temperature: power that the prior is raised to: 1 leaves it, .5 lifts small domains, 0 makes all alike.
-      strengths: least and greatest sum of the Dirichlet concentrations, drawn log-uniform for each run; one number for
+      strengths: min and max sum of the Dirichlet concentrations, drawn log-uniform for each run; one number for
         a single one. Small ones give corners, large ones mixtures near the prior.
-      floor: the least share beside zero; what is smaller becomes zero, and runs that differ in less are one.
-      lower: least shares, by domain.
-      upper: greatest shares.
-      fixed: shares that are given.
-      groups: domains by a name of your own, to draw in two levels: the sums of the groups, then the shares in each.
-      group_bounds: least and greatest sum of the shares, by group.
+      floor: min weight besides zero; smaller weights become zero, and runs that differ by less are one.
+      lower: min weights, by domain.
+      upper: max weights.
+      fixed: weights that are given.
+      groups: named groups of domains, drawn in two levels: sums of the groups, then weights within each.
+      group_bounds: min and max sum of the weights, by group.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      max_kl: greatest KL divergence from the prior, nats.
+      max_kl: max KL divergence from the prior, nats.
       seed: of the draws.
       difference: difference in loss between two mixtures that the runs should find: with a probability of 80%, in a
         two-sided test at 5%.

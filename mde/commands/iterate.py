@@ -62,17 +62,17 @@ def iterate(
       regressor: of the objective; one with a standard deviation.
       features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
       threshold: expected improvement, in units of the noise, below which it stops.
-      lower: least shares, by training domain.
-      upper: greatest shares.
-      fixed: shares that are given.
-      groups: training domains by a name of your own, to bound together.
-      group_bounds: least and greatest sum of the shares, by group.
-      frozen: training domains that keep their ratios, by a name of your own; only their sum varies.
-      tokens: tokens that there are, by domain; those of the study by default.
+      lower: min weights, by training domain.
+      upper: max weights.
+      fixed: weights that are given.
+      groups: named groups of domains, to bound together.
+      group_bounds: min and max sum of the weights, by group.
+      frozen: named groups of domains with fixed ratios; only their sum varies.
+      tokens: available tokens per domain; those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      prior: a mixture to stay near: uniform, proportional or shares by domain.
-      max_kl: greatest KL divergence from the prior, nats.
+      prior: a mixture to stay near: uniform, proportional or weights by domain.
+      max_kl: max KL divergence from the prior, nats.
       checkpoint_every: steps between states to resume from.
       seed: of the search for what to train.
     """

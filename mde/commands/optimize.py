@@ -1,4 +1,4 @@
-"""`mde optimize`: the mixture of least predicted loss under constraints, what stops it, and how sure that is."""
+"""`mde optimize`: the mixture with the lowest predicted loss under constraints, what binds, and how sure that is."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -68,18 +68,18 @@ def optimize(
         avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.
       beta: standard deviations of the prediction that are added to the objective.
-      lower: least shares, by training domain.
-      upper: greatest shares.
-      fixed: shares that are given.
-      groups: training domains by a name of your own, to bound together.
-      group_bounds: least and greatest sum of the shares, by group.
-      frozen: training domains that keep their ratios, by a name of your own; only their sum varies.
-      tokens: tokens that there are, by domain, to which the proportional mixture is; those of the study by default.
+      lower: min weights, by training domain.
+      upper: max weights.
+      fixed: weights that are given.
+      groups: named groups of domains, to bound together.
+      group_bounds: min and max sum of the weights, by group.
+      frozen: named groups of domains with fixed ratios; only their sum varies.
+      tokens: available tokens per domain (defines the proportional mixture); those of the study by default.
       budget: tokens that the target model is trained on.
       max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      prior: a mixture to stay near: uniform, proportional, unimax or shares by domain.
-      max_kl: greatest KL divergence from the prior, nats.
-      kl_penalty: what a nat of this divergence costs, in the unit of the losses.
+      prior: a mixture to stay near: uniform, proportional, unimax or weights by domain.
+      max_kl: max KL divergence from the prior, nats.
+      kl_penalty: cost of one nat of this divergence, in the unit of the losses.
       max_distance: largest total variation distance from the nearest proxy run, from 0 to 1, or none to search
         everywhere. By default there is no limit where the optimum lies among the proxy runs; where it does not, the
         limit is the largest distance between a proxy run and its nearest neighbour.

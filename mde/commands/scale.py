@@ -61,15 +61,15 @@ def scale(
       budgets: tokens of the base runs, increasing.
       target: tokens of the run that the mixture is wanted for; by default one step as large as the last one.
       unit: of `budgets` and `target`: tokens or (optimizer) steps; of files it is tokens.
-      base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or shares by domain.
+      base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or weights by domain.
       factor: by which a domain's tokens are divided and multiplied.
       seeds: runs of each kind; two or more say how large the noise of a run is.
       objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
       fit: domain, each law through its own three losses, or joint, all laws at once.
       nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
         law, which may be flat; it is refused otherwise.
-      floor: least quantity of a domain at a budget, in base quantities; by default as little as was measured.
-      tokens: tokens that there are, by domain; those of the study by default.
+      floor: min quantity of a domain at a budget, in base quantities; by default as little as was measured.
+      tokens: available tokens per domain; those of the study by default.
       max_epochs: how often a domain may be read by a run and by the optima.
       noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
       resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
