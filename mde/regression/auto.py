@@ -27,11 +27,12 @@ Candidate = tuple[BaseEstimator, str]  # an unfitted regressor and the feature s
 FOLDS = 4
 SHRINKAGE = 1.0  # how strongly weights are pulled to their centre, in units of the best candidate's squared error
 REACH = 2.0  # distances between neighbouring runs (`Support.spacing`) beyond which predictions fall back to the mean
-CAUTION = 1.0  # standard errors that are taken off what predictions are worth beside the mean
+CAUTION = 1.5  # standard errors that are taken off what predictions are worth beside the mean
 HARDLY = 0.02  # of the typical variation of a domain's weight: with less, nothing can be learnt from it
 ROUNDS = 2  # of replacing outlying losses by better predictions and fitting again
 MOVED = 0.1  # spreads of a target that a loss must be replaced by more, or less, for that to matter
-BEYOND = 0.25  # how far features and predictions may leave what the proxy runs covered, in parts of its range
+FEATURES_BEYOND = 3.0  # how far features may leave the range that the proxy runs cover, in units of that range
+LOSSES_BEYOND = 1.0  # the same of the predictions of a candidate
 
 
 @dataclass
@@ -75,13 +76,13 @@ class Auto(RegressorMixin, BaseEstimator):
     Weights are those of least squared out-of-fold error (Breiman, Stacked regressions, 1996), not negative, of sum one:
     first for all targets together, pulled towards equality, then for each target, pulled towards the common ones. Every
     candidate is refitted in every inner fold, hyper-parameters and all, and replicates stay in one fold. What the blend
-    says beyond the mean counts as far as out-of-fold rows bear it out, minus a standard error, so a target that does
+    says beyond the mean counts as far as out-of-fold rows bear it out, minus 1.5 standard errors, so a target that does
     not respond to the mixture is predicted by its mean.
 
-    It cannot explode. Features count as far as `BEYOND` outside the range of the proxy runs, predictions of a candidate
-    reach as far outside the range of the losses, and far from all runs (`Support`) predictions fall back to the mean
-    and their deviations grow. A loss that is far from what the other runs predict (`find_outliers`) is replaced by that
-    prediction.
+    It cannot explode. Features count as far as `FEATURES_BEYOND` outside the range of the proxy runs, predictions of a
+    candidate as far as `LOSSES_BEYOND` outside the range of the losses, and far from all runs (`Support`) predictions
+    fall back to the mean and their deviations grow. A loss that is far from what the other runs predict
+    (`find_outliers`) is replaced by that prediction.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
@@ -98,6 +99,7 @@ class Auto(RegressorMixin, BaseEstimator):
       failed_: by candidate, why it was not used.
       out_of_fold_: [R, J], the blend's errors on rows it had not seen; NaN for outlying losses.
       out_of_fold_deviation_: [R, J], the deviations that it gave there.
+      row_weights_: [R], 1 / number of runs of each run's mixture.
     """
 
     calibrated = True  # its deviations have been held against out-of-fold errors
@@ -274,7 +276,7 @@ class Auto(RegressorMixin, BaseEstimator):
             mean, table.deviation[number, rows] = predict_with_deviation(fitted, part)
             if not np.isfinite(mean).all():
                 table.failed[number] = "predicted a loss that is not finite"
-            table.predicted[number, rows] = np.clip(mean, *_extended(job[1]))
+            table.predicted[number, rows] = np.clip(mean, *_extended(job[1], LOSSES_BEYOND))
 
     def _clean_again(self, table: _Table) -> bool:
         """Replaces outlying losses by what the blend predicts of them; whether it matters beside what was there."""
@@ -327,14 +329,15 @@ class Auto(RegressorMixin, BaseEstimator):
         one.inner_error_ = np.mean(self._errors(table)[kept] ** 2, axis=1)
         one.inner_deviation_ = np.sqrt(np.mean((table.predicted[kept] - table.cleaned) ** 2, axis=1))
         one.mean_, one.spread_ = table.cleaned.mean(axis=0), table.cleaned.std(axis=0)
-        one.lowest_, one.highest_ = _extended(table.cleaned)
+        one.lowest_, one.highest_ = _extended(table.cleaned, LOSSES_BEYOND)
         one.inputs_ = _Inputs(table.design, len(self.evaluated))
         one.support_ = Support(self._mixtures(table.design))
         one.out_of_fold_ = table.losses - blend
         for outlier in one.outliers_:
             one.out_of_fold_[outlier.row, outlier.target] = np.nan
         one.correlation_ = shrunk_correlation(one.out_of_fold_)
-        one.calibration_ = calibration(one.out_of_fold_, deviation)
+        one.row_weights_ = 1 / np.bincount(table.groups)[table.groups]
+        one.calibration_ = calibration(one.out_of_fold_, deviation, one.row_weights_)
         one.out_of_fold_deviation_ = one.calibration_ * deviation
         return one
 
@@ -367,8 +370,8 @@ def stacking_weights(errors: np.ndarray, shrinkage: float = SHRINKAGE, centre: n
 def _believed(predicted: np.ndarray, observed: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Part of the predicted differences to the mean that out-of-fold rows bear out, by target, [J], between 0 and 1.
 
-    The slope of observed [R, J] on predicted differences [R, J], minus one standard error of it. Errors of replicates,
-    rows of one group, go together.
+    The slope of observed [R, J] on predicted differences [R, J], minus `CAUTION` standard errors of it. Errors of
+    replicates, rows of one group, go together.
     """
     squares = np.maximum((predicted**2).sum(axis=0), 1e-300)
     moments = np.zeros((groups.max() + 1, predicted.shape[1]))
@@ -390,8 +393,8 @@ def _blended(
 class _Inputs:
     """Brings designs to what was covered by the proxy runs that a blend is fitted on.
 
-    Features count as far as `BEYOND` outside of their range. The weight of a domain that hardly varies, or in a single
-    run only, is set to its mean: it would explain whatever else was odd about that run.
+    Features count as far as `FEATURES_BEYOND` outside of their range. The weight of a domain that hardly varies, or
+    in a single run only, is set to its mean: it would explain whatever else was odd about that run.
 
     Args:
       design: that is fitted on.
@@ -399,7 +402,7 @@ class _Inputs:
     """
 
     def __init__(self, design: np.ndarray, n_evaluated: int):
-        self.low, self.high = (bound.copy() for bound in _extended(design))
+        self.low, self.high = (bound.copy() for bound in _extended(design, FEATURES_BEYOND))
         mixtures = design if design.ndim == 2 else design[:, 0, n_evaluated:]
         off = np.sort(np.abs(mixtures - np.median(mixtures, axis=0)), axis=0)
         spread = np.sqrt(np.mean(off[:-1] ** 2, axis=0))  # without the run that is farthest off
@@ -412,7 +415,7 @@ class _Inputs:
         return np.clip(design, self.low, self.high)
 
 
-def _extended(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The range of each column, extended by `BEYOND` of it on both sides."""
+def _extended(table: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """The range of each column, extended by a part of it on both sides."""
     low, high = table.min(axis=0), table.max(axis=0)
-    return low - BEYOND * (high - low), high + BEYOND * (high - low)
+    return low - part * (high - low), high + part * (high - low)

@@ -139,7 +139,7 @@ def objective_deviation(regressor: Any, deviations: np.ndarray, objective: np.nd
         return found
     expected = _of_sum(regressor.out_of_fold_deviation_ * objective, correlation)
     residual = np.where(objective != 0, regressor.out_of_fold_, 0) @ objective
-    return found * calibration(residual[:, None], expected[:, None])[0]
+    return found * calibration(residual[:, None], expected[:, None], regressor.row_weights_)[0]
 
 
 def _of_sum(deviations: np.ndarray, correlation: np.ndarray) -> np.ndarray:
@@ -172,23 +172,34 @@ def _check_tables(design: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def calibration(
-    residual_RJ: np.ndarray, deviation_RJ: np.ndarray, level: float = 0.9, belief: float = 8.0
+    residual_RJ: np.ndarray,
+    deviation_RJ: np.ndarray,
+    weight_R: np.ndarray | None = None,
+    level: float = 0.9,
+    belief: float = 8.0,
 ) -> np.ndarray:
     """What standard deviations are multiplied by, by target, [J], so that normal intervals hold new runs at this level.
 
     The quantile of each target's own out-of-fold ratios of error to deviation, with all targets' ratios mixed in as if
     they were `belief` more rows, one row more than there are, as in conformal prediction (Vovk et al., 2005). A few
     rows say little of their own spread: the factor is larger by Student's t against the normal distribution. Residuals
-    that are NaN, of outlying losses, are left out.
+    that are NaN, of outlying losses, are left out. Replicates are one row together: each has a part of its weight.
+
+    Args:
+      residual_RJ: out-of-fold errors.
+      deviation_RJ: the standard deviations that were expected of them.
+      weight_R: 1 / number of runs of the row's mixture; ones by default.
+      level: of the intervals.
+      belief: rows' worth of all targets' ratios.
     """
     targets = residual_RJ.shape[1]
-    known_RJ = np.isfinite(residual_RJ)
+    known_RJ = np.isfinite(residual_RJ) * (np.ones(len(residual_RJ)) if weight_R is None else weight_R)[:, None]
     rows_J = known_RJ.sum(axis=0)
     ratio = np.divide(np.abs(residual_RJ), deviation_RJ, out=np.zeros_like(residual_RJ), where=deviation_RJ > 0)
-    ratio[~known_RJ] = 0
+    ratio[known_RJ == 0] = 0
     values = np.concatenate([ratio, np.repeat(ratio.reshape(-1, 1), targets, axis=1)])
-    shared = np.where(known_RJ.reshape(-1, 1), belief / max(known_RJ.sum(), 1), 0)
-    weights = np.concatenate([known_RJ.astype(float), np.repeat(shared, targets, axis=1)])
+    shared = belief * known_RJ.reshape(-1, 1) / max(known_RJ.sum(), 1e-300)
+    weights = np.concatenate([known_RJ, np.repeat(shared, targets, axis=1)])
     needed_J = np.minimum(level * (rows_J + belief + 1), rows_J + belief)
     order = np.argsort(values, axis=0)
     reached = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0) >= needed_J - 1e-9

@@ -112,12 +112,12 @@ def test_deviation_of_the_objective_by_hand():
 def test_calibration_of_one_target_by_hand():
     """Of 18 ratios 1 … 18 the .9 quantile, one row more and no belief: .9 · 19 = 17.1, so the 18th."""
     errors = np.arange(1.0, 19)[:, None] * np.tile([[0.1], [-0.1]], (9, 1))
-    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), 0.9, belief=0.0)
+    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), level=0.9, belief=0.0)
     student = t.ppf(0.95, 14) / norm.ppf(0.95)
     np.testing.assert_allclose(found, [18 * student / norm.ppf(0.95)])
     # At level .5 it is 9.5 rows, so the tenth.
     student = t.ppf(0.75, 14) / norm.ppf(0.75)
-    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), 0.5, belief=0.0)
+    found = uncertainty.calibration(errors, np.full((18, 1), 0.1), level=0.5, belief=0.0)
     np.testing.assert_allclose(found, [10 * student / norm.ppf(0.75)])
 
 
@@ -125,10 +125,10 @@ def test_calibration_takes_all_targets_as_eight_more_rows_by_hand():
     """Ratios 1 and 3 in 8 rows each: 16 rows' worth, of which 8 + 4 at most 1 and .5 · 17 = 8.5 are needed."""
     errors = np.tile([[1.0, 3.0]], (8, 1))
     factor = t.ppf(0.75, 4) / norm.ppf(0.75) ** 2
-    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), 0.5), [factor, 3 * factor])
+    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), level=0.5), [factor, 3 * factor])
     # At level .8 it is 13.6 of 16: more than the first target's 12, and both take the larger ratio.
     factor = t.ppf(0.9, 4) / norm.ppf(0.9) ** 2
-    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), 0.8), [3 * factor, 3 * factor])
+    np.testing.assert_allclose(uncertainty.calibration(errors, np.ones((8, 2)), level=0.8), [3 * factor, 3 * factor])
 
 
 def test_calibration_leaves_out_what_is_not_known():
@@ -144,6 +144,13 @@ def test_calibration_leaves_out_what_is_not_known():
     outlying = errors.copy()
     outlying[3, 0] = 100
     assert uncertainty.calibration(once, deviation)[0] < uncertainty.calibration(outlying, deviation)[0]
+
+
+def test_calibration_takes_replicates_as_one_row():
+    rng = np.random.default_rng(0)
+    errors, deviation = rng.normal(size=(10, 2)), rng.uniform(1, 2, size=(10, 2))
+    repeated = uncertainty.calibration(errors.repeat(4, axis=0), deviation.repeat(4, axis=0), np.full(40, 0.25))
+    np.testing.assert_allclose(repeated, uncertainty.calibration(errors, deviation))
 
 
 def test_calibration_makes_intervals_of_each_target_hold_as_many_as_they_say():
