@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from mde.errors import UserError
 from mde.evaluation import quadratic
-from mde.evaluation._text import Text
+from mde.evaluation.mixture import Text
 from mde.evaluation.polytope import Polytope, inequalities, least_linear, polytope
 from mde.evaluation.second_order import Model, Rows, rows_of
 

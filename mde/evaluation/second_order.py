@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mde import hosts
 from mde.errors import UserError
-from mde.evaluation._text import Text
+from mde.evaluation.mixture import Text
 
 _BLOCK_BYTES = 3_200_000  # a block and what is made of it stay in the cache
 _BLOCKS = 4  # that a thread takes at once

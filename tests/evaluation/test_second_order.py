@@ -4,7 +4,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from mde.evaluation import second_order
-from mde.evaluation._text import Text
+from mde.evaluation.mixture import Text
 from mde.evaluation.second_order import rows_of
 
 K, J, N = 4, 3, 6
