@@ -1,25 +1,23 @@
 """Sums over tokens of `log Σ_k λ_k p_k(x_t)` for many candidate mixtures λ, and their derivatives, on the devices.
 
 A sum of logarithms is the logarithm of a product. The kernel multiplies the mixtures of all tokens of a domain and
-keeps the product as a mantissa in [1, 2) and a count of octaves (powers of two), so nothing underflows and no logarithm
-is taken on the device. The host takes one logarithm per domain and candidate, in float64.
+keeps the product as a mantissa in [1, 2) and a count of octaves (powers of two), so no logarithm is taken on the
+device. The host takes one logarithm per domain and candidate, in float64.
 
-A row holds a token's probabilities over the largest of them. Its mixture is at least the candidate's smallest weight,
-and at least the row's smallest probability. Where one of the two is at least exp(−10), eight mixtures can be multiplied
-as float32 numbers. Only candidates with smaller weights, on rows with smaller probabilities ("wide" rows), need more:
-there each probability and weight is a mantissa and octaves of its own, and mixtures are taken over their largest term.
-This is log-sum-exp in base 2, with exact exponents.
+A row holds a token's probabilities over the largest of them. The mixtures of eight rows are multiplied as float32
+numbers. Where such a product is so small that float32 could have lost something, the block of tokens is redone: each
+probability and weight is then a mantissa and octaves of its own, and each mixture is taken over its largest term. This
+is log-sum-exp in base 2, with exact exponents.
 
 Shapes: T rows, K experts, C candidates, J domains, B blocks on a device, N rows in a block. Rows have one more column,
 of an expert of weight 1 that owns the rows of padding: their mixture is exactly 1 and changes no product.
 """
 
 import dataclasses
-import enum
 import functools
 import operator
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,22 +30,12 @@ from mde import hosts
 from mde.training.placement import mesh_of
 
 _GROUP = 8  # mixtures multiplied before the exponent is split off
-_REACH = 10.0  # nats; the product of a group is at least exp(-80) = 1.8e-35, a normal float32
+_LEAST = 2.0**-96  # of a product: terms that float32 drops, below 2**-126 each, are then below 1e-9 of it
+_LOWEST = -87.0  # nats; exp of it is a normal float32
 _MANTISSAS = 64  # numbers below 2 that are multiplied: below 2**64
 _UNROLLED = 16  # experts up to which a spelled-out sum, which XLA fuses with the products, beats a matmul
 _WIDTHS = (32, 512)  # candidates per program; two sizes, so that few programs are compiled
 _PART = 1 << 13  # rows that one thread of the host prepares at a time
-_TOKEN, _PADDING, _WIDE = 0, 1, 2  # what the last column says of a row
-
-Step = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-
-
-class Part(enum.Enum):
-    """Which rows a program covers, and how."""
-
-    ALL = "all rows, for candidates without small weights"
-    NARROW = "rows that are not wide"
-    WIDE = "wide rows, for any candidate"
 
 
 def _tile() -> tuple[int, int]:
@@ -73,8 +61,7 @@ class Term:
 
     offsets: np.ndarray  # [J] sums of the rows' largest logits, float64
     counts: np.ndarray  # [J] rows
-    rows: Blocks
-    wide: Blocks | None
+    blocks: tuple[Blocks, ...]
 
     def sums(self, weights_CxK: np.ndarray) -> np.ndarray:
         """[C, J] sums in nats, float64."""
@@ -90,41 +77,28 @@ class Term:
         return found
 
     def traced(self, gradients: bool, weights_CxK: jax.Array) -> jax.Array:
-        """[C, J] sums without offsets, or [C, K, J] gradients, float32, under a JAX transformation.
-
-        The weights are not known yet, so every wide row is treated as one.
-        """
-        program = functools.partial(_program, gradients, len(self.offsets))
-        total = _total(jnp, gradients, program(Part.NARROW, self.rows, weights_CxK.T)).T
-        if self.wide is None:
-            return total
-        mantissas, octaves = _normalise(weights_CxK.T)
-        weights_2xKxC = jnp.stack([mantissas, jnp.where(weights_CxK.T > 0, octaves, -jnp.inf)])
-        return total + _total(jnp, gradients, program(Part.WIDE, self.wide, weights_2xKxC)).T
+        """[C, J] sums without offsets, or [C, K, J] gradients, float32, under a JAX transformation."""
+        mantissas, octaves = _split(weights_CxK.T)
+        weights_2xKxC = jnp.stack([mantissas, octaves])
+        found = [_program(gradients, len(self.offsets), blocks, weights_2xKxC) for blocks in self.blocks]
+        return functools.reduce(operator.add, (_total(jnp, gradients, parts) for parts in found)).T
 
     def _add(self, gradients: bool, weights_CxK: np.ndarray, found: np.ndarray) -> None:
         """Adds to `found`, [C, J] or [C, K, J]."""
-        inner = weights_CxK.min(axis=1) >= np.exp(-_REACH)
-        work = [(inner, Part.ALL, self.rows), (~inner, Part.NARROW, self.rows), (~inner, Part.WIDE, self.wide)]
+        c, k = weights_CxK.shape
+        width = _WIDTHS[0] if c <= _WIDTHS[0] else _WIDTHS[1]
+        # Candidates with small weights need blocks redone, so they stand together.
+        order = np.argsort(weights_CxK.min(axis=1))
         running = []  # devices work while the host hands over more
-        for chosen, part, blocks in work:
-            candidates = np.flatnonzero(chosen)
-            width = _WIDTHS[0] if len(candidates) <= _WIDTHS[0] else _WIDTHS[1]
-            for start in range(0, len(candidates) if blocks else 0, width):
-                here = candidates[start : start + width]
-                filled = np.resize(weights_CxK[here], (width, weights_CxK.shape[1])).T
-                weights = np.stack(split(filled)) if part is Part.WIDE else filled
-                program = _program(gradients, len(self.offsets), part, blocks, weights.astype(np.float32))
-                running.append((here, program))
-        for here, result in running:
-            total = _total(np, gradients, [np.asarray(x, np.float64) for x in result])
+        for start in range(0, c, width):
+            here = order[start : start + width]
+            mantissas, exponents = np.frexp(np.resize(weights_CxK[here], (width, k)).T)
+            octaves = np.where(mantissas > 0, exponents, -np.inf)
+            weights_2xKxC = np.stack([mantissas, octaves]).astype(np.float32)
+            running += [(here, _program(gradients, len(self.offsets), blocks, weights_2xKxC)) for blocks in self.blocks]
+        for here, parts in running:
+            total = _total(np, gradients, [np.asarray(x, np.float64) for x in parts])
             found[here] += total.T[: len(here)]
-
-
-def split(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mantissas in [1, 2) and octaves of non-negative numbers; zero has minus infinity octaves."""
-    mantissas, octaves = np.frexp(values)
-    return np.where(values > 0, 2 * mantissas, 1), np.where(values > 0, octaves - 1.0, -np.inf)
 
 
 class TermBuilder:
@@ -135,47 +109,59 @@ class TermBuilder:
       n_domains: J.
       n_experts: K.
       n_devices: over which the rows are spread.
+      wide: whether most rows have logits that are further apart than float32 can hold probabilities.
     """
 
-    def __init__(self, domains_T: np.ndarray, n_domains: int, n_experts: int, n_devices: int):
+    def __init__(self, domains_T: np.ndarray, n_domains: int, n_experts: int, n_devices: int, wide: bool):
         self._domains, self._devices, self._added = domains_T, n_devices, 0
         self._offsets = np.zeros(n_domains)
-        self._layout = _Layout(domains_T, n_domains, n_devices)
-        self._rows = self._layout.empty(n_experts + 1)
+        self._layout = None if wide else _Layout(domains_T, n_domains, n_devices)
+        self._rows = None if self._layout is None else self._layout.empty(n_experts + 1)
         self._wide: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, logits: np.ndarray) -> None:
         """Adds rows [n, K]; probabilities are rounded to float32 once."""
-        starts = range(0, len(logits), _PART)
         with ThreadPoolExecutor(hosts.cores()) as threads:
-            found = list(
-                threads.map(lambda start: self._part(logits[start : start + _PART], self._added + start), starts)
+            found = threads.map(
+                lambda start: self._part(logits[start : start + _PART], self._added + start),
+                range(0, len(logits), _PART),
             )
-        for offsets, domains, wide in found:
-            self._offsets += offsets
-            if len(domains):
-                self._wide.append((domains, wide))
+            for offsets, domains, wide in found:
+                self._offsets += offsets
+                if len(domains):
+                    self._wide.append((domains, wide))
         self._added += len(logits)
 
     def _part(self, logits: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Writes probabilities; returns sums of the largest logits [J], and domains and values of wide rows."""
         columns = np.ascontiguousarray(logits.T, dtype=np.float64)  # reductions over few experts are faster this way
         largest = columns.max(axis=0)
-        impossible = np.isneginf(largest)  # whatever the weights; the offset says so, and the row becomes padding
-        columns -= np.where(impossible, 0, largest)
-        wide = (columns.min(axis=0) < -_REACH) & ~impossible
+        largest[np.isneginf(largest)] = 0
+        columns -= largest
+        domains = self._domains[first : first + len(logits)]
+        offsets = np.bincount(domains, weights=largest, minlength=len(self._offsets))
+        if self._layout is None or self._rows is None:
+            return offsets, domains, columns.T
+        wide = columns.min(axis=0) < _LOWEST
+        target = self._layout.target[first : first + len(logits)]
+        if wide.any():
+            wide &= ((columns < _LOWEST) & (columns > -np.inf)).any(axis=0)
+            columns, kept = columns[:, ~wide], columns
+            target = target[~wide]
+        else:
+            kept = columns
         high = columns.astype(np.float32)
         with np.errstate(invalid="ignore"):  # −inf has no rest
             rest = np.nan_to_num((columns - high).astype(np.float32))
-        target, domains = (x[first : first + len(logits)] for x in (self._layout.target, self._domains))
         self._rows[target, :-1] = (np.exp(high) * (1 + rest)).T  # what rounding the logits lost is put back
-        self._rows[target, -1] = np.select([impossible, wide], [_PADDING, _WIDE], _TOKEN)
-        offsets = np.bincount(domains, weights=largest, minlength=len(self._offsets))
-        return offsets, domains[wide], columns[:, wide].T
+        self._rows[target, -1] = 0
+        return offsets, domains[wide], kept[:, wide].T
 
     def finish(self) -> Term:
         """The term."""
-        wide = None
+        blocks = []
+        if self._layout is not None and self._rows is not None:
+            blocks.append(self._layout.deal(self._rows))
         if self._wide:
             domains, logits = (np.concatenate(parts) for parts in zip(*self._wide, strict=True))
             layout = _Layout(domains, len(self._offsets), self._devices)
@@ -184,10 +170,10 @@ class TermBuilder:
             with np.errstate(invalid="ignore"):
                 mantissas = np.nan_to_num(np.exp2(logits / np.log(2) - octaves), nan=1)
             rows[layout.target, 0, :-1], rows[layout.target, 1, :-1] = mantissas, octaves
-            rows[:, 0, -1], rows[layout.target, 1, -1] = 1, -np.inf
-            wide = layout.deal(rows)
+            rows[layout.target, 1, -1] = -np.inf
+            blocks.append(layout.deal(rows))
         counts = np.bincount(self._domains, minlength=len(self._offsets))
-        return Term(self._offsets, counts, self._layout.deal(self._rows), wide)
+        return Term(self._offsets, counts, tuple(blocks))
 
 
 class _Layout:
@@ -218,9 +204,10 @@ class _Layout:
     def empty(self, *shape: int) -> np.ndarray:
         """[devices · B · N, *shape] rows of padding."""
         rows = np.zeros((len(self._domains) * self._size, *shape), np.float32)
-        rows[..., -1] = _PADDING
-        if len(shape) == 2:
-            rows[:, 1] = np.append(np.full(shape[1] - 1, -np.inf), 0)
+        if len(shape) == 1:
+            rows[:, -1] = 1
+        else:  # mantissas 1; octaves −inf, but for the owner of padding
+            rows[:, 0], rows[:, 1, :-1] = 1, -np.inf
         return rows
 
     def deal(self, rows: np.ndarray) -> Blocks:
@@ -234,20 +221,22 @@ class _Layout:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _program(gradients: bool, n_domains: int, part: Part, blocks: Blocks, weights: jax.Array) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _program(gradients: bool, n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tuple[jax.Array, ...]:
     """What each device finds on its own rows; the devices are the first axis."""
     kernel = _gradients if gradients else _products
 
-    def local(rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights: jax.Array) -> list[jax.Array]:
-        return [x[None] for x in kernel(part, n_domains, rows, domains_B, steps, weights)]
+    def local(
+        rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights_2xKxC: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        return tuple(x[None] for x in kernel(n_domains, rows, domains_B, steps, weights_2xKxC))
 
     dealt = P("tokens")
     mapped = jax.shard_map(local, mesh=blocks.mesh, in_specs=(dealt, dealt, P(), P()), out_specs=dealt, check_vma=False)
-    return mapped(blocks.rows, blocks.domains, blocks.steps, weights)
+    return mapped(blocks.rows, blocks.domains, blocks.steps, weights_2xKxC)
 
 
-def _total(xp: object, gradients: bool, parts: list) -> np.ndarray:
+def _total(xp: Any, gradients: bool, parts: Any) -> Any:
     """Sums over the devices in nats: [J, C], or [J, K, C] gradients."""
     if gradients:
         return (parts[0] + parts[1]).sum(axis=0)
@@ -256,49 +245,66 @@ def _total(xp: object, gradients: bool, parts: list) -> np.ndarray:
 
 
 def _products(
-    part: Part, n_domains: int, rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights: jax.Array
+    n_domains: int, rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights_2xKxC: jax.Array
 ) -> tuple[jax.Array, ...]:
     """[J, C] products of mixtures: mantissas, octaves, and what rounding lost of the octaves."""
-    step = functools.partial(_wide_mixtures if part is Part.WIDE else _mixtures, part, weights)
+    weights_KxC = weights_2xKxC[0] * _power_of_two(weights_2xKxC[1])
+
+    def exact(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mixtures, octaves = lax.map(functools.partial(_scaled_groups, weights_2xKxC), _pieces(block))
+        product, more = _multiply(mixtures.reshape(-1, mixtures.shape[-1]))
+        return product, octaves.sum(axis=0) + more
 
     def add(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         (mantissas, octaves, lost), j = carry, domains_B[i]
-        piece = rows[i].reshape(-1, _tile()[1], *rows.shape[2:])
-        products, octaves_here = lax.map(step, piece)  # one piece after another, each in the cache
-        product, more = _multiply(products.reshape(-1, products.shape[-1]))
+        groups = lax.map(functools.partial(_groups, weights_KxC), _pieces(_probabilities(rows[i])))
+        groups = groups.reshape(-1, groups.shape[-1])
+        product, octaves_here = lax.cond(groups.min() >= _LEAST, lambda: _multiply(groups), lambda: exact(rows[i]))
         mantissa, carried = _normalise(mantissas[j] * product)
-        total, lost_here = two_sum(octaves[j], octaves_here.sum(axis=0) + more + carried)
+        total, lost_here = two_sum(octaves[j], octaves_here + carried)
         return mantissas.at[j].set(mantissa), octaves.at[j].set(total), lost.at[j].add(lost_here)
 
-    zeros = jnp.zeros((n_domains, weights.shape[-1]), jnp.float32)
+    zeros = jnp.zeros((n_domains, weights_2xKxC.shape[-1]), jnp.float32)
     return lax.fori_loop(0, steps, add, (zeros + 1, zeros, zeros))
 
 
 def _gradients(
-    part: Part, n_domains: int, rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights: jax.Array
+    n_domains: int, rows: jax.Array, domains_B: jax.Array, steps: jax.Array, weights_2xKxC: jax.Array
 ) -> tuple[jax.Array, ...]:
     """[J, K, C] derivatives `Σ_t p_tk / Σ_l λ_l p_tl`, and what rounding lost of them.
 
     They are infinite where float32 has no number for them: for an expert without weight, on a token that it finds
     exp(88) times likelier than those with weight.
     """
-    step = functools.partial(_wide_slopes if part is Part.WIDE else _slopes, part, weights)
+    weights_KxC = weights_2xKxC[0] * _power_of_two(weights_2xKxC[1])
+
+    def fast(probs: jax.Array, mixtures: jax.Array) -> jax.Array:
+        return jnp.matmul(probs[:, :-1].T, 1 / mixtures, precision=lax.Precision.HIGHEST)
 
     def add(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         (total, lost), j = carry, domains_B[i]
-        found = lax.map(step, rows[i].reshape(-1, _tile()[1], *rows.shape[2:])).sum(axis=0)
+        probs = _probabilities(rows[i])
+        mixtures = lax.map(lambda piece: _mix(piece, weights_KxC), _pieces(probs)).reshape(len(probs), -1)
+        found = lax.cond(
+            mixtures.min() >= _LEAST,
+            lambda: fast(probs, mixtures),
+            lambda: lax.map(functools.partial(_scaled_slopes, weights_2xKxC), _pieces(rows[i])).sum(axis=0),
+        )
         new, lost_here = two_sum(total[j], found)
         return total.at[j].set(new), lost.at[j].add(lost_here)
 
-    zeros = jnp.zeros((n_domains, *weights.shape[-2:]), jnp.float32)
+    zeros = jnp.zeros((n_domains, *weights_2xKxC.shape[-2:]), jnp.float32)
     return lax.fori_loop(0, steps, add, (zeros, zeros))
 
 
-def _covered(part: Part, rows_NxK: jax.Array) -> jax.Array:
-    """The rows with those that are not covered turned into padding."""
-    kind = rows_NxK[:, -1:]
-    padding = kind == _PADDING if part is Part.ALL else kind != _TOKEN
-    return jnp.where(padding, 0, rows_NxK).at[:, -1].set(padding[:, 0].astype(jnp.float32))
+def _pieces(block: jax.Array) -> jax.Array:
+    """[N / piece, piece, ...] rows; the loop over them keeps XLA from working out results twice."""
+    return block.reshape(-1, _tile()[1], *block.shape[1:])
+
+
+def _probabilities(block: jax.Array) -> jax.Array:
+    """[N, K + 1]."""
+    return block if block.ndim == 2 else block[:, 0] * _power_of_two(block[:, 1])
 
 
 def _mix(rows_NxK: jax.Array, weights_KxC: jax.Array) -> jax.Array:
@@ -309,46 +315,50 @@ def _mix(rows_NxK: jax.Array, weights_KxC: jax.Array) -> jax.Array:
     return functools.reduce(operator.add, terms, rows_NxK[:, -1:])
 
 
-def _mixtures(part: Part, weights_KxC: jax.Array, rows_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[N / 8, C] products of the mixtures of eight rows each, and [C] octaves beside them."""
-    groups = _covered(part, rows_NxK).reshape(_GROUP, -1, rows_NxK.shape[1])
-    products = functools.reduce(operator.mul, [_mix(rows, weights_KxC) for rows in groups])
-    return products, jnp.zeros(weights_KxC.shape[1:])
+def _groups(weights_KxC: jax.Array, rows_NxK: jax.Array) -> jax.Array:
+    """[N / 8, C] products of the mixtures of eight rows each."""
+    parts = rows_NxK.reshape(_GROUP, -1, rows_NxK.shape[1])
+    return functools.reduce(operator.mul, [_mix(rows, weights_KxC) for rows in parts])
 
 
-def _slopes(part: Part, weights_KxC: jax.Array, rows_NxK: jax.Array) -> jax.Array:
+def _scaled_groups(weights_2xKxC: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_groups`, and [C] octaves of the mixtures' largest terms, which are split off before."""
+    mixtures, octaves = _scaled(weights_2xKxC, rows)
+    parts = jnp.where(mixtures > 0, mixtures, 1).reshape(_GROUP, -1, mixtures.shape[1])
+    return functools.reduce(operator.mul, parts), octaves.sum(axis=0)
+
+
+def _scaled_slopes(weights_2xKxC: jax.Array, rows: jax.Array) -> jax.Array:
     """[K, C] derivatives of the sum of logarithms."""
-    rows_NxK = _covered(part, rows_NxK)
-    return jnp.matmul(rows_NxK[:, :-1].T, 1 / _mix(rows_NxK, weights_KxC), precision=lax.Precision.HIGHEST)
+    mixtures, largest = _scaled(weights_2xKxC, rows)
+    mantissas, octaves = (x[:, :-1, None] for x in _scales(rows))
+    values = mantissas * _power_of_two(octaves - largest[:, None]) / mixtures[:, None]
+    return jnp.where((mixtures > 0)[:, None], values, 0).sum(axis=0)
 
 
-def _wide_mixtures(part: Part, weights_2xKxC: jax.Array, rows_Nx2xK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_mixtures`; the octaves of each mixture's largest term are split off, so that it is at least 1."""
-    mixtures, octaves = _scaled(weights_2xKxC, rows_Nx2xK)
-    groups = jnp.where(mixtures > 0, mixtures, 1).reshape(_GROUP, -1, mixtures.shape[1])
-    return functools.reduce(operator.mul, groups), octaves.sum(axis=0)
+def _scaled(weights_2xKxC: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[N, C] mixtures over the power of two of their largest term, and the octaves of that.
 
-
-def _wide_slopes(part: Part, weights_2xKxC: jax.Array, rows_Nx2xK: jax.Array) -> jax.Array:
-    mixtures, octaves = _scaled(weights_2xKxC, rows_Nx2xK)
-    numerators = rows_Nx2xK[:, 0, :-1, None] * _power_of_two(rows_Nx2xK[:, 1, :-1, None] - octaves[:, None])
-    possible = (mixtures > 0)[:, None]
-    return jnp.where(possible, numerators / mixtures[:, None], 0).sum(axis=0)
-
-
-def _scaled(weights_2xKxC: jax.Array, rows_Nx2xK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[N, C] mixtures over the power of two of their largest term, in [1, 4 (K + 1)], and that power's octaves.
-
-    A mixture that is impossible is 0 and has minus infinity octaves.
+    They lie between 1/2 and 4 (K + 1). A mixture that is impossible is 0 and has minus infinity octaves.
     """
-    mantissas, octaves = (
-        jnp.pad(x, ((0, 1), (0, 0)), constant_values=c) for x, c in zip(weights_2xKxC, (1, 0), strict=True)
-    )
-    terms = [rows_Nx2xK[:, 1, k, None] + octaves[k] for k in range(len(octaves))]
-    largest = functools.reduce(jnp.maximum, terms)
+    mantissas, octaves = _scales(rows)
+    weights = jnp.pad(weights_2xKxC, ((0, 0), (0, 1), (0, 0))).at[0, -1].set(1)  # the owner of padding
+    exponents = [octaves[:, k, None] + weights[1, k] for k in range(octaves.shape[1])]
+    largest = functools.reduce(jnp.maximum, exponents)
     base = jnp.where(jnp.isneginf(largest), 0, largest)
-    products = (rows_Nx2xK[:, 0, k, None] * mantissas[k] * _power_of_two(term - base) for k, term in enumerate(terms))
-    return functools.reduce(operator.add, products), largest
+    terms = (mantissas[:, k, None] * weights[0, k] * _power_of_two(e - base) for k, e in enumerate(exponents))
+    return functools.reduce(operator.add, terms), largest
+
+
+def _scales(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mantissas and octaves [N, K + 1] of rows in either form."""
+    return (rows[:, 0], rows[:, 1]) if rows.ndim == 3 else _split(rows)
+
+
+def _split(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mantissas in [1, 2) and octaves of normal float32 numbers and of 0, which has minus infinity octaves."""
+    mantissas, octaves = _normalise(values)
+    return mantissas, jnp.where(values > 0, octaves, -jnp.inf)
 
 
 def _multiply(values_RxC: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -281,7 +281,7 @@ class Text:
         domains_of = {tau: self._domains_of(tau, start, stop) for tau in taus}
         builders = [
             [
-                TermBuilder(domains_of[tau], len(self.domains), len(self.experts), devices)
+                TermBuilder(domains_of[tau], len(self.domains), len(self.experts), devices, tau > 0)
                 for _ in range(2 if 0 < tau < 1 else 1)
             ]
             for tau in taus
