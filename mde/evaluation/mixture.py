@@ -281,7 +281,7 @@ class Text:
         domains_of = {tau: self._domains_of(tau, start, stop) for tau in taus}
         builders = [
             [
-                TermBuilder(domains_of[tau], len(self.domains), len(self.experts), devices, tau > 0)
+                TermBuilder(domains_of[tau], len(self.domains), len(self.experts), devices)
                 for _ in range(2 if 0 < tau < 1 else 1)
             ]
             for tau in taus
@@ -336,14 +336,6 @@ class Text:
         stop = len(self) if stop is None else stop
         for first in range(start, stop, size):
             yield first, np.asarray(self.log_probs[first : min(first + size, stop)])
-
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """[n, K] the log-probs of the tokens of ascending numbers [n]."""
-        parts = []
-        for first, rows in self.chunks():
-            here = slice(*np.searchsorted(numbers, [first, first + len(rows)]))
-            parts.append(rows[numbers[here] - first])
-        return np.concatenate(parts)
 
     def check(self, experts: np.ndarray) -> None:
         """Raises UserError at the first log-prob that is none, and at a token that none of `experts` can produce."""
