@@ -1,39 +1,35 @@
-"""The exactly best mixture of experts, with a certificate: no allowed mixture is better by more than the gap.
+"""The best mixture of experts, with a certificate: no mixture is better by more than the gap.
 
 The loss of a mixture of data experts, `−mean_t log Σ_k λ_k p_k(x_t)` (MDE, arXiv 2502.15950, eq. 1; MixMin, arXiv
-2502.10510, with sequences for tokens), is convex in λ, and so is every non-negative combination of domain losses. There
-are few weights and very many tokens, so what counts is the number of passes over the tokens, and second-order steps
-need few: a pass gives value, gradient and Hessian of all objectives at their own points, and small quadratic programs
-over the allowed mixtures give the next points. A sample of the tokens is solved first, so that the passes over all of
-them start near the end, the first of them in single precision.
+2502.10510, with sequences for tokens), is convex in λ, and so is every non-negative combination of domain losses. It is
+minimised by sequential quadratic programming (Kim, Carbonetto, Stephens and Anitescu, "A fast algorithm for maximum
+likelihood estimation of mixture proportions using sequential quadratic programming", arXiv 1806.01412): one pass over
+the tokens gives value and Hessian, in float64, and a non-negative least-squares problem gives the next weights.
 
-The certificate: the objective lies above its tangent, so no allowed mixture is below the tangent's least value, which a
-linear program finds (Frank and Wolfe's gap). As a sum of logarithms it also is self-concordant, which bounds how far it
-is from its quadratic models (Nesterov, Introductory Lectures on Convex Optimization, 2004, theorems 4.1.7 and 4.1.8);
-so the last step can be taken, and certified, without another pass. All that the certificate rests on is float64.
+The certificate is Frank and Wolfe's gap: the objective lies above its tangent, whose least value over the simplex is at
+a corner.
 
-Shapes: T tokens (or sequences), K experts, J evaluation domains, N objectives, U units of resampling, G caps.
+Shapes: T rows (tokens or sequences), K experts, J evaluation domains, N objectives, U units of resampling.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from scipy.optimize import nnls
 from threadpoolctl import threadpool_limits
 
+from mde import hosts
 from mde.errors import UserError
-from mde.evaluation import quadratic
-from mde.evaluation._text import Text
-from mde.evaluation.polytope import Polytope, inequalities, least_linear, polytope
-from mde.evaluation.second_order import Model, Rows, rows_of
+from mde.evaluation.mixture import Text
 
-_SAMPLE = 1 << 14  # rows that are solved at once; of more, a part is solved first
-_PART = 16
-_ENOUGH = 0.01  # share of a sample's statistical error to which it is solved
-_INWARD = 1e-3  # a start from the sample is moved inside by this: rows outside the sample may need any expert
-_SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
-_ROUNDING = {np.float32: 1e-6, np.float64: 1e-13}  # of values, relative
-_SHORTER = (0.9, 0.5)  # a step that was refused is first kept off the boundary, then halved
+_TOLERANCE = 1e-8  # nats per token
+_PASSES = 200  # the gap tells what is then left
+_SAMPLE = 1 << 16  # rows; of more, every sixteenth is solved first
+_BLOCK_BYTES = 3_200_000  # a block and what is made of it stay in the cache
+_RIDGE = 1e-10
+_SUFFICIENT, _ROUNDING = 1e-4, 1e-13  # decrease that a step must bring, as part of the predicted; rounding of values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +38,14 @@ class Optima:
 
     Attributes:
       weights: [N, K] mixtures.
-      objective: [N] values there, nats per token, the pull to the prior included, to within half the gap.
+      objective: [N] values there, nats per token.
       gap: [N] upper bounds on how far the values are above the least possible, nats per token.
-      lower_price: [N, K] what raising a lower bound costs, nats per token and unit of weight; positive where it binds.
-      upper_price: [N, K] what raising an upper bound gains.
-      cap_price: [N, G] what raising a cap gains.
       passes: how often all tokens were read.
     """
 
     weights: np.ndarray
     objective: np.ndarray
     gap: np.ndarray
-    lower_price: np.ndarray
-    upper_price: np.ndarray
-    cap_price: np.ndarray
     passes: int
 
 
@@ -64,33 +54,18 @@ def optimum(
     segment_ids: np.ndarray,
     objectives: np.ndarray,
     *,
-    lower: np.ndarray | None = None,
-    upper: np.ndarray | None = None,
-    caps: tuple[np.ndarray, np.ndarray] | None = None,
-    prior: np.ndarray | None = None,
-    kl: float = 0.0,
     tau: float = 0.0,
     sequence_ids: np.ndarray | None = None,
     unit_ids: np.ndarray | None = None,
     unit_counts: np.ndarray | None = None,
     names: Sequence[str] | None = None,
-    tolerance: float = 1e-8,
-    max_passes: int = 100,
 ) -> Optima:
-    """Minimises `objectives @ losses(λ) + kl·KL(prior ‖ λ)` over the allowed mixtures, for every objective at once.
-
-    The pull is what `kl` more tokens a token would add, drawn from the prior, that only their own expert can produce:
-    a Dirichlet prior. It keeps every expert in that the prior has in.
+    """Minimises `objectives @ losses(λ)` over the simplex, for every objective at once, to a gap of 1e-8 nats.
 
     Args:
       log_probs: [T, K] log-probabilities in nats of the scored tokens under each expert; may be memory-mapped.
       segment_ids: [T] domain of each token, 0 … J − 1; each domain has at least one.
       objectives: [N, J] non-negative weights of the domains' losses.
-      lower: [K] least weights; 0 by default.
-      upper: [K] largest weights; 1 by default.
-      caps: rows [G, K] and limits [G] of `rows @ λ ≤ limits`: for a group of experts, or for tokens that are to be had.
-      prior: [K] the mixture to pull to.
-      kl: weight of the pull.
       tau: 0 for mixtures of tokens' probabilities, 1 for mixtures of sequences' (MixMin). Between them the loss is not
         convex.
       sequence_ids: [T] numbers of the sequences, the tokens of one standing together; needed for tau = 1.
@@ -98,20 +73,35 @@ def optimum(
       unit_counts: [N, U] how often each unit counts in each objective, as `bootstrap` draws it; losses are means over
         the tokens as often as they count.
       names: of the K experts, for messages.
-      tolerance: largest gap, nats per token.
-      max_passes: over all tokens; what is then left open, the gap tells.
 
     Raises:
-      UserError: what is no log-prob; a token impossible under every expert that is allowed; bounds or caps that leave
-        no mixture; objectives that are negative or zero; a domain without tokens.
+      UserError: what is no log-prob; a token impossible under every expert; objectives that are negative or zero; a
+        domain without tokens.
     """
     text = Text(log_probs, segment_ids, sequence_ids, None, None, names)
-    allowed = polytope(text.experts, lower, upper, caps)
-    rows, tokens = rows_of(text, tau, allowed.upper > 0, unit_ids)
-    rows = rows.weigh(tokens, np.atleast_2d(objectives), unit_counts)
-    rows = dataclasses.replace(rows, pull=_pull(prior, kl, allowed))
+    text.check_taus([tau])
+    if tau not in (0, 1):
+        raise UserError(f"tau={tau}: only the losses of tau=0 and tau=1 are convex")
+    if unit_ids is not None and unit_ids.shape != (len(text),):
+        raise UserError(f"unit_ids {unit_ids.shape}: expected one for each of {len(text)} tokens")
+    text.check()
+    objectives = np.atleast_2d(np.asarray(objectives, np.float64))
+    _check_objectives(objectives, unit_ids, unit_counts, len(text.domains))
+    rows, segments, lengths = log_probs, text.segment_ids, np.ones(len(text))
+    if tau == 1:
+        assert text.starts is not None
+        rows, segments = np.add.reduceat(log_probs, text.starts, dtype=np.float64), segments[text.starts]
+        lengths = np.diff(text.starts, append=len(text)).astype(np.float64)
+        unit_ids = None if unit_ids is None else unit_ids[text.starts]
+        if (impossible := np.isneginf(rows).all(axis=1)).any():
+            raise UserError(f"sequence {np.argmax(impossible)} is impossible under every expert")
+    problem = _Problem(rows, segments, lengths, objectives, unit_ids, unit_counts)
+    empty = (objectives > 0) & (problem.row_weights == 0)
+    if empty.any():
+        n, j = np.argwhere(empty)[0]
+        raise UserError(f"objective {n}: domain {j} has no token that counts")
     with threadpool_limits(1, "blas"):  # blocks of tokens are spread over threads already
-        return _solve(rows, allowed, tolerance, max_passes)
+        return problem.solve()
 
 
 def bootstrap(unit_ids: np.ndarray, segment_ids: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -130,9 +120,9 @@ def bootstrap(unit_ids: np.ndarray, segment_ids: np.ndarray, resamples: int, see
     """
     domain = np.full(int(unit_ids.max()) + 1, -1)
     domain[unit_ids] = segment_ids
-    mixed = domain[unit_ids] != segment_ids
-    if mixed.any():
-        raise UserError(f"unit {unit_ids[np.argmax(mixed)]} has tokens of more than one domain")
+    torn = domain[unit_ids] != segment_ids
+    if torn.any():
+        raise UserError(f"unit {unit_ids[np.argmax(torn)]} has tokens of more than one domain")
     rng = np.random.default_rng(seed)
     counts = np.zeros((resamples, len(domain)), np.uint16)
     for j in range(int(segment_ids.max()) + 1):
@@ -142,169 +132,146 @@ def bootstrap(unit_ids: np.ndarray, segment_ids: np.ndarray, resamples: int, see
     return counts
 
 
-def _pull(prior: np.ndarray | None, kl: float, allowed: Polytope) -> np.ndarray:
-    """[K] kl·prior, after checks."""
-    if not (np.isfinite(kl) and kl >= 0):
-        raise UserError(f"kl={kl} must be a finite number, zero or more")
-    if kl == 0:
-        return np.zeros(len(allowed.upper))
-    pull = np.full(len(allowed.upper), np.nan) if prior is None else np.asarray(prior, np.float64)
-    if pull.shape != allowed.upper.shape or not (pull >= 0).all() or abs(pull.sum() - 1) > 1e-6:
-        raise UserError(f"kl={kl} needs a prior: {len(allowed.upper)} shares that sum to one, not {prior}")
-    for i in np.flatnonzero((pull > 0) & (allowed.upper == 0)).tolist():
-        raise UserError(f"domain {allowed.names[i]}: the prior gives it {pull[i]:g}, but its upper bound is 0")
-    return kl * pull / pull.sum()
+def _check_objectives(
+    objectives: np.ndarray, unit_ids: np.ndarray | None, unit_counts: np.ndarray | None, domains: int
+) -> None:
+    if objectives.ndim != 2 or objectives.shape[1] != domains:
+        raise UserError(f"objectives {objectives.shape}: expected one weight for each of the {domains} domains")
+    wrong = ~(np.isfinite(objectives) & (objectives >= 0))
+    if wrong.any():
+        n, j = np.argwhere(wrong)[0]
+        raise UserError(f"objective {n}: domain {j} has weight {objectives[n, j]}, expected zero or more")
+    if not (objectives.sum(axis=1) > 0).all():
+        raise UserError(f"objective {np.argmin(objectives.sum(axis=1))}: every weight is zero")
+    if unit_counts is None:
+        return
+    if unit_ids is None:
+        raise UserError("unit_counts need unit_ids: which unit each token belongs to")
+    shape = (len(objectives), int(unit_ids.max()) + 1)
+    if unit_counts.shape != shape or not (unit_counts >= 0).all():
+        raise UserError(f"unit_counts {unit_counts.shape}: expected {shape}, zero or more objectives by units")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Proposal:
-    """The optima of the quadratic models."""
+class _Problem:
+    """N objectives over the same rows."""
 
-    weights: np.ndarray  # [N, K]
-    value: np.ndarray  # [N] of the models there
-    gap: np.ndarray  # [N] bounds on how far the objectives there are above the least possible
-    gap_before: np.ndarray  # [N] the same where the models were made
-    prices: np.ndarray  # [N, R] multipliers of the inequalities
+    def __init__(
+        self,
+        log_probs: np.ndarray,
+        segment_ids: np.ndarray,
+        lengths: np.ndarray,
+        objectives: np.ndarray,
+        unit_ids: np.ndarray | None,
+        unit_counts: np.ndarray | None,
+    ):
+        self.parts = log_probs, segment_ids, lengths
+        self.objectives, self.unit_ids, self.unit_counts = objectives, unit_ids, unit_counts
+        n, j = objectives.shape
+        if unit_ids is None or unit_counts is None:
+            tokens_NxJ = np.bincount(segment_ids, lengths, j)[None]
+        else:
+            units = unit_counts.shape[1]
+            sizes = np.bincount(unit_ids * j + segment_ids, lengths, units * j).reshape(units, j)
+            tokens_NxJ = unit_counts @ sizes
+        # [N, J] weight of a row of each domain: the domain's weight over its tokens.
+        self.row_weights = np.divide(objectives, tokens_NxJ, out=np.zeros((n, j)), where=tokens_NxJ > 0)
 
-    @property
-    def certified(self) -> np.ndarray:
-        """[N] bounds for the better known of the two points."""
-        return np.minimum(self.gap, self.gap_before)
+    def solve(self) -> Optima:
+        """From the optima of a sixteenth of the rows, if they are many, and theirs from a sixteenth of those."""
+        rows, k = self.parts[0], self.parts[0].shape[1]
+        weights = np.full((len(self.objectives), k), 1 / k)
+        if len(rows) > _SAMPLE:
+            some = slice(None, None, 16)
+            units = None if self.unit_ids is None else self.unit_ids[some]
+            sample = _Problem(*(part[some] for part in self.parts), self.objectives, units, self.unit_counts)
+            # A little inside: rows outside the sample may need any expert.
+            weights = 0.999 * sample.solve().weights + 0.001 / k
+        everything = np.arange(len(weights))
+        value, hessian = self.evaluate(weights, everything)
+        if not np.isfinite(value).all():
+            raise UserError(f"the loss of the mixture {weights[0].round(4).tolist()} is not finite")
+        target, gap = _newton(weights, hessian)
+        size, passes = np.ones(len(weights)), 1
+        while passes < _PASSES and len(rest := np.flatnonzero(gap > _TOLERANCE)):
+            step = size[rest, None] * (target[rest] - weights[rest])
+            tried = weights[rest] + step
+            tried /= tried.sum(axis=1, keepdims=True)  # of all multiples of a vector the one on the simplex is best
+            found, curvature = self.evaluate(tried, rest)
+            passes += 1
+            before, after = (_slope(w, h, step) for w, h in ((weights[rest], hessian[rest]), (tried, curvature)))
+            rounding = _ROUNDING * (1 + np.abs(value[rest]))
+            # Armijo's rule, and one against going too far: where a weight is far too small, steps only double it.
+            good = (found <= value[rest] + _SUFFICIENT * before + rounding) & (after <= np.abs(before) + rounding)
+            done = rest[good]
+            weights[done], value[done], hessian[done], size[done] = tried[good], found[good], curvature[good], 1
+            target[done], gap[done] = _newton(weights[done], hessian[done])
+            size[rest[~good]] /= 2
+        return Optima(weights, value, gap, passes)
+
+    def evaluate(self, weights_NxK: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N] and Hessians [N, K, K] of the objectives `which` [N], each at its own mixture."""
+        log_probs, segment_ids, _ = self.parts
+        n, k = weights_NxK.shape
+        left, right = np.triu_indices(k)
+        size = max(64, _BLOCK_BYTES // (8 * (3 * n + len(left) + 2 * k)))
+        row_weights = self.row_weights[which]
+        unit_counts = None if self.unit_counts is None else self.unit_counts[which]
+
+        def block(start: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = slice(start, start + size)
+            probs_KxT = np.ascontiguousarray(log_probs[rows].T, np.float64)
+            largest = probs_KxT.max(axis=0)
+            np.exp(np.subtract(probs_KxT, largest, out=probs_KxT), out=probs_KxT)
+            counted = row_weights[:, segment_ids[rows]]
+            if unit_counts is not None and self.unit_ids is not None:
+                counted *= unit_counts[:, self.unit_ids[rows]]
+            mixed = weights_NxK @ probs_KxT
+            mixed[counted == 0] = 1  # what does not count may be impossible
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a loss of infinity tells itself
+                value = -(counted * np.log(mixed)).sum(axis=1) - counted @ largest
+                return value, (counted / (mixed * mixed)) @ (probs_KxT[left] * probs_KxT[right]).T
+
+        with ThreadPoolExecutor(hosts.cores()) as threads:
+            blocks = list(threads.map(block, range(0, len(segment_ids), size)))
+        value, pairs = (np.sum(parts, axis=0) for parts in zip(*blocks, strict=True))
+        hessian = np.empty((n, k, k))
+        hessian[:, left, right] = hessian[:, right, left] = pairs
+        return value, hessian
 
 
-def _solve(rows: Rows, allowed: Polytope, tolerance: float, max_passes: int) -> Optima:
-    """From the optima of a sample, and theirs from a smaller one."""
-    start = np.tile(allowed.start, (rows.objectives, 1))
-    count = len(rows.segment_ids)
-    if count > 4 * _SAMPLE:
-        part = count // _PART
-        enough = max(tolerance, _ENOUGH * start.shape[1] / part)
-        sampled = _solve(rows.sample(part), allowed, enough, max_passes).weights
-        start = sampled + _INWARD * (start - sampled)
-    return _minimize(rows, allowed, start, tolerance, max_passes)
+def _slope(weights_NxK: np.ndarray, hessian_NxKxK: np.ndarray, step_NxK: np.ndarray) -> np.ndarray:
+    """[N] derivatives of `objective + total · Σλ` along the steps; see `_newton`."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        bend = np.einsum("nij,nj->ni", hessian_NxKxK, weights_NxK)
+        return (bend * weights_NxK).sum(axis=1) * step_NxK.sum(axis=1) - (bend * step_NxK).sum(axis=1)
 
 
-def _minimize(rows: Rows, allowed: Polytope, start: np.ndarray, tolerance: float, max_passes: int) -> Optima:
-    """Sequential quadratic programming with backtracking, every objective at its own pace; `rows` are one pass.
+def _newton(weights_NxK: np.ndarray, hessian_NxKxK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Minima [N, K] over λ ≥ 0 of the quadratic models of `objective + total · Σλ`, and the gaps [N] at the weights.
 
-    Of many rows the first pass is of single precision: it says where to go, and certifies nothing.
+    The objective falls by `total · log c` when λ is multiplied by c, so with that term the constraint Σλ = 1 holds by
+    itself at the optimum. The gradient is −Hλ, as that of any function of degree −1 (Euler).
     """
-    weights, everything, least = start.copy(), np.arange(len(start)), rows.least()
-    dtype = np.float32 if len(rows.segment_ids) > 4 * _SAMPLE and max_passes > 1 else np.float64
-    model = rows.evaluate(weights, everything, dtype)
-    if not np.isfinite(model.value).all():
-        raise UserError(f"the loss of the mixture {weights[0].round(4).tolist()} is not finite")
-    proposal = _propose(allowed, weights, model, least)
-    if dtype is np.float32:
-        proposal.gap[:] = proposal.gap_before[:] = np.inf
-    size, passes, rounding = np.ones(len(start)), 1, np.full(len(start), _ROUNDING[dtype])
-    while passes < max_passes and len(rest := np.flatnonzero(proposal.certified > tolerance)):
-        now, then, share = weights[rest], proposal.weights[rest], size[rest, None]
-        tried = np.where(share == 1, then, now + share * (then - now))
-        found = rows.evaluate(tried, rest)
-        passes += 1
-        good = _good_enough(model.at(rest), found, then - now, size[rest], rounding[rest])
-        done = rest[good]
-        weights[done], size[done], rounding[done] = tried[good], 1, _ROUNDING[np.float64]
-        _put(model, done, found, good)
-        _put(proposal, done, _propose(allowed, weights[done], model.at(done), least[done]), slice(None))
-        refused = rest[~good]
-        size[refused] = np.where(size[refused] == 1, _SHORTER[0], _SHORTER[1] * size[refused])
-    return _optima(allowed, weights, model, proposal, passes)
+    target, gap = np.empty_like(weights_NxK), np.empty(len(weights_NxK))
+    for n, (weights, hessian) in enumerate(zip(weights_NxK, hessian_NxKxK, strict=True)):
+        gradient = -hessian @ weights
+        total = -gradient @ weights
+        gap[n] = max(-gradient.min() - total, 0)
+        scale = 1 / np.sqrt(
+            np.maximum(np.diag(hessian), total)
+        )  # an expert that has all the weight has curvature total
+        target[n] = scale * _quadratic(scale[:, None] * hessian * scale, scale * (2 * gradient + total))
+    return target, gap
 
 
-def _good_enough(
-    before: Model, after: Model, direction: np.ndarray, size: np.ndarray, rounding: np.ndarray
-) -> np.ndarray:
-    """[N] whether steps of this size are taken: Armijo's rule, and one against going too far.
-
-    Far beyond the least value on the way a weight may be so small that the steps from there only double it.
-    """
-    slope = (before.gradient * direction).sum(axis=1)
-    slope_there = (after.gradient * direction).sum(axis=1)
-    rounding = rounding * (1 + np.abs(before.value))
-    lower = after.value <= before.value + _SUFFICIENT * size * slope + rounding
-    return lower & (slope_there <= np.abs(slope) + rounding)
-
-
-def _optima(allowed: Polytope, weights: np.ndarray, model: Model, proposal: _Proposal, passes: int) -> Optima:
-    free = allowed.free
-    lower_price, upper_price = np.zeros((2, *weights.shape))
-    lower_price[:, free], upper_price[:, free], cap_price = np.split(
-        proposal.prices, [len(free), 2 * len(free)], axis=1
-    )
-    further = proposal.gap < proposal.gap_before
-    weights = np.where(further[:, None], proposal.weights, weights)
-    value = np.where(further, proposal.value, model.value)
-    return Optima(weights, value, proposal.certified, lower_price, upper_price, cap_price, passes)
-
-
-def _put(target: Model | _Proposal, where: np.ndarray, source: Model | _Proposal, which: np.ndarray | slice) -> None:
-    for field in dataclasses.fields(target):
-        getattr(target, field.name)[where] = getattr(source, field.name)[which]
-
-
-def _propose(allowed: Polytope, weights: np.ndarray, model: Model, least: np.ndarray) -> _Proposal:
-    """Minimises the quadratic models; `least` [N] are the smallest weights of the objectives' terms."""
-    free = allowed.free
-    rows, limits = inequalities(allowed)
-    proposed, prices = weights.copy(), np.zeros((len(weights), len(limits)))
-    if len(weights) and len(free):
-        curvature = model.hessian[:, free[:, None], free]
-        slope = model.gradient[:, free] - np.einsum("nij,nj->ni", curvature, weights[:, free])
-        proposed[:, free], prices = quadratic.minimize(curvature, slope, rows, limits, allowed.start[free])
-        proposed = _snap(allowed, proposed, prices)
-    step = proposed - weights
-    bend = np.einsum("nij,nj->ni", model.hessian, step)
-    linear, square = ((a * step).sum(axis=1) for a in (model.gradient, bend))
-    # If no s changes the argument of a term by a share of more than |s|, |s|² = sᵀHs / c, then f(x + s) is at least
-    # f(x) + g·s + c(|s| − log(1 + |s|)) and at most f(x) + g·s + cω, ω = −|s| − log(1 − |s|). A plane of slope g + Hs
-    # is above the first by cω at most. The smallest weight of a term is such a c; often a far larger one is known.
-    least = np.maximum(least, _stiffness(model.hessian[:, free[:, None], free], weights[:, free]))
-    distance = np.sqrt(np.maximum(square, 0) / least)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bound = least * np.where(distance < 1, -distance - np.log1p(-distance), np.inf)
-    tangent, model_gap = (
-        _linear_gap(allowed, weights, slope, prices) for slope in (model.gradient, model.gradient + bend)
-    )
-    before = np.maximum(np.minimum(tangent, model_gap + bound), 0)
-    return _Proposal(
-        proposed, model.value + linear + square / 2, np.maximum(model_gap + linear + 2 * bound, 0), before, prices
-    )
-
-
-def _stiffness(curvature_NxFxF: np.ndarray, weights_NxF: np.ndarray) -> np.ndarray:
-    """[N] the largest c so that |s_k| ≤ λ_k √(sᵀHs / c) for all k and all changes s of no sum.
-
-    Then s·p, for no matter what p, is at most that share of λ·p. Of |s_k|² / sᵀHs the inverse of H on these changes has
-    the largest on its diagonal. Eigenvalues are taken as less by what rounding could have added.
-    """
-    f = weights_NxF.shape[1]
-    if f < 2:
-        return np.zeros(len(weights_NxF))
-    basis = np.linalg.qr(np.column_stack([np.ones(f), np.eye(f)[:, 1:]]))[0][:, 1:]
-    values, vectors = np.linalg.eigh(basis.T @ curvature_NxFxF @ basis)
-    values = values - f * 1e-14 * np.abs(curvature_NxFxF).max(axis=(1, 2))[:, None]
-    spread = ((basis @ vectors) ** 2 / np.maximum(values, np.finfo(float).tiny)[:, None]).sum(axis=2)
-    return (weights_NxF**2 / spread).min(axis=1)
-
-
-def _linear_gap(allowed: Polytope, weights: np.ndarray, slopes: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """[N] bounds on how much smaller than at the weights the linear functions get among the allowed mixtures."""
-    cap_price = prices[:, 2 * len(allowed.free) :]
-    least = least_linear(allowed, slopes + cap_price @ allowed.cap_rows) - cap_price @ allowed.cap_limits
-    return (slopes * weights).sum(axis=1) - least
-
-
-def _snap(allowed: Polytope, weights: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Puts weights on the bounds that bind; what that changes in the sum goes to the weight with the most room."""
-    free = allowed.free
-    low, high, x = allowed.lower[free], allowed.upper[free], weights[:, free]
-    to_low, to_high = x - low, high - x
-    x = np.where(to_low < np.minimum(prices[:, : len(free)], 1e-6), low, x)
-    x = np.where(to_high < np.minimum(prices[:, len(free) : 2 * len(free)], 1e-6), high, x)
-    snapped = weights.copy()
-    snapped[:, free] = x
-    room, missing = np.minimum(x - low, high - x), 1 - snapped.sum(axis=1)
-    snapped[np.arange(len(x)), free[np.argmax(room, axis=1)]] += np.clip(missing, -room.max(axis=1), room.max(axis=1))
-    return snapped
+def _quadratic(hessian_KxK: np.ndarray, slope_K: np.ndarray) -> np.ndarray:
+    """The [K] minimum of ½ xᵀHx + cᵀx over x ≥ 0, for a Hessian whose diagonal is at most 1."""
+    factor = np.linalg.cholesky(hessian_KxK + _RIDGE * np.eye(len(slope_K)))
+    x = nnls(factor.T, np.linalg.solve(factor, -slope_K))[0]
+    # The ridge, which experts that are alike need, costs digits; once it is known which entries are zero, the others
+    # are found without it.
+    free = np.flatnonzero(x)
+    exact = np.zeros_like(x)
+    exact[free] = np.linalg.lstsq(hessian_KxK[np.ix_(free, free)], -slope_K[free], rcond=_RIDGE)[0]
+    model = lambda y: y @ (hessian_KxK @ y / 2 + slope_K)  # noqa: E731
+    return exact if exact.min() >= 0 and model(exact) <= model(x) else x

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp
 
-from mde.evaluation import MixtureLosses, _tiers, mixture_nll
+from mde.evaluation import MixtureLosses, kernel, mixture_nll
 
 # What DESIGN.md promises for every point of the simplex, in nats per token. Probabilities and mixtures of them are kept
 # in float32, whose rounding of 6e-8 a token is far below; sums over tokens must not add to it.
@@ -182,7 +182,7 @@ def test_sequences_do_not_see_each_other(tau):
 
 
 def test_losses_of_a_candidate_do_not_depend_on_the_others(monkeypatch):
-    monkeypatch.setattr(_tiers, "_WIDTHS", (8, 32))
+    monkeypatch.setattr(kernel, "_WIDTHS", (8, 32))
     rng = np.random.default_rng(4)
     log_probs, segment_ids = tokens_of(rng, 600, 50.0), np.sort(rng.integers(0, 3, 600))
     weights = rng.dirichlet(np.ones(K), 70)  # more than one block per device, and no multiple of anything
@@ -198,8 +198,8 @@ def test_losses_do_not_depend_on_blocks(block, monkeypatch):
     log_probs, segment_ids = tokens_of(rng, 1000, 80.0), np.sort(rng.integers(0, 3, 1000))
     weights = candidates(K)
     expected = reference(log_probs, segment_ids, weights)
-    monkeypatch.setattr(_tiers, "_BLOCKS", (block, block))
-    monkeypatch.setattr(_tiers, "_WIDTHS", (8,))
+    monkeypatch.setattr(kernel, "_tile", lambda: (block, 64))
+    monkeypatch.setattr(kernel, "_WIDTHS", (8, 8))
     assert_allclose(mixture_nll(log_probs, segment_ids, weights), expected, rtol=0, atol=TOLERANCE)
 
 
