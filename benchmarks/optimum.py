@@ -80,8 +80,9 @@ def best_mixture(log_probs: np.ndarray, segment_ids: np.ndarray, rounds: int) ->
     found = optimum(log_probs, segment_ids, objective)
 
     def value(weights: np.ndarray) -> float:
-        """Of a mixture, exact: the optimum over the one mixture that is allowed."""
-        return optimum(log_probs, segment_ids, objective, lower=weights / weights.sum() * (1 - 1e-13)).objective[0]
+        """Of a mixture, in float64."""
+        terms = np.log(np.exp(np.float64(log_probs)) @ (weights / weights.sum()))
+        return -terms @ (objective[0] / np.bincount(segment_ids))[segment_ids]
 
     worse = value(jitted(STEPS)) - value(found.weights[0])
     documents = np.unique(np.arange(len(log_probs)) // 1000 * DOMAINS + segment_ids, return_inverse=True)[1]

@@ -105,9 +105,9 @@ class MixtureLosses:
     def value_and_grad(self, weights: npt.ArrayLike, tau: npt.ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Losses [..., J] and all their derivatives by the weights [..., J, K], float64, for arrays of weights.
 
-        The derivative by an expert that has no share is there too: it says what one would bring. It is infinite where
-        float32 has no number for it (a token exp(88) times likelier than under those that have a share), and not a
-        number where a loss is infinite or, with τ > 0, the difference of two infinite sums.
+        The derivative by an expert of weight 0 is there too: it says what weight would bring. It is infinite where
+        float32 has no number for it (a token exp(88) times likelier than under those with weight). Tokens that the
+        mixture rules out add nothing to it.
         """
         return self._evaluate(weights, tau, gradients=True)
 
@@ -159,8 +159,8 @@ class MixtureLosses:
         return self._block(n_taus) >= len(self._text)
 
     def _block(self, n_taus: int) -> int:
-        """Tokens that may be prepared at a time: for each τ they take two pairs of float32 an expert, and once more as
-        much while they are dealt to the devices."""
+        """Tokens that may be prepared at a time: for each τ two terms, each a probability and octaves an expert in
+        float32, and once more as much while they are dealt to the devices."""
         return max(1, self._memory // (32 * (len(self._text.experts) + 1) * max(1, n_taus)))
 
 
@@ -195,8 +195,8 @@ def _difference(found: list[np.ndarray]) -> np.ndarray:
 
 
 def _devices_when_traced() -> int:
-    """All, but for virtual devices of a processor: their collectives can wait for each other for ever when a caller
-    has several calls under way."""
+    """All, or one on CPUs: collectives of virtual devices can wait for each other for ever when a caller has several
+    calls under way."""
     return 1 if jax.default_backend() == "cpu" else jax.device_count()
 
 
@@ -278,12 +278,9 @@ class Text:
         Returns:
           The terms, and the sums over the part of a sequence that `stop` cuts off.
         """
-        domains_of = {tau: self._domains_of(tau, start, stop) for tau in taus}
+        sizes = len(self.domains), len(self.experts), devices
         builders = [
-            [
-                TermBuilder(domains_of[tau], len(self.domains), len(self.experts), devices)
-                for _ in range(2 if 0 < tau < 1 else 1)
-            ]
+            [TermBuilder(self._domains_of(tau, start, stop), *sizes) for _ in range(2 if 0 < tau < 1 else 1)]
             for tau in taus
         ]
         carry = np.zeros(len(self.experts)) if carry is None else carry

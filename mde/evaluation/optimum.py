@@ -149,7 +149,7 @@ def _check_objectives(
         raise UserError("unit_counts need unit_ids: which unit each token belongs to")
     shape = (len(objectives), int(unit_ids.max()) + 1)
     if unit_counts.shape != shape or not (unit_counts >= 0).all():
-        raise UserError(f"unit_counts {unit_counts.shape}: expected {shape}, zero or more objectives by units")
+        raise UserError(f"unit_counts {unit_counts.shape}: expected {shape}, a count of zero or more for each unit")
 
 
 class _Problem:
@@ -183,7 +183,8 @@ class _Problem:
         if len(rows) > _SAMPLE:
             some = slice(None, None, 16)
             units = None if self.unit_ids is None else self.unit_ids[some]
-            sample = _Problem(*(part[some] for part in self.parts), self.objectives, units, self.unit_counts)
+            log_probs, segment_ids, lengths = (part[some] for part in self.parts)
+            sample = _Problem(log_probs, segment_ids, lengths, self.objectives, units, self.unit_counts)
             # A little inside: rows outside the sample may need any expert.
             weights = 0.999 * sample.solve().weights + 0.001 / k
         everything = np.arange(len(weights))

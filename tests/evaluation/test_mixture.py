@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from mde.evaluation import MixtureLosses, kernel, mixture_nll
 
-# What DESIGN.md promises for every point of the simplex, in nats per token. Probabilities and mixtures of them are kept
+# The bar for every point of the simplex, in nats per token. Probabilities and mixtures of them are kept
 # in float32, whose rounding of 6e-8 a token is far below; sums over tokens must not add to it.
 TOLERANCE = 1e-6
 K = 4

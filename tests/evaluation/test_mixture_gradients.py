@@ -9,7 +9,7 @@ from mde.errors import UserError
 from mde.evaluation import MixtureLosses, mixture_nll
 
 K, J = 4, 3
-SLOW = pytest.mark.slow  # each tier of tokens is two programs more to compile
+SLOW = pytest.mark.slow  # more programs to compile
 # Relative to each entry: float32 probabilities, a matmul over tokens and a reciprocal, a rounding of 6e-8 each.
 RELATIVE = 2e-6
 
