@@ -1,8 +1,8 @@
 """Sums over tokens of `log Σ_k λ_k p_k(x_t)` for many candidate mixtures λ, and their derivatives, on the devices.
 
-A sum of logarithms is the logarithm of a product. The kernel multiplies the mixtures of all tokens of a domain and
-keeps the product as a mantissa in [1, 2) and a count of octaves (powers of two), so no logarithm is taken on the
-device. The host takes one logarithm per domain and candidate, in float64.
+A sum of logarithms is the logarithm of a product. The kernel multiplies the mixtures of a block of tokens as mantissas
+in [1, 2) and a count of octaves (powers of two), and takes one logarithm per block. Octaves and logarithms are summed
+apart, with what rounding loses of them; the host puts them together in float64.
 
 A row holds a token's probabilities over the largest of them. The mixtures of eight rows are multiplied as float32
 numbers. Where such a product is so small that float32 could have lost something, the block of tokens is redone: each
@@ -82,7 +82,7 @@ class Term:
     def traced(self, gradients: bool, weights_CxK: jax.Array) -> jax.Array:
         """[C, J] sums without offsets, or [C, K, J] gradients, float32, under a JAX transformation."""
         parts = _traced(gradients, len(self.offsets), self.blocks, jnp.stack(_split(weights_CxK.T)))
-        return _total(jnp, gradients, parts).T
+        return _total(gradients, parts).T
 
     def _add(self, gradients: bool, weights_CxK: np.ndarray, found: np.ndarray) -> None:
         """Adds to `found`, [C, J] or [C, K, J]."""
@@ -101,7 +101,7 @@ class Term:
                 weights_2xKxC = np.stack([mantissas, octaves]).astype(np.float32)
                 running.append((here, _program()(gradients, len(self.offsets), self.blocks, weights_2xKxC)))
         for here, parts in running:
-            total = _total(np, gradients, [np.asarray(x, np.float64) for x in parts])
+            total = _total(gradients, [np.asarray(x, np.float64) for x in parts])
             found[here] += total.T[: len(here)]
 
 
@@ -208,36 +208,30 @@ def _program() -> Callable[..., tuple[jax.Array, ...]]:
     return jax.jit(_found, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
-def _total(xp: Any, gradients: bool, parts: Any) -> Any:
+def _total(gradients: bool, parts: Any) -> Any:
     """Sums over the devices in nats: [J, C], or [J, K, C] gradients."""
-    if gradients:
-        return (parts[0] + parts[1]).sum(axis=0)
-    mantissas, octaves, lost = parts
-    return (xp.log(mantissas) + (octaves + lost) * np.log(2)).sum(axis=0)
+    found = (parts[0] + parts[1]).sum(axis=0)
+    return found if gradients else found[:, 0] * np.log(2) + found[:, 1]
 
 
-def _products(n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tuple[jax.Array, ...]:
-    """[J, C] products of mixtures: mantissas, octaves, and what rounding lost of the octaves."""
+def _products(n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[J, 2, C] products of mixtures as octaves and a logarithm to add to them, and what rounding lost of both."""
 
     def exact(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         mixtures, octaves = _by_pieces(functools.partial(_scaled, weights_2xKxC), _scales(blocks, i))
         product, more = _multiply(jnp.where(mixtures > 0, mixtures, 1))
         return product, octaves.sum(axis=0) + more
 
-    def add(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        (mantissas, octaves, lost), j = carry, blocks.domains[i]
+    def block(i: jax.Array) -> jax.Array:
         groups = _by_pieces(functools.partial(_groups, _values(weights_2xKxC)), _probabilities(blocks, i))
         safe = groups.min(axis=0).min() >= _LEAST
-        product, octaves_here = lax.cond(safe, lambda: _multiply(groups), lambda: exact(i))
-        mantissa, carried = _normalise(mantissas[j] * product)
-        total, lost_here = two_sum(octaves[j], octaves_here + carried)
-        return mantissas.at[j].set(mantissa), octaves.at[j].set(total), lost.at[j].add(lost_here)
+        product, octaves = lax.cond(safe, lambda: _multiply(groups), lambda: exact(i))
+        return jnp.stack([octaves, jnp.log(product)])
 
-    zeros = jnp.zeros((n_domains, weights_2xKxC.shape[-1]), jnp.float32)
-    return lax.fori_loop(0, blocks.steps, add, (zeros + 1, zeros, zeros))
+    return _accumulate(block, n_domains, (2, weights_2xKxC.shape[-1]), blocks)
 
 
-def _gradients(n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tuple[jax.Array, ...]:
+def _gradients(n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[J, K, C] derivatives `Σ_t p_tk / Σ_l λ_l p_tl`, and what rounding lost of them.
 
     They are infinite where float32 has no number for them: for an expert without weight, on a token that it finds
@@ -247,16 +241,27 @@ def _gradients(n_domains: int, blocks: Blocks, weights_2xKxC: jax.Array) -> tupl
     def exact(i: jax.Array) -> jax.Array:
         return _by_pieces(functools.partial(_scaled_slopes, weights_2xKxC), _scales(blocks, i)).sum(axis=0)
 
-    def add(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        (total, lost), j = carry, blocks.domains[i]
+    def block(i: jax.Array) -> jax.Array:
         probs = _probabilities(blocks, i)
         mixtures = _by_pieces(functools.partial(_mix, _values(weights_2xKxC)), probs)
         slopes = functools.partial(jnp.matmul, probs[:, :-1].T, precision=lax.Precision.HIGHEST)
         safe = mixtures.min(axis=0).min() >= _LEAST
-        new, lost_here = two_sum(total[j], lax.cond(safe, lambda: slopes(1 / mixtures), lambda: exact(i)))
+        return lax.cond(safe, lambda: slopes(1 / mixtures), lambda: exact(i))
+
+    return _accumulate(block, n_domains, weights_2xKxC.shape[1:], blocks)
+
+
+def _accumulate(
+    block: Callable[[jax.Array], jax.Array], n_domains: int, shape: tuple[int, ...], blocks: Blocks
+) -> tuple[jax.Array, jax.Array]:
+    """[J, *shape] sums by domain over a device's blocks, and what rounding lost of them."""
+
+    def add(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        (total, lost), j = carry, blocks.domains[i]
+        new, lost_here = two_sum(total[j], block(i))
         return total.at[j].set(new), lost.at[j].add(lost_here)
 
-    zeros = jnp.zeros((n_domains, *weights_2xKxC.shape[-2:]), jnp.float32)
+    zeros = jnp.zeros((n_domains, *shape), jnp.float32)
     return lax.fori_loop(0, blocks.steps, add, (zeros, zeros))
 
 
