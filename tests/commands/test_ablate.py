@@ -161,6 +161,7 @@ def test_bad_arguments(refused, prepared, flag, expected):
         assert text in line
 
 
+@pytest.mark.slow
 def test_units_of_another_seed_model_or_schedule(refused, ablate, prepared):
     small = (UNITS, "--unions=0", "--candidates=0")
     ablate(prepared, *SMALL, *small)

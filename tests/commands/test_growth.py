@@ -88,6 +88,7 @@ def test_the_table_of_runs_grows_by_the_new_domains_share(tasked, grown):
     np.testing.assert_allclose(new.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_a_study_made_so_from_the_start_with_this_tokenizer_says_the_same(tasked, grown, forum, tmp_path):
     fresh = tmp_path / "study"
     runs = Study(grown).mixtures()

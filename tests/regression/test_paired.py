@@ -30,7 +30,7 @@ def swarm(seeds=3, mixtures=3, documents=30, domains=4, truth=(0.0, 0.0, 0.0), t
     [
         {},
         {"text": 0.0, "both": 0.0},
-        {"seeds": 2, "run": 0.01, "documents": 12},
+        pytest.param({"seeds": 2, "run": 0.01, "documents": 12}, marks=pytest.mark.slow),
     ],
 )
 def test_intervals_cover(noise):
