@@ -16,6 +16,7 @@ of an expert of weight 1 that owns the rows of padding: their mixture is exactly
 import dataclasses
 import functools
 import operator
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,6 +38,7 @@ _LOWEST = -87.0  # nats; exp of it is a normal float32
 _MANTISSAS = 64  # numbers below 2 that are multiplied: below 2**64
 _UNROLLED = 16  # experts up to which a spelled-out sum, which XLA fuses with the products, beats a matmul
 _WIDTHS = (32, 512)  # candidates per program; two sizes, so that few programs are compiled
+_RUNNING = 4  # programs that devices may be ahead of the host, which bounds what waits to be fetched
 _PART = 1 << 13  # rows that one thread of the host prepares at a time
 
 
@@ -91,7 +93,12 @@ class Term:
         # Candidates whose weights are small may need blocks redone, so they stand together; apart from the others where
         # experts differ so much that every block is.
         small = np.searchsorted(smallest[order], _LEAST ** (1 / _GROUP)) if self.blocks.octaves is not None else 0
-        running = []  # devices work while the host hands over more
+        running: deque = deque()  # devices work while the host hands over more
+
+        def fetch(candidates: np.ndarray, parts: Any) -> None:
+            total = _total(gradients, [np.asarray(x, np.float64) for x in parts])
+            found[candidates] += total.T[: len(candidates)]
+
         for candidates in np.split(order, [small]):
             width = _WIDTHS[0] if len(candidates) <= _WIDTHS[0] else _WIDTHS[1]
             for start in range(0, len(candidates), width):
@@ -100,9 +107,10 @@ class Term:
                 octaves = np.where(mantissas > 0, exponents, -np.inf)
                 weights_2xKxC = np.stack([mantissas, octaves]).astype(np.float32)
                 running.append((here, _program()(gradients, len(self.offsets), self.blocks, weights_2xKxC)))
+                if len(running) > _RUNNING:
+                    fetch(*running.popleft())
         for here, parts in running:
-            total = _total(gradients, [np.asarray(x, np.float64) for x in parts])
-            found[here] += total.T[: len(here)]
+            fetch(here, parts)
 
 
 class TermBuilder:
@@ -194,8 +202,7 @@ def _found(gradients: bool, n_domains: int, blocks: Blocks, weights_2xKxC: jax.A
         return tuple(x[None] for x in kernel(n_domains, blocks, weights_2xKxC))
 
     dealt = P("tokens")
-    octaves = None if blocks.octaves is None else dealt
-    specs = Blocks(dealt, octaves, dealt, P(), blocks.mesh)  # type: ignore[arg-type]
+    specs = jax.tree.map(lambda x: dealt if x.ndim else P(), blocks)  # all devices take as many steps
     mapped = jax.shard_map(local, mesh=blocks.mesh, in_specs=(specs, P()), out_specs=dealt, check_vma=False)
     return mapped(blocks, weights_2xKxC)
 

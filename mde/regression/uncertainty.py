@@ -1,4 +1,4 @@
-"""How far the found mixture, and its predicted loss, hang on the proxy runs at hand."""
+"""How much the recommended mixture and its predicted loss depend on the proxy runs."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
