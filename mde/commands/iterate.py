@@ -46,7 +46,7 @@ def iterate(
     checkpoint_every: int = 500,
     seed: int = 0,
 ) -> None:
-    """Trains a batch of mixtures a round, those of most expected improvement, and adds them to the proxy runs.
+    """Trains the mixtures with the highest expected improvement, a batch per round, and adds them to the proxy runs.
 
     Stops after `rounds`, or when the next run promises less than `threshold` times the noise of a run. Can be killed at
     any time: the same command goes on in the middle of a round; with more `rounds` it goes on after the last. A study
