@@ -22,11 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--domains", type=int, nargs="+", default=[7, 17])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=1000, help="of Vizier's Eagle strategy")
     args = parser.parse_args()
     for k in args.domains:
         for name, (loss, region) in problems(k).items():
-            contenders = ways(loss, region, args.trials)
+            contenders = ways(loss, region)
             found = {way: run() for way, run in contenders.items()}
             seconds = interleaved(contenders, args.rounds)
             least = min(one.loss - (one.gap or 0.0) for one in found.values() if one.gap is not None)
@@ -56,7 +55,7 @@ def problems(k: int) -> dict[str, tuple[losses.Differentiable, Region]]:
     }
 
 
-def ways(loss: losses.Differentiable, region: Region, trials: int) -> dict[str, Callable[[], Optimum]]:
+def ways(loss: losses.Differentiable, region: Region) -> dict[str, Callable[[], Optimum]]:
     def by(method: str, **settings: int) -> Callable[[], Optimum]:
         return lambda: search.minimize(loss, region, 0, method, **settings)
 
