@@ -29,7 +29,8 @@ SHRINKAGE = 1.0  # how strongly weights are pulled to their centre, in units of 
 REACH = 2.0  # distances between neighbouring runs (`Support.spacing`) beyond which predictions fall back to the mean
 CAUTION = 1.5  # standard errors that are taken off what predictions are worth beside the mean
 HARDLY = 0.02  # of the typical variation of a domain's weight: with less, nothing can be learnt from it
-ROUNDS = 2  # of replacing outlying losses by better predictions and fitting again
+ROUNDS = 2  # of leaving out or replacing what does not fit, and fitting again
+LEFT_OUT = 1 / 8  # of the runs, at most; where more do not fit, it is the predictions that are wrong
 MOVED = 0.1  # spreads of a target that a loss must be replaced by more, or less, for that to matter
 FEATURES_BEYOND = 3.0  # how far features may leave the range that the proxy runs cover, in units of that range
 LOSSES_BEYOND = 1.0  # the same of the predictions of a candidate
@@ -46,6 +47,8 @@ class _Table:
       groups: [R], the label of each row's mixture.
       folds: the test rows of each inner fold; replicates are together.
       candidates: what is blended.
+      rows: [R], which of the proxy runs these are.
+      left_out: losses of the other proxy runs, which do not fit.
       fitted: each candidate, fitted on all rows.
       predicted: [M, R, J], each row predicted by candidates that had not seen its mixture.
       deviation: [M, R, J], the standard deviations they gave; NaN from those that do not know.
@@ -59,6 +62,8 @@ class _Table:
     groups: np.ndarray
     folds: list[np.ndarray]
     candidates: list[Candidate]
+    rows: np.ndarray
+    left_out: list[Outlier] = field(default_factory=list)
     fitted: list[Any] = field(default_factory=list)
     predicted: np.ndarray = field(default_factory=lambda: np.empty(0))
     deviation: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -82,7 +87,7 @@ class Auto(RegressorMixin, BaseEstimator):
     It cannot explode. Features count as far as `FEATURES_BEYOND` outside the range of the proxy runs, predictions of a
     candidate as far as `LOSSES_BEYOND` outside the range of the losses, and far from all runs (`Support`) predictions
     fall back to the mean and their deviations grow. A loss that is far from what the other runs predict
-    (`find_outliers`) is replaced by that prediction.
+    (`find_outliers`) is replaced by that prediction; a run with more than half of its losses so far off is left out.
 
     Args:
       evaluated: names of the E evaluated features, in the order of their columns.
@@ -97,9 +102,10 @@ class Auto(RegressorMixin, BaseEstimator):
       inner_error_: [M, J], mean squared out-of-fold error in units of the target's variance.
       outliers_: losses that do not fit, as a list of `Outlier`.
       failed_: by candidate, why it was not used.
-      out_of_fold_: [R, J], the blend's errors on rows it had not seen; NaN for outlying losses.
-      out_of_fold_deviation_: [R, J], the deviations that it gave there.
-      row_weights_: [R], 1 / number of runs of each run's mixture.
+      rows_: [R'], the proxy runs that it is fitted on.
+      out_of_fold_: [R', J], the blend's errors on rows it had not seen; NaN for outlying losses.
+      out_of_fold_deviation_: [R', J], the deviations that it gave there.
+      row_weights_: [R'], 1 / number of runs of each run's mixture.
     """
 
     calibrated = True  # its deviations have been held against out-of-fold errors
@@ -133,9 +139,9 @@ class Auto(RegressorMixin, BaseEstimator):
         # The first look at outlying losses was rough. Where the blend replaces others, or by other values, all is
         # fitted once more; what replaces a loss comes nearer to what the other runs say each time.
         for _ in range(ROUNDS):
-            if not (unlike := [table for table in prepared if self._clean_again(table)]):
-                break
-            self._fit_candidates(unlike)
+            again = {i: changed for i, table in enumerate(prepared) if (changed := self._clean_again(table))}
+            self._fit_candidates(list(again.values()))
+            prepared = [again.get(i, table) for i, table in enumerate(prepared)]
         return [self._blend(table) for table in prepared]
 
     def predict(self, X: npt.ArrayLike, return_std: bool = False) -> Any:
@@ -218,7 +224,7 @@ class Auto(RegressorMixin, BaseEstimator):
         groups = mixture_groups(mixtures)
         folds = group_folds(groups, self.folds, self.seed)
         cleaned = clipped(np.log(mixtures + 0.01), losses, folds)
-        return _Table(design, losses, cleaned, groups, folds, self._candidates())
+        return _Table(design, losses, cleaned, groups, folds, self._candidates(), np.arange(len(losses)))
 
     def _check(self, shape: tuple[int, ...], losses: np.ndarray) -> None:
         expected = 3 if self.evaluated else 2
@@ -241,6 +247,8 @@ class Auto(RegressorMixin, BaseEstimator):
 
     def _fit_candidates(self, tables: list[_Table]) -> None:
         """Each table's candidates, fitted on all rows and on those of every fold, in batches over the tables."""
+        if not tables:
+            return
         for table in tables:
             shape = (len(table.candidates), *table.losses.shape)
             table.fitted, table.failed = [None] * len(table.candidates), {}
@@ -278,13 +286,34 @@ class Auto(RegressorMixin, BaseEstimator):
                 table.failed[number] = "predicted a loss that is not finite"
             table.predicted[number, rows] = np.clip(mean, *_extended(job[1], LOSSES_BEYOND))
 
-    def _clean_again(self, table: _Table) -> bool:
-        """Replaces outlying losses by what the blend predicts of them; whether it matters beside what was there."""
+    def _clean_again(self, table: _Table) -> _Table | None:
+        """The table to fit next: outlying losses replaced by the blend's, runs that do not fit left out.
+
+        None where this makes no difference that matters.
+        """
         blend, _, outliers = self._out_of_fold(table)
+        if unfit := self._unfit_runs(table, outliers):
+            rest = np.setdiff1d(np.arange(len(table.losses)), unfit)
+            fewer = self._prepare(table.design[rest], table.losses[rest])
+            fewer.left_out = table.left_out + [
+                one._replace(row=int(table.rows[one.row])) for one in outliers if one.row in unfit
+            ]
+            fewer.rows = table.rows[rest]
+            return fewer
         before, table.cleaned = table.cleaned, table.losses.copy()
         for one in outliers:
             table.cleaned[one.row, one.target] = blend[one.row, one.target]
-        return bool((np.abs(table.cleaned - before) > MOVED * robust_spread(table.losses)).any())
+        moved = np.abs(table.cleaned - before) > MOVED * robust_spread(table.losses)
+        return table if moved.any() else None
+
+    def _unfit_runs(self, table: _Table, outliers: list[Outlier]) -> list[int]:
+        """Rows with more than half of their losses outlying, if they are few."""
+        counts = np.bincount([one.row for one in outliers], minlength=len(table.losses))
+        unfit = np.flatnonzero(counts > table.losses.shape[1] / 2)
+        already = len({one.row for one in table.left_out})
+        total = len(table.losses) + already
+        few = len(unfit) + already <= max(1, LEFT_OUT * total) and len(table.losses) - len(unfit) >= 4
+        return unfit.tolist() if few else []
 
     def _out_of_fold(self, table: _Table) -> tuple[np.ndarray, np.ndarray, list[Outlier]]:
         """Predictions [R, J] of rows that the blend had not seen, their deviations, and losses that do not fit."""
@@ -318,7 +347,10 @@ class Auto(RegressorMixin, BaseEstimator):
         """A fitted clone."""
         one = clone(self)
         kept = [m for m in range(len(table.candidates)) if m not in table.failed]
-        blend, deviation, one.outliers_ = self._out_of_fold(table)
+        blend, deviation, outliers = self._out_of_fold(table)
+        named = [off._replace(row=int(table.rows[off.row])) for off in outliers]
+        one.outliers_ = sorted(table.left_out + named, key=lambda off: -abs(off.deviations))
+        one.rows_ = table.rows
         one.design_shape_ = table.design.shape[1:]
         one.chosen_ = tuple(table.candidates[m][1] for m in kept)
         one.regressors_ = [table.fitted[m] for m in kept]
@@ -333,7 +365,7 @@ class Auto(RegressorMixin, BaseEstimator):
         one.inputs_ = _Inputs(table.design, len(self.evaluated))
         one.support_ = Support(self._mixtures(table.design))
         one.out_of_fold_ = table.losses - blend
-        for outlier in one.outliers_:
+        for outlier in outliers:
             one.out_of_fold_[outlier.row, outlier.target] = np.nan
         one.correlation_ = shrunk_correlation(one.out_of_fold_)
         one.row_weights_ = 1 / np.bincount(table.groups)[table.groups]

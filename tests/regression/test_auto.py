@@ -215,6 +215,8 @@ def test_a_run_that_diverged_is_found_and_the_fit_is_as_good_as_without_it():
     for (row, _, targets), one, found in zip(cases, fitted[3:], error[3:], strict=True):
         assert sorted((off.row, off.target) for off in one.outliers_) == [(row, j) for j in targets]
         assert all(off.deviations > 8 for off in one.outliers_)
+        assert (row in one.rows_) == (len(targets) == 1)  # with more than half of its losses off, the run is left out
+        assert len(one.out_of_fold_) == len(one.rows_) == (30 if len(targets) == 1 else 29)
         ratios.append(found / error[rows.index(row)])
     assert np.max(ratios) < 2
     assert np.mean(ratios) < 1.2
