@@ -26,7 +26,7 @@ import psutil
 import zstandard
 
 from benchmarks.timing import interleaved
-from mde.commands import prepare as stage
+from mde.commands import pipeline
 from mde.study import Study
 
 # Read once, so that no contender waits for the disk.
@@ -54,7 +54,7 @@ def main() -> None:
 
 def texts(megabytes: float) -> list[str]:
     """Documents out of installed packages: code, and the prose of its documentation strings."""
-    packages = Path(stage.__file__).parents[2] / ".venv" / "lib"
+    packages = Path(pipeline.__file__).parents[2] / ".venv" / "lib"
     files = [file for name in SOURCES for file in sorted(packages.glob(f"*/site-packages/{name}/**/*.py"))]
     random.Random(0).shuffle(files)
     found, size = [], 0
@@ -120,7 +120,9 @@ def ours(directory: Path, tokenizer: str, hygiene: bool) -> None:
     settings = {} if hygiene else {"near_duplicates": 0.0, "overlap_words": 0}
     places = {name: f"{directory}/{name}.jsonl" for name in ("a", "b")}
     with contextlib.redirect_stdout(io.StringIO()):
-        stage.prepare(Study(directory / "study"), places, tokenizer=tokenizer, processes=1, **settings)
+        pipeline.call(
+            "prepare", Study(directory / "study"), training_domains=places, tokenizer=tokenizer, processes=1, **settings
+        )
 
 
 def theirs(directory: Path, tokenizer: Path) -> None:
@@ -185,7 +187,7 @@ def bounded(directory: Path, megabytes: int) -> None:
     started, busy = time.perf_counter(), sum(os.times()[:4])
     places = {f"domain{i}": f"{directory}/{i}/*.jsonl.zst" for i in range(4)}
     try:
-        stage.prepare(Study(directory / "study"), places, vocab_size=4096)
+        pipeline.call("prepare", Study(directory / "study"), training_domains=places, vocab_size=4096)
     finally:
         stop.set()
         thread.join()

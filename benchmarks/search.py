@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.timing import interleaved
 from mde.optimization import losses, search
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds, Group
 from mde.optimization.region import Region
 from mde.optimization.search import Optimum
 
@@ -41,16 +41,16 @@ def problems(k: int) -> dict[str, tuple[losses.Differentiable, Region]]:
     curvature = root @ root.T + 0.05 * np.eye(k)
     convex = losses.Smooth(lambda x: x @ curvature @ x / 2 + slope @ x, convex=True)
     logs = losses.Formula(3.0, np.zeros(k), log=-rng.dirichlet(np.ones(k)))
-    bounds = {"lower": {"d0": 0.05}, "upper": {"d1": 0.2}, "groups": {"g": Group(names[: k // 2], 0.3, 0.5)}}
+    bounds = {"min": {"d0": 0.05}, "max": {"d1": 0.2}, "groups": {"g": Group(names[: k // 2], 0.3, 0.5)}}
     return {
         "linear": (losses.Formula(0.0, slope), Region.simplex(k)),
         "worst of five linear": (losses.Formula(0.0, rng.normal(size=(5, k))), Region.simplex(k)),
         "sum of logarithms": (logs, Region.simplex(k)),
         "convex quadratic": (convex, Region.simplex(k)),
-        "convex quadratic, bounds and a group": (convex, Constraints(names, **bounds).region),
+        "convex quadratic, bounds and a group": (convex, Bounds(names, **bounds).region),
         "convex quadratic, KL at most 0.2": (
             convex,
-            Constraints(names, prior=dict.fromkeys(names, 1 / k), max_kl=0.2).region,
+            Bounds(names, prior=dict.fromkeys(names, 1 / k), max_kl=0.2).region,
         ),
     }
 

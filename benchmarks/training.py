@@ -41,7 +41,8 @@ from mde.models import sharding
 from mde.models.config import DecoderConfig, preset
 from mde.training import placement, planning, pool
 from mde.training.placement import MeshShape
-from mde.training.step import TrainSettings, initial
+from mde.training.settings import TrainSettings
+from mde.training.step import initial
 
 CORES = len(os.sched_getaffinity(0))
 SIZES = {  # architecture, sequences per step

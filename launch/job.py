@@ -129,7 +129,8 @@ def check_model(machine: Machine, given: Mapping[str, Mapping[str, Any]], stage:
     sized = given.get(stage, {})
     if preset := sized.get("preset"):
         vocabulary = given.get("prepare", {}).get("vocab_size", LARGEST_VOCABULARY)
-        changed = sized.get("model") or {}
+        changed = {name.removeprefix("model."): value for name, value in sized.items() if name.startswith("model.")}
+        changed = {name: value for name, value in changed.items() if value is not None}
         machine.check_fits(model_configs.preset(preset, vocabulary, **changed).parameters, preset)
 
 

@@ -18,6 +18,8 @@ _PUBLIC = {
     "Study": "mde.api",
     "Recommendation": "mde.api",
     "optimize": "mde.api",
+    "Constraints": "mde.optimization.constraints",
+    "Search": "mde.results.recommendation",
     "UserError": "mde.errors",
     # the two evaluators, prepared or in one call, and the best mixture of experts
     "mixture_nll": "mde.evaluation",

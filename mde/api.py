@@ -1,6 +1,5 @@
 """What a Python user holds: a study whose stages are calls and whose results show themselves in a notebook."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -12,9 +11,9 @@ import plotly.graph_objects as go
 from mde import cli, study
 from mde.ablation import HOME
 from mde.commands import pipeline
-from mde.errors import UserError, unknown
+from mde.errors import UserError
 from mde.optimization import objectives, search
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds, Constraints
 from mde.optimization.search import Optimum
 from mde.reporting import ablation, figures, final, findings, scaling, tables
 from mde.reporting.table import Table
@@ -22,7 +21,7 @@ from mde.results import recommendation as recommend
 from mde.results import search_setup as problem
 from mde.results.mixtures import tokens_of
 from mde.results.predictor import Predictor
-from mde.results.support import Data, distance_limit
+from mde.results.support import Data
 
 Predict = Callable[[np.ndarray], np.ndarray]  # mixtures [C, K] -> losses [C, J]
 
@@ -81,43 +80,34 @@ class Study(study.Study):
     def search(
         self,
         objective: str | Mapping[str, float] | None = None,
+        constraints: Constraints = Constraints(),
         *,
         beta: float = 0.0,
-        method: str = "auto",
-        candidates: int = 2048,
-        max_distance: float | str | None = None,
-        allow_untrained: bool = False,
-        seed: int = 0,
-        **constraints: Any,
+        kl_penalty: float = 0.0,
+        how: recommend.Search = recommend.Search(),
     ) -> "Recommendation":
         """What the chosen regressor recommends for another objective or under other constraints; writes nothing.
 
         Args:
           objective: that of `mde fit` by default; avg-sp, avg-et, avg-all, avg-families, worst-sp, worst-et, worst-all,
             or weights by evaluation domain, family or pattern.
+          constraints: what the mixture must obey.
           beta: standard deviations of the prediction that are added to the objective.
-          method: of the search: auto, exact, gradient, simulation or refinement.
-          candidates: mixtures that the search starts from.
-          max_distance: largest distance from a proxy run, or "none"; by default as in `mde optimize`.
-          allow_untrained: whether domains that no proxy run trained on may get weight.
-          seed: of the search.
-          constraints: as those of `mde optimize`: lower, upper, fixed, groups, group_bounds, tokens, budget,
-            max_epochs, prior, max_kl, kl_penalty, frozen.
+          kl_penalty: cost of one nat of KL divergence from the prior, in the unit of the losses.
+          how: it is searched for; `refits` has no effect.
 
         Raises:
           UserError: no regressor was chosen; an objective or constraint that makes no sense.
         """
-        max_distance = distance_limit(max_distance)
         predictor, domains, runs = self.predictor(), self.domains, self.mixtures()
         data = Data(runs.loc[runs["role"] == "proxy", list(domains.training)])
-        untrained = () if allow_untrained else data.untrained()
-        tokens = constraints.pop("tokens", None) or tokens_of(self)
-        bounds = problem.constraints(domains.training, tokens, untrained=untrained, **constraints)
+        untrained = () if how.allow_untrained else data.untrained()
+        bounds = constraints.on(domains.training, tokens_of(self), untrained, kl_penalty)
         name = problem.objective_or_chosen(self, objective)
         goal = objectives.make(name, domains.evaluation, domains.training, beta=beta)
-        loss = problem.loss(self, predictor, goal, bounds, method)
+        loss = problem.loss(self, predictor, goal, bounds, how.method)
         start, unit = problem.known_mixtures(self, bounds), self.unit_of(goal.counted(domains.evaluation))
-        found = recommend.search_for(loss, bounds, data, max_distance, method, candidates, seed, start)
+        found = recommend.search_for(loss, bounds, data, how, start)
         about = {**data.about(found.best.mixture), "max_distance": found.radius, "left_out": bounds.left_out}
         made = _recommendation(found.best, predictor, goal, bounds, domains.evaluation, unit)
         return replace(made, errors=self.errors, support=about, unrestricted=found.unrestricted)
@@ -243,13 +233,10 @@ def optimize(
     training_domains: Sequence[str],
     evaluation_domains: Sequence[str],
     objective: str | Mapping[str, float] = "avg-all",
+    constraints: Constraints = Constraints(),
     *,
-    groups: Mapping[str, Group] | None = None,
     unit: str = study.NATS,
-    method: str = "auto",
-    candidates: int = 2048,
-    seed: int = 0,
-    **constraints: Any,
+    how: recommend.Search = recommend.Search(),
 ) -> Recommendation:
     """The mixture of least predicted loss, from any function that predicts losses: a study is not needed.
 
@@ -259,28 +246,22 @@ def optimize(
       evaluation_domains: the J domains of the losses.
       objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain or
         pattern.
-      groups: named groups of training domains, bounded together.
+      constraints: what the mixture must obey.
       unit: of the losses.
-      method: of the search: auto, refinement or simulation.
-      candidates: mixtures that the search starts from.
-      seed: of the search.
-      constraints: other fields of `mde.optimization.constraints.Constraints`: lower, upper, fixed, tokens, budget,
-        max_epochs, prior, max_kl, kl_penalty, frozen.
+      how: it is searched for: `method` (auto, refinement or simulation), `candidates` and `seed`.
 
     Raises:
-      UserError: an unknown constraint, objective or domain; bounds that no mixture obeys.
+      UserError: an unknown objective or domain; bounds that no mixture obeys.
     """
-    known = inspect.signature(Constraints).parameters.keys() - {"domains", "groups"}
-    for name in constraints:
-        if name not in known:
-            raise unknown("constraint", name, known)
-    bounds = Constraints(tuple(training_domains), groups=groups or {}, **constraints)
+    bounds = constraints.on(training_domains)
     goal = objectives.make(objective, evaluation_domains, training_domains)
 
     def loss(mixtures: np.ndarray) -> np.ndarray:
-        return goal(predict(mixtures)) + bounds.penalty(mixtures)
+        return goal(predict(mixtures))
 
-    found = search.minimize(loss, bounds.region, seed, method, n_candidates=candidates, restarts=recommend.RESTARTS)
+    found = search.minimize(
+        loss, bounds.region, how.seed, how.method, n_candidates=how.candidates, restarts=recommend.RESTARTS
+    )
     return _recommendation(found, predict, goal, bounds, evaluation_domains, unit)
 
 
@@ -288,7 +269,7 @@ def _recommendation(
     found: Optimum,
     predict: Predict,
     goal: objectives.Objective,
-    bounds: Constraints,
+    bounds: Bounds,
     evaluation_domains: Sequence[str],
     unit: str,
 ) -> Recommendation:

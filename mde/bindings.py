@@ -4,33 +4,39 @@ A flag overrides a binding, a binding a file, a later file an earlier one. gin i
 """
 
 import argparse
-import ast
 import functools
 import inspect
 import re
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
+from mde import flag_values
+from mde.arguments import MISSING
 from mde.commands import pipeline
 from mde.errors import UserError, unknown
 from mde.study import STAGES
-from mde.values import described, fits
 
 REPOSITORY = Path(__file__).parent.parent
 COMMANDS = (*STAGES, *pipeline.TOOLS)
 
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    """A flag for each argument of a command, described by its docstring."""
-    texts = described_arguments(command)
-    for name, parameter in pipeline.parameters(command).items():
-        default = parameter.default
-        missing = "required" if default is inspect.Parameter.empty else f"default {default!r}"
-        parser.add_argument(f"--{name}", help=f"{texts.get(name, '')} [{missing}]".replace("%", "%%"))
+    """A flag for each argument of a command; those of an object stand together."""
+    groups: dict[str, Any] = {"": parser}
+    for name, argument in pipeline.parameters(command).items():
+        prefix = name.rpartition(".")[0]
+        group = groups.setdefault(prefix, None) or parser.add_argument_group(prefix)
+        groups[prefix] = group
+        missing = " [required]" if argument.default is MISSING else f" [default {argument.default!r}]"
+        missing = "" if argument.default is None else missing
+        settings: dict[str, Any] = {"nargs": "?", "const": "True"} if argument.annotation is bool else {}
+        if _several(argument.annotation):
+            settings = {"nargs": "*"}
+        text = f"{argument.text}{missing}".replace("%", "%%")
+        group.add_argument(f"--{name}", help=text, metavar=name.rpartition(".")[2].upper(), **settings)
 
 
 def flags(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -39,9 +45,13 @@ def flags(args: argparse.Namespace, command: str) -> dict[str, Any]:
     Raises:
       UserError: text that is no value of the argument's type.
     """
-    given = {name: getattr(args, name) for name in pipeline.parameters(command)}
-    hints = {name: parameter.annotation for name, parameter in pipeline.parameters(command).items()}
-    return {name: _value(f"--{name}", text, hints[name]) for name, text in given.items() if text is not None}
+    known = pipeline.parameters(command)
+    given = {name: getattr(args, name) for name in known}
+    return {
+        name: flag_values.parse(f"--{name}", [text] if isinstance(text, str) else text, known[name].annotation)
+        for name, text in given.items()
+        if text is not None
+    }
 
 
 def add_domain_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,43 +101,51 @@ def from_gin(
     gin.clear_config()
     # Registering imports a command, so bindings alone import only what they name.
     named = {binding.split(".")[0].strip() for binding in bindings}
-    used = {name: pipeline.command(name) for name in COMMANDS if files or name in named} | dict(more or {})
-    for name, function in used.items():
-        gin.external_configurable(function, name)
+    used = [name for name in COMMANDS if files or name in named]
+    takes = {part: names for name in used for part, names in _bindable(name).items()}
+    takes |= {name: {key: key for key in inspect.signature(of).parameters} for name, of in (more or {}).items()}
+    for part, names in takes.items():
+        _register(part, tuple(names))
     for file in files:
         if not any((folder / file).exists() for folder in (Path(), REPOSITORY)):
             raise UserError(f"no gin file {file!r}, neither here nor in {REPOSITORY}")
     _search_the_repository()
     try:
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
-        return {name: gin.get_bindings(name) for name in used}
+        bound = {part: gin.get_bindings(part) for part in takes}
     except (ValueError, SyntaxError, OSError) as error:
-        raise _gin_error(" ".join(str(error).split()), used) from error
+        raise _gin_error(" ".join(str(error).split()), takes) from error
+    found: dict[str, dict[str, Any]] = {name: {} for name in (*used, *(more or {}))}
+    for part, values in bound.items():
+        found[part.partition(".")[0]] |= {takes[part][name]: value for name, value in values.items()}
+    return found
 
 
-def described_arguments(command: str) -> dict[str, str]:
-    """By argument, its lines under `Args:` in the docstring."""
-    text = inspect.getdoc(pipeline.command(command)) or ""
-    section = re.search(r"^Args:\n((?:  .*\n?|\n)*)", text, re.MULTILINE)
-    entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section[1] if section else "", re.MULTILINE)
-    return {name: " ".join(lines.split()) for name, lines in entries}
+def _bindable(command: str) -> dict[str, dict[str, str]]:
+    """What gin can bind: for a command and each of its objects, the arguments by the last part of their names."""
+    found: dict[str, dict[str, str]] = {command: {}}
+    for name in pipeline.parameters(command):
+        prefix, _, last = name.rpartition(".")
+        found.setdefault(f"{command}.{prefix}" if prefix else command, {})[last] = name
+    return found
 
 
-def _value(flag: str, text: str, hint: Any) -> Any:
-    """The value of a flag: text where the argument takes text, Python's notation otherwise; lists need no brackets."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    lists = [option for option in options if typing.get_origin(option) is Sequence]
-    items = typing.get_args(typing.get_args(lists[0])[0]) or typing.get_args(lists[0]) if lists else ()
-    if str in items and not text.startswith(("[", "(", "{")):
-        return [part.strip() for part in text.split(",")]
-    if str in options and not (text.startswith("{") and any(typing.get_origin(o) is Mapping for o in options)):
-        return text
-    try:
-        value = ast.literal_eval(text.strip().title() if bool in options else text)
-    except (ValueError, SyntaxError):
-        raise UserError(f"{flag}={text}: expected {described(hint)}") from None
-    single = not isinstance(value, list | tuple) and not fits(value, hint)
-    return [value] if lists and single else value
+@functools.cache
+def _register(name: str, parameters: tuple[str, ...]) -> None:
+    """Makes gin know a name and its parameters, by a function that is never called."""
+    import gin
+
+    def function(**bound: Any) -> None:
+        raise NotImplementedError
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    function.__signature__ = inspect.Signature([inspect.Parameter(key, kind, default=None) for key in parameters])  # type: ignore[attr-defined]
+    gin.external_configurable(function, name)
+
+
+def _several(annotation: Any) -> bool:
+    """Whether an argument takes several words: `--taus 0 .1`, `--constraints.max web=.5 code=.2`."""
+    return any(typing.get_origin(option) in (Sequence, Mapping) for option in flag_values.options(annotation))
 
 
 @functools.cache
@@ -144,11 +162,10 @@ def _search_the_repository() -> None:
     gin.config._FILE_READERS[:] = [(read, exists) for read, exists in gin.config._FILE_READERS if exists is isfile]
 
 
-def _gin_error(message: str, used: Mapping[str, Callable[..., Any]]) -> UserError:
+def _gin_error(message: str, takes: Mapping[str, Iterable[str]]) -> UserError:
     """gin's message in one line, with the nearest right name where one is misspelt."""
-    if stage := re.search(r"No configurable matching '(\w+)'", message):
-        return unknown("stage in a gin binding", stage[1], {*COMMANDS, *used})
-    if argument := re.search(r"'(\w+)' doesn't have a parameter named '(\w+)'", message):
-        known = inspect.signature(used[argument[1]]).parameters.keys() - {"study"}
-        return unknown(f"argument of stage {argument[1]!r}", argument[2], known)
+    if stage := re.search(r"No configurable matching '([\w.]+)'", message):
+        return unknown("stage in a gin binding", stage[1], {*COMMANDS, *takes})
+    if argument := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+        return unknown(f"argument of stage {argument[1]!r}", argument[2], [*takes[argument[1]]])
     return UserError(f"gin: {message}")

@@ -107,7 +107,7 @@ def _flags(name: str) -> argparse.ArgumentParser:
 
     demo = name == "demo"
     described = HELP[name] if demo else re.split(r"\n(?:Args|Raises):", inspect.getdoc(pipeline.command(name)) or "")[0]
-    parser = _Parser(prog=f"mde {name}", description=described)
+    parser = _Parser(prog=f"mde {name}", usage=f"mde {name} [--flag VALUE ...]", description=described)
     default = {"demo": f" [default {DEMO_STUDY}]", "fit": f" [with --mixtures: default {SWARM_STUDY}]"}.get(name, "")
     aliases = ["--regressor"] if name == "predict" else []
     if demo or name not in pipeline.WITHOUT_STUDY:

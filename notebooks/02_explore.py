@@ -98,7 +98,7 @@ pd.DataFrame(found).T.style.format("{:.1%}")
 
 # %%
 budget = 2 * sum(study.about["stores"][f"{name}/train"]["tokens"] for name in domains.training) / 3
-study.search("avg-all", lower={"docs": 0.1}, upper={"wiki": 0.5}, budget=budget, max_epochs=2)
+study.search("avg-all", mde.Constraints(min={"docs": 0.1}, max={"wiki": 0.5}, budget=budget, max_epochs=2))
 
 # %%
-study.search("avg-all", prior="proportional", max_kl=0.05).plot()
+study.search("avg-all", mde.Constraints(prior="proportional", max_kl=0.05)).plot()

@@ -95,7 +95,7 @@ pd.Series(truth, name="nats per token").to_frame()
 # A group of domains that must have its part, and the worst domain instead of the average.
 
 # %%
-study.search("worst-all", groups={"prose": ["books", "web"]}, group_bounds={"prose": [0.3, 0.5]})
+study.search("worst-all", mde.Constraints(groups={"prose": ["books", "web"]}, group_bounds={"prose": [0.3, 0.5]}))
 
 # %% [markdown]
 # ## Without a study
@@ -103,4 +103,4 @@ study.search("worst-all", groups={"prose": ["books", "web"]}, group_bounds={"pro
 
 # %%
 law_of_mixing = mde.MixingLaw().fit(mixtures, losses)
-mde.optimize(law_of_mixing.predict, domains, domains, "avg-all", upper={"code": 0.3})
+mde.optimize(law_of_mixing.predict, domains, domains, "avg-all", mde.Constraints(max={"code": 0.3}))

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 import mde
-from mde.optimization.constraints import Group
 
 DOMAINS = ["web", "code", "books"]
 
@@ -60,11 +59,11 @@ def test_an_unknown_name_says_what_is_public():
 def test_a_study_is_searched_for_other_questions(study, swarm):
     found = study.search("avg-all")
     np.testing.assert_allclose(found.mixture, optimum(swarm[2]), atol=0.02)  # ridge keeps a little of its penalty
-    capped = study.search("avg-all", upper={"code": 0.2})
+    capped = study.search("avg-all", mde.Constraints(max={"code": 0.2}))
     assert capped.mixture["code"] == pytest.approx(0.2, abs=1e-6)
-    assert capped.binding == ("code is at its greatest share 0.2",)
+    assert capped.binding == ("code is at its max weight 0.2",)
     assert capped.objective > found.objective
-    assert "Binds: code is at its greatest share 0.2." in capped._repr_html_()
+    assert "Binds: code is at its max weight 0.2." in capped._repr_html_()
     assert not (study.root / "optimum.json").exists()
     study.run("optimize", refits=2)
     recommended = study.read_json("optimum.json", "optimize")["shares"]
@@ -80,18 +79,21 @@ def test_the_search_needs_no_study(swarm):
         lambda mixtures: 3 + np.sqrt(mixtures) @ slopes,
         DOMAINS,
         DOMAINS,
-        groups={"text": Group(("web", "books"), upper=0.3)},
-        tokens=dict.fromkeys(DOMAINS, 1e6),
-        budget=2e6,
+        constraints=mde.Constraints(
+            groups={"text": ["web", "books"]},
+            group_bounds={"text": [0, 0.3]},
+            tokens=dict.fromkeys(DOMAINS, 1e6),
+            budget=2e6,
+        ),
     )
     assert text.mixture[["web", "books"]].sum() == pytest.approx(0.3, abs=1e-6)
     assert text.epochs["code"] == pytest.approx(1.4, abs=1e-5)
     assert "1.4" in str(text)
 
 
-def test_an_unknown_constraint_names_the_nearest():
-    with pytest.raises(mde.UserError, match=r"'uper'.*did you mean 'upper'"):
-        mde.optimize(lambda mixtures: mixtures, DOMAINS, DOMAINS, uper={"web": 0.1})
+def test_an_unknown_constraint_names_the_nearest(study):
+    with pytest.raises(mde.UserError, match=r"'constraints.mux'.*did you mean 'constraints.max'"):
+        study.run("optimize", constraints={"mux": {"web": 0.1}})
 
 
 def test_a_study_shows_its_stages_tables_and_figures(study):

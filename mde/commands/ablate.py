@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -13,45 +13,105 @@ from mde.ablation import unions as sets
 from mde.ablation import units as base
 from mde.ablation.family import Family, Text
 from mde.ablation.unions import Copies
+from mde.arguments import FLAT
 from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.scoring import evaluation_set
 from mde.models import config as model_configs
 from mde.optimization import objectives
 from mde.reporting import ablation as reporting
-from mde.results.trained_runs import train_settings
+from mde.results.training_options import ModelChanges, Running
 from mde.study import Study, digest
 from mde.training.placement import MeshShape
 from mde.training.runs import Recipe
+from mde.training.settings import TrainSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedModels:
+    """The models that all others continue from.
+
+    Attributes:
+      seed_steps: steps of the seed model that all continue from, 0 for fresh parameters; several for a study of each,
+        of which the last is the one that subsets are scored with.
+      seed_learning_rate: its peak; `learning_rate` if None.
+      seed_share: of the tokens of each source, set aside for the seed model.
+    """
+
+    seed_steps: Sequence[int]
+    seed_learning_rate: float | None = None
+    seed_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.seed_steps or min(self.seed_steps) < 0:
+            raise UserError(f"seed_steps={self.seed_steps!r}: expected numbers of steps, zero or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """How sources are cut into units, and which unions of them are trained.
+
+    Attributes:
+      sources: training domains to cut; all if None. All other domains are only evaluated on.
+      units: how many in all, shared out among the sources by size; or how many of each, in place of `sources`.
+      unions: how many sets of sources to draw and train; 0 for none.
+      unions_file: a CSV file of unions instead: a column `union`, and one per unit or source: how often it is in.
+      smallest: sources in a drawn union, at least.
+      largest: at most; all but one if None.
+      upsampled: how many of the drawn unions are trained a second time with their sources with equal weights.
+      seed: of fresh parameters, data orders and draws.
+    """
+
+    sources: Sequence[str] | None = None
+    units: int | Mapping[str, int] = 12
+    unions: int = 16
+    unions_file: str | None = None
+    smallest: int = 2
+    largest: int | None = None
+    upsampled: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.upsampled, self.unions) < 0:
+            raise UserError(f"unions={self.unions}, upsampled={self.upsampled}: expected zero or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What subsets of units are scored for.
+
+    Attributes:
+      taus: exponents of the prefix posterior of mixtures (MDE).
+      tokens_per_domain: whole documents of each evaluation domain are taken until they have this many tokens.
+      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
+      candidates: subsets of units that may be scored: all if there are no more, random orders otherwise; 0 for none.
+      merged_windows: windows of each domain that the merged models of subsets are run on.
+      given: units or sources that are there already when it is asked what to add next.
+    """
+
+    taus: Sequence[float] = (0.0, 0.01, 0.1, 1.0)
+    tokens_per_domain: int = 8192
+    objective: str | Mapping[str, float] = "avg-all"
+    candidates: int = 4096
+    merged_windows: int = 2
+    given: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_positive(merged_windows=self.merged_windows, tokens_per_domain=self.tokens_per_domain)
+        if self.candidates < 0:
+            raise UserError(f"candidates={self.candidates}: expected zero or more")
+        if not self.taus or not all(0 <= tau <= 1 for tau in self.taus):
+            raise UserError(f"taus={self.taus!r}, expected exponents between 0 and 1")
 
 
 def ablate(
     study: Study,
     preset: str,
-    steps: int,
-    batch_size: int,
-    seq_len: int,
-    learning_rate: float,
-    seed_steps: Sequence[int],
-    seed_learning_rate: float | None = None,
-    seed_share: float = 0.3,
-    sources: Sequence[str] | None = None,
-    units: int | Mapping[str, int] = 12,
-    unions: int = 16,
-    unions_file: str | None = None,
-    smallest: int = 2,
-    largest: int | None = None,
-    upsampled: int = 0,
-    taus: Sequence[float] = (0.0, 0.01, 0.1, 1.0),
-    tokens_per_domain: int = 8192,
-    objective: str | Mapping[str, float] = "avg-all",
-    candidates: int = 4096,
-    merged_windows: int = 2,
-    given: Sequence[str] = (),
-    seed: int = 0,
-    checkpoint_every: int = 500,
-    model: Mapping[str, str | float | bool] | None = None,
-    settings: Mapping[str, str | float | bool] | None = None,
-    mesh: str | None = None,
+    training: Annotated[TrainSettings, FLAT],
+    seed_models: Annotated[SeedModels, FLAT],
+    units: Annotated[Units, FLAT] = Units(),
+    scoring: Annotated[Scoring, FLAT] = Scoring(),
+    model: ModelChanges = None,
+    running: Annotated[Running, FLAT] = Running(),
 ) -> None:
     """Trains one model per base unit, and unions of units to test merges against; scores subsets of units.
 
@@ -61,87 +121,51 @@ def ablate(
     Args:
       study: a prepared study.
       preset: name of the model; `mde models` lists them.
-      steps: optimizer steps of the model of one unit, which has text for as many; a union of n has n times as many.
-      batch_size: sequences per step.
-      seq_len: predicted tokens per sequence.
-      learning_rate: peak of the schedule of every unit and union.
-      seed_steps: steps of the seed model that all continue from, 0 for fresh parameters; several for a study of each,
-        of which the last is the one that subsets are scored with.
-      seed_learning_rate: its peak; `learning_rate` if None.
-      seed_share: of the tokens of each source, set aside for the seed model.
-      sources: training domains to cut; all if None. All other domains are only evaluated on.
-      units: how many in all, shared out among the sources by size; or how many of each, in place of `sources`.
-      unions: how many sets of sources to draw and train; 0 for none.
-      unions_file: a CSV file of unions instead: a column `union`, and one a unit or source: how often it is in.
-      smallest: sources in a drawn union, at least.
-      largest: at most; all but one if None.
-      upsampled: how many of the drawn unions are trained a second time with their sources with equal weights.
-      taus: exponents of the prefix posterior of mixtures (MDE).
-      tokens_per_domain: whole documents of each evaluation domain are taken until they have this many tokens.
-      objective: avg-sp, avg-et, avg-all, worst-sp, worst-et, worst-all, or weights by evaluation domain.
-      candidates: subsets of units that may be scored: all if there are no more, random orders otherwise; 0 for none.
-      merged_windows: windows of each domain that the merged models of subsets are run on.
-      given: units or sources that are there already when it is asked what to add next.
-      seed: of fresh parameters, data orders and draws.
-      checkpoint_every: steps between states to resume from.
+      training: of the model of one unit, which has text for `steps` steps; a union of n has n times as many.
+      seed_models: that all continue from.
+      units: how sources are cut, and which unions are trained.
+      scoring: what subsets of units are scored for.
       model: fields of the preset to change.
-      settings: further settings of the training.
-      mesh: devices along each axis, such as pool=4,data=2; one per run if None.
+      running: how runs are carried out.
 
     Raises:
       UserError: sources too small for their units; runs that were trained another way; fewer than three unions.
     """
-    check_positive(
-        checkpoint_every=checkpoint_every, merged_windows=merged_windows, tokens_per_domain=tokens_per_domain
-    )
-    if min(candidates, upsampled, unions, *seed_steps) < 0 or not (taus and seed_steps):
-        raise UserError(
-            f"seed_steps={seed_steps!r}, taus={taus!r}, candidates={candidates}, "
-            f"unions={unions}, upsampled={upsampled}: expected a τ and a number of seed steps, and nothing negative"
-        )
-    if not all(0 <= tau <= 1 for tau in taus):
-        raise UserError(f"taus={taus!r}, expected exponents between 0 and 1")
-    schedule = train_settings(steps, batch_size, seq_len, learning_rate, settings)
-    corpus = _Corpus(study, sources, units, schedule.tokens + 1, seed_share)
-    if unions_file:
-        wanted = sets.read(unions_file, corpus.domains)
-    else:
-        wanted = _drawn(study, corpus, unions, smallest, largest, upsampled, seed)
+    mesh = MeshShape.parse(running.mesh) if running.mesh else None
+    corpus = _Corpus(study, units, training.tokens + 1, seed_models.seed_share)
+    wanted = sets.read(units.unions_file, corpus.domains) if units.unions_file else _drawn(study, corpus, units)
     if 0 < len(wanted) < correlations.LEAST:
         raise UserError(f"{len(wanted)} unions: expected at least {correlations.LEAST} to correlate, or unions=0")
-    goal = objectives.make(objective, study.domains.evaluation, corpus.sources)
-    start = corpus.members(given)
-    devices = MeshShape.parse(mesh) if mesh else None
+    goal = objectives.make(scoring.objective, study.domains.evaluation, corpus.sources)
+    start = corpus.members(scoring.given)
     architecture = model_configs.preset(preset, study.about["vocab_size"], **(model or {}))
-    text = corpus.evaluation(tokens_per_domain, seq_len, architecture.masked)
-    recipe = Recipe(architecture, schedule, corpus.stores, None, {})
-    first = Recipe(
-        architecture,
-        dataclasses.replace(schedule, learning_rate=seed_learning_rate or learning_rate),
-        corpus.aside,
-        None,
-        {},
-    )
-    families = {count: _family(study, recipe, first, count, seed) for count in dict.fromkeys(seed_steps)}
+    text = corpus.evaluation(scoring.tokens_per_domain, training.seq_len, architecture.masked)
+    recipe = Recipe(architecture, training, corpus.stores, None, {})
+    rate = seed_models.seed_learning_rate or training.learning_rate
+    first = Recipe(architecture, dataclasses.replace(training, learning_rate=rate), corpus.aside, None, {})
+    seed_steps = list(dict.fromkeys(seed_models.seed_steps))
+    families = {count: _family(study, recipe, first, count, units.seed) for count in seed_steps}
 
     runs = merging.runs_needed(wanted, corpus.domains)
     new = {count: len(family.missing(runs)) for count, family in families.items()}  # refuses before anything is paid
     corpus.write()
     for count, family in families.items():
-        family.train(runs, checkpoint_every, devices)
+        family.train(runs, running.checkpoint_every, mesh)
         print(f"seed model of {count} steps: {new[count]} runs trained, {len(family.registry())} there", flush=True)
     if wanted:
-        _compare(study, corpus, families, wanted, text, taus)
-    if candidates:
-        evaluators = merging.evaluators(families[seed_steps[-1]], list(corpus.stores), text, taus, merged_windows)
+        _compare(study, corpus, families, wanted, text, scoring.taus)
+    if scoring.candidates:
+        last, names, domains = families[seed_models.seed_steps[-1]], list(corpus.stores), text.data.domains
         found = {
-            name: searching.search(losses, list(corpus.stores), text.data.domains, goal, candidates, start, seed)
-            for name, losses in evaluators
+            name: searching.search(losses, names, domains, goal, scoring.candidates, start, units.seed)
+            for name, losses in merging.evaluators(last, names, text, scoring.taus, scoring.merged_windows)
         }
         for table in searching.Search._fields:
             study.write_table(f"{HOME}/{table}.csv", searching.together(found, table))
     study.write_table(f"{HOME}/registry.csv", _by_seed({n: family.registry() for n, family in families.items()}))
-    cost = {n: sets.costs(wanted, corpus.domains, schedule.tokens, n * schedule.tokens // steps) for n in families}
+    cost = {
+        n: sets.costs(wanted, corpus.domains, training.tokens, n * training.tokens // training.steps) for n in families
+    }
     study.write_table(f"{HOME}/cost.csv", _by_seed(cost))
     print(reporting.text(study))
 
@@ -188,14 +212,13 @@ class _Corpus:
     def __init__(
         self,
         study: Study,
-        sources: Sequence[str] | None,
-        units: int | Mapping[str, int],
+        cut: Units,
         tokens: int,
         seed_share: float,
     ):
-        self._study, self._share = study, seed_share
+        self._study, self._share, units = study, seed_share, cut.units
         known = study.domains.training
-        named = list(sources or known) if isinstance(units, int) else list(units)
+        named = list(cut.sources or known) if isinstance(units, int) else list(units)
         for name in named:
             if name not in known:
                 raise unknown("training domain to cut", name, known)
@@ -249,10 +272,9 @@ class _Corpus:
         self._study.write_table(f"{HOME}/units.csv", pd.DataFrame.from_dict(rows, orient="index").rename_axis("unit"))
 
 
-def _drawn(
-    study: Study, corpus: _Corpus, count: int, smallest: int, largest: int | None, upsampled: int, seed: int
-) -> dict[str, Copies]:
+def _drawn(study: Study, corpus: _Corpus, units: Units) -> dict[str, Copies]:
     """The unions of the time before, which are kept as they are, and as many more as are asked for."""
+    count, upsampled = units.unions, units.upsampled
     if not count:
         return {}
     path = study.root / HOME / "unions.csv"
@@ -260,8 +282,8 @@ def _drawn(
     plain = {name: copies for name, copies in found.items() if name.startswith("union-")}
     there = [sorted({corpus.domains[unit] for unit in copies}) for copies in plain.values()]
     if count > len(plain):
-        largest = largest or max(smallest, len(corpus.sources) - 1)
-        names = sets.draw(corpus.sources, count, smallest, largest, seed, there)
+        largest = units.largest or max(units.smallest, len(corpus.sources) - 1)
+        names = sets.draw(corpus.sources, count, units.smallest, largest, units.seed, there)
         for i in range(len(plain), count):
             plain[f"union-{i:02d}"] = sets.of_domains(names[i], corpus.domains)
     found |= plain

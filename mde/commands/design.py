@@ -1,22 +1,60 @@
 """`mde design`: the mixtures of a swarm, for `mde train --mixtures` or any other trainer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
 from mde import buckets
+from mde.arguments import FLAT, Changed
 from mde.data import epochs
 from mde.errors import UserError, check_positive
 from mde.optimization import draws
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds, Constraints
 from mde.regression import power, swarm
 from mde.reporting.table import Table
-from mde.results import search_setup as problem
 from mde.results.mixtures import Shares, tokens_of
 from mde.study import Study
 
+Shape = Annotated[Mapping[str, Any] | None, Changed(Constraints, without=("tokens", "prior", "ratios"))]
 SCARCE = 5  # runs with a share of a domain below which little can be learnt of it
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """How the mixtures of a swarm are drawn.
+
+    Attributes:
+      temperature: power that the prior is raised to: 1 leaves it, .5 lifts small domains, 0 makes all alike.
+      strengths: min and max sum of the Dirichlet concentrations, drawn log-uniform for each run; one number for
+        a single one. Small ones give corners, large ones mixtures near the prior.
+      floor: min weight besides zero; smaller weights become zero, and runs that differ by less are one.
+      seed: of the draws.
+    """
+
+    temperature: float = 1.0
+    strengths: Sequence[float] = (0.1, 5.0)
+    floor: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference that runs should find.
+
+    Attributes:
+      difference: difference in loss between two mixtures that the runs should find: with a probability of 80%, in a
+        two-sided test at 5%.
+      noise: standard deviation of one run; by default that of the replicates of the study that --tokens names, as `mde
+        fit` found it.
+      comparisons: with how many baselines the recommended mixture will be compared, for Holm's correction.
+    """
+
+    difference: float | None = None
+    noise: float | None = None
+    comparisons: int = 1
 
 
 def design(
@@ -24,21 +62,9 @@ def design(
     runs: int = 32,
     tokens: str | Mapping[str, float] | None = None,
     prior: str | Mapping[str, float] = "proportional",
-    temperature: float = 1.0,
-    strengths: Sequence[float] = (0.1, 5.0),
-    floor: float = 2e-3,
-    lower: Mapping[str, float] | None = None,
-    upper: Mapping[str, float] | None = None,
-    fixed: Mapping[str, float] | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    group_bounds: Mapping[str, Sequence[float]] | None = None,
-    budget: float | None = None,
-    max_epochs: float | Shares | None = None,
-    max_kl: float | None = None,
-    seed: int = 0,
-    difference: float | None = None,
-    noise: float | None = None,
-    comparisons: int = 1,
+    dirichlet: Annotated[Dirichlet, FLAT] = Dirichlet(),
+    constraints: Shape = None,
+    detect: Annotated[Difference, FLAT] = Difference(),
 ) -> None:
     """Draws the mixtures of a swarm around a prior, spread evenly, and writes them as a CSV file.
 
@@ -55,40 +81,26 @@ def design(
       tokens: available tokens per domain, or the directory of a study that has them. Without them the domains are
         those of the prior.
       prior: around which mixtures lie, and their mean: proportional to the tokens, uniform, or weights by domain.
-      temperature: power that the prior is raised to: 1 leaves it, .5 lifts small domains, 0 makes all alike.
-      strengths: min and max sum of the Dirichlet concentrations, drawn log-uniform for each run; one number for
-        a single one. Small ones give corners, large ones mixtures near the prior.
-      floor: min weight besides zero; smaller weights become zero, and runs that differ by less are one.
-      lower: min weights, by domain.
-      upper: max weights.
-      fixed: weights that are given.
-      groups: named groups of domains, drawn in two levels: sums of the groups, then weights within each.
-      group_bounds: min and max sum of the weights, by group.
-      budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      max_kl: max KL divergence from the prior, nats.
-      seed: of the draws.
-      difference: difference in loss between two mixtures that the runs should find: with a probability of 80%, in a
-        two-sided test at 5%.
-      noise: standard deviation of one run; by default that of the replicates of the study that --tokens names, as `mde
-        fit` found it.
-      comparisons: with how many baselines the recommended mixture will be compared, for Holm's correction.
+      dirichlet: how mixtures are drawn.
+      constraints: what they obey. With groups, mixtures are drawn in two levels: sums of the groups, then weights
+        within each.
+      detect: a difference, to ask how many runs find it.
 
     Raises:
       UserError: no domains; neither an output nor a difference; no noise; settings or constraints that make no sense,
         or that too few draws obey.
     """
-    if difference is not None:
-        print(_needed(difference, noise, comparisons, tokens, prior))
+    if detect.difference is not None:
+        print(_needed(detect.difference, detect, tokens, prior))
     elif output is None:
         raise UserError("give --output, the CSV file to write, or --difference, to ask how many runs it takes")
     if output is None:
         return
     check_positive(runs=runs)
-    if seed < 0:
-        raise UserError(f"seed={seed}, expected zero or more")
-    if len(strengths) not in (1, 2):
-        raise UserError(f"strengths={list(strengths)}: expected the least and the greatest, or one number")
+    if dirichlet.seed < 0:
+        raise UserError(f"seed={dirichlet.seed}, expected zero or more")
+    if len(dirichlet.strengths) not in (1, 2):
+        raise UserError(f"strengths={list(dirichlet.strengths)}: expected the min and the max, or one number")
     place = buckets.path(output)
     buckets.check(place)
     buckets.check_writable(place.parent)
@@ -96,26 +108,24 @@ def design(
         raise UserError(f"{place}: a folder, expected the CSV file to write")
     names, counts = _domains(tokens, prior)
     swarm.check_names(names)
-    bounds = problem.constraints(
-        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl
-    )
+    bounds = Constraints(**(constraints or {}), tokens=counts, prior=prior).on(names)
     centre = bounds.prior_mixture
     assert centre is not None
     for name, share in zip(names, centre, strict=True):
-        if not share and (least := bounds.lower.get(name, 0)) > 0 and name not in bounds.fixed:
-            raise UserError(f"domain {name!r}: a least share of {least:g}, but none in the prior that is drawn around")
+        if not share and (least := bounds.min.get(name, 0)) > 0 and name not in bounds.fixed:
+            raise UserError(f"domain {name!r}: a min weight of {least:g}, but none in the prior that is drawn around")
     levels = _levels(bounds)
-    law = draws.Law(draws.temper(centre, temperature, levels), (strengths[0], strengths[-1]), levels, floor)
-    mixtures = draws.draw(runs, law, seed, bounds.region, distinct=True)
+    strengths, prior_K = dirichlet.strengths, draws.temper(centre, dirichlet.temperature, levels)
+    law = draws.Law(prior_K, (strengths[0], strengths[-1]), levels, dirichlet.floor)
+    mixtures = draws.draw(runs, law, dirichlet.seed, bounds.region, distinct=True)
     table = pd.DataFrame(mixtures, pd.Index([f"run-{i:03d}" for i in range(runs)], name="run"), list(names))
     swarm.write(place, swarm.Table(table, "run", {name: name for name in names}))
     print(_summary(str(place), table, law.prior, bounds))
 
 
-def _needed(
-    difference: float, noise: float | None, comparisons: int, tokens: str | Shares | None, prior: str | Shares
-) -> str:
+def _needed(difference: float, detect: Difference, tokens: str | Shares | None, prior: str | Shares) -> str:
     """How many seeds and proxy runs find a difference, in a few lines."""
+    noise, comparisons = detect.noise, detect.comparisons
     if noise is None:
         if not isinstance(tokens, str):
             raise UserError("give --noise, the standard deviation of one run, or a study with replicates as --tokens")
@@ -152,7 +162,7 @@ def _domains(tokens: str | Shares | None, prior: str | Shares) -> tuple[tuple[st
     raise UserError("of which domains? Give --tokens, numbers by domain or a study's directory, or shares as --prior")
 
 
-def _levels(bounds: Constraints) -> list[np.ndarray]:
+def _levels(bounds: Bounds) -> list[np.ndarray]:
     """By group, the columns of its domains, each of which is in one group only."""
     names = list(bounds.domains)
     owner: dict[str, str] = {}
@@ -167,7 +177,7 @@ def _levels(bounds: Constraints) -> list[np.ndarray]:
     return [np.array(sorted(names.index(name) for name in about.domains)) for about in bounds.groups.values()]
 
 
-def _summary(file: str, table: pd.DataFrame, prior: np.ndarray, bounds: Constraints) -> Table:
+def _summary(file: str, table: pd.DataFrame, prior: np.ndarray, bounds: Bounds) -> Table:
     """What was drawn, by domain, and how it is spread."""
     shares, names = table.to_numpy(), bounds.domains
     used = shares > 0

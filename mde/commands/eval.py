@@ -3,13 +3,15 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import pandas as pd
 from etils import epath
 
+from mde.arguments import FLAT
 from mde.domains import tokenizers
 from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.language_model import ExpertMixture
@@ -20,6 +22,27 @@ from mde.study import Study, digest, write_aside
 Weights = Mapping[str, float] | str | None
 
 
+@dataclass(frozen=True)
+class Harness:
+    """How lm-evaluation-harness runs its tasks.
+
+    Attributes:
+      include_path: a folder of task files beside the harness's own.
+      num_fewshot: examples in each context; what each task says if None.
+      limit: the first examples of each task that are asked, or the part of them if below 1.
+      batch_size: texts at a time; by default as many as keep the device busy.
+    """
+
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            check_positive(batch_size=self.batch_size)
+
+
 def eval(
     study: Study,
     tasks: Sequence[str],
@@ -27,10 +50,7 @@ def eval(
     merged: Weights = None,
     mixture: Weights = None,
     tau: float = 0.0,
-    include_path: str | None = None,
-    num_fewshot: int | None = None,
-    limit: float | None = None,
-    batch_size: int | None = None,
+    harness: Annotated[Harness, FLAT] = Harness(),
     output: str | None = None,
 ) -> None:
     """Runs tasks of lm-evaluation-harness and prints their table; exactly one of run, merged and mixture says on what.
@@ -39,21 +59,16 @@ def eval(
       study: a study with trained runs.
       tasks: names of the harness's tasks.
       run: a run's name.
-      merged: weights of the experts whose parameters are averaged: by domain, such as "{'wiki': .7, 'code': .3}", the
+      merged: weights of the experts whose parameters are averaged: by domain, such as `wiki=.7 code=.3`, the
         name of a run, whose mixture is taken, `uniform`, `proportional` or `recommended`.
       mixture: weights of the experts whose probabilities are mixed, likewise.
       tau: exponent of the mixture's prefix posterior, 0 to 1; 0 is MDE.
-      include_path: a folder of task files beside the harness's own.
-      num_fewshot: examples in each context; what each task says if None.
-      limit: the first examples of each task that are asked, or the share of them if below 1.
-      batch_size: texts at a time; by default as many as keep the device busy.
+      harness: how the harness runs them.
       output: the file to write, a JSON file, and beside it the table as CSV; below `evals/` in the study if None.
 
     Raises:
       UserError: none or several models, an unknown run, task or domain, weights off the simplex; lm-eval is missing.
     """
-    if batch_size is not None:
-        check_positive(batch_size=batch_size)
     given = {"run": run, "merged": merged, "mixture": mixture}
     chosen = [kind for kind, value in given.items() if value is not None]
     if len(chosen) != 1:
@@ -69,10 +84,12 @@ def eval(
     model, about = _model(study, chosen[0], given[chosen[0]], tau)
     tokenizer = tokenizers.load(study.whole.root / "tokenizer")
     length = study.read_json("training.json", "train")["settings"]["seq_len"]
-    harness = HarnessModel(model, tokenizer, length, batch_size)
-    found = results_of(harness, tasks, include_path, num_fewshot, limit)
-    folder = [] if include_path is None else [os.path.abspath(include_path)]  # another's tasks may have the same names
-    name = f"{about['name']}-{digest([about, list(tasks), num_fewshot, limit, *folder])}"
+    language_model = HarnessModel(model, tokenizer, length, harness.batch_size)
+    found = results_of(language_model, tasks, harness.include_path, harness.num_fewshot, harness.limit)
+    folder = (
+        [] if harness.include_path is None else [os.path.abspath(harness.include_path)]
+    )  # another's tasks may have the same names
+    name = f"{about['name']}-{digest([about, list(tasks), harness.num_fewshot, harness.limit, *folder])}"
     path = epath.Path(output) if output else study.root / "evals" / f"{name}.json"
     table = _table(found)
     write_aside(path.with_suffix(".csv"), table.to_csv(index=False).encode())

@@ -5,11 +5,12 @@ The proxy runs are the study's own, or somebody else's in two CSV files.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
+from mde.arguments import FLAT
 from mde.errors import UserError
 from mde.optimization import objectives
 from mde.regression import cross_validation, estimators
@@ -28,25 +29,38 @@ LEAST = 5  # mixtures that cross-validation takes
 CURVE_REPEATS = 10  # splits of each point of a learning curve
 
 
+@dataclass(frozen=True)
+class Splits:
+    """Of the proxy runs, for cross-validation.
+
+    Attributes:
+      train_mixtures: mixtures whose runs each repeat is fitted on, four fifths of them by default; the rest,
+        at least 3, are held out.
+      repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
+        the first of them only.
+      folds: parts of the mixtures, each held out once in every repeat, instead of a random part; as many as there
+        are mixtures to leave one out.
+      curve_sizes: numbers of training mixtures of the learning curves, which the best feature set of each regressor
+        has; four around `train_mixtures` by default, none if empty.
+      seed: of the splits.
+    """
+
+    train_mixtures: int | None = None
+    repeats: int = 20
+    folds: int | None = None
+    curve_sizes: Sequence[int] | None = None
+    seed: int = 0
+
+
 def fit(
     study: Study,
-    mixtures: str | None = None,
-    losses: str | None = None,
-    unit: str | None = None,
-    higher: Sequence[str] = (),
-    incomplete: str = "refuse",
-    ignore: Sequence[str] = (),
-    lower: Sequence[str] = (),
+    files: Annotated[Files, FLAT] = Files(),
     drop: Sequence[str] = (),
     objective: str | Mapping[str, float] = "avg-all",
     families: Mapping[str, Sequence[str]] | None = None,
-    train_mixtures: int | None = None,
-    repeats: int = 20,
-    folds: int | None = None,
     regressors: Sequence[str] = ("ridge", "gbm", "auto"),
     features: Sequence[str] = (),
-    curve_sizes: Sequence[int] | None = None,
-    seed: int = 0,
+    splits: Annotated[Splits, FLAT] = Splits(),
 ) -> None:
     """Compares regressors × feature sets by cross-validation on the proxy runs and chooses one.
 
@@ -62,35 +76,18 @@ def fit(
 
     Args:
       study: a study with scored proxy runs and evaluated features, or a new one for proxy runs from elsewhere.
-      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one per training domain.
-      losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
-      unit: of the losses in the file, such as "bits per byte"; nats per token by default.
-      higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
-        patterns ("*_acc"); 1 − value, an error, is what is fitted.
-      incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
-      ignore: columns of either file that are no domains, such as State, by names or patterns.
-      lower: columns in the file of losses of which less is better, although they look like accuracies or like counts,
-        by names or patterns.
+      files: of proxy runs that somebody else made.
       drop: runs to leave out, by name, here and in all later commands.
       objective: what is predicted: avg-sp, avg-et, avg-all, avg-families, or weights by evaluation domain, family or
         pattern.
       families: evaluation domains that count together, by a name of your own, such as
         {'math': ['minerva_*'], 'code': ['humaneval', 'mbpp*']}; optimize and iterate know them from then on.
-      train_mixtures: mixtures whose runs each repeat is fitted on, four fifths of them by default; the rest,
-        at least 3, are held out.
-      repeats: random splits, or partitions into folds, the same for all; on many rows the expensive regressors get
-        the first of them only.
-      folds: parts of the mixtures, each held out once in every repeat, instead of a random part; as many as there
-        are mixtures to leave one out.
       regressors: names of regressors: auto, ridge, gbm, gbm-regmix, gp, ridge-residual, gbm-residual, gp-residual,
         mixing-law, log-linear, bimix, power-law, alone, mean.
       features: feature sets to try, such as "mde[0]+log"; by default those of `default_features`. `auto` is given the
         evaluated features of each, and transforms the mixture itself.
-      curve_sizes: numbers of training mixtures of the learning curves, which the best feature set of each regressor
-        has; four around `train_mixtures` by default, none if empty.
-      seed: of the splits.
+      splits: of the proxy runs, for cross-validation.
     """
-    files = Files(mixtures, losses, unit, higher, incomplete, ignore, lower)
     found = files.read(study)
     domains = Domains(tuple(found.mixtures.columns), tuple(found.losses.columns)) if found else study.domains
     members = objectives.in_families(families, domains.evaluation)
@@ -98,16 +95,17 @@ def fit(
     inputs = from_swarm(found, objective, drop) if found else proxy_runs(study, objective, drop)
     for line in choice.told_of_swarm(inputs.mixtures, inputs.losses):
         print(line)
-    train_mixtures, rounds = _rounds(inputs.groups, train_mixtures, repeats, folds, seed)
+    train_mixtures, rounds = _rounds(inputs.groups, splits)
     about = {
         "objective": objective,
         "families": members,
         "train_mixtures": train_mixtures,
-        "folds": folds,
+        "folds": splits.folds,
         "dropped": list(drop),
     }
-    sizes = _curve_sizes(inputs.n_mixtures, train_mixtures) if curve_sizes is None else curve_sizes
-    curves = Curves(sizes, min(repeats, CURVE_REPEATS), seed, train_mixtures if folds is None else None)
+    sizes = _curve_sizes(inputs.n_mixtures, train_mixtures) if splits.curve_sizes is None else splits.curve_sizes
+    known = train_mixtures if splits.folds is None else None
+    curves = Curves(sizes, min(splits.repeats, CURVE_REPEATS), splits.seed, known)
     result = _compared(inputs, regressors, features, rounds, curves, about)
     if found:
         files.adopt(study, found)
@@ -185,10 +183,9 @@ def _methods(regressors: Sequence[str], features: Sequence[str], evaluated: list
     return methods
 
 
-def _rounds(
-    groups: np.ndarray, train_mixtures: int | None, repeats: int, folds: int | None, seed: int
-) -> tuple[int, list[Round]]:
+def _rounds(groups: np.ndarray, how: Splits) -> tuple[int, list[Round]]:
     """How many mixtures are fitted on at least, and the rounds of cross-validation."""
+    train_mixtures, folds = how.train_mixtures, how.folds
     count = int(groups.max()) + 1
     if count == 1:
         raise UserError(f"all {len(groups)} proxy runs have the same mixture; expected at least {LEAST} mixtures")
@@ -198,10 +195,10 @@ def _rounds(
                 runs = f"{len(groups)} proxy runs" + (f" of {count} mixtures" if count < len(groups) else "")
                 raise UserError(f"{runs}, expected at least {LEAST} mixtures: 2 to fit on, 3 held out")
             train_mixtures = min(count * 4 // 5, count - 3)
-        return train_mixtures, cross_validation.splits(groups, train_mixtures, repeats, seed)
+        return train_mixtures, cross_validation.splits(groups, train_mixtures, how.repeats, how.seed)
     if train_mixtures is not None:
         raise UserError(f"fit: folds={folds} says how many are held out; give it or train_mixtures={train_mixtures}")
-    rounds = cross_validation.folds(groups, folds, repeats, seed)
+    rounds = cross_validation.folds(groups, folds, how.repeats, how.seed)
     return count - -(-count // folds), rounds
 
 

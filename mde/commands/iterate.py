@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from mde.errors import UserError, check_positive
 from mde.optimization import acquisition, objectives
 from mde.optimization.acquisition import Design, Proposal
+from mde.optimization.constraints import Constraints
 from mde.optimization.objectives import Objective
 from mde.optimization.region import Region
 from mde.regression import estimators
@@ -32,17 +33,7 @@ def iterate(
     regressor: str = "gp",
     features: str | None = None,
     threshold: float = 0.1,
-    lower: Mapping[str, float] | None = None,
-    upper: Mapping[str, float] | None = None,
-    fixed: Mapping[str, float] | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    group_bounds: Mapping[str, Sequence[float]] | None = None,
-    frozen: Mapping[str, Mapping[str, float]] | None = None,
-    tokens: Mapping[str, float] | None = None,
-    budget: float | None = None,
-    max_epochs: float | Mapping[str, float] | None = None,
-    prior: str | Mapping[str, float] | None = None,
-    max_kl: float | None = None,
+    constraints: Constraints = Constraints(),
     checkpoint_every: int = 500,
     seed: int = 0,
 ) -> None:
@@ -62,27 +53,14 @@ def iterate(
       regressor: of the objective; one with a standard deviation.
       features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
       threshold: expected improvement, in units of the noise, below which it stops.
-      lower: min weights, by training domain.
-      upper: max weights.
-      fixed: weights that are given.
-      groups: named groups of domains, to bound together.
-      group_bounds: min and max sum of the weights, by group.
-      frozen: named groups of domains with fixed ratios; only their sum varies.
-      tokens: available tokens per domain; those of the study by default.
-      budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      prior: a mixture to stay near: uniform, proportional or weights by domain.
-      max_kl: max KL divergence from the prior, nats.
+      constraints: what the mixtures must obey.
       checkpoint_every: steps between states to resume from.
       seed: of the search for what to train.
     """
     check_positive(rounds=rounds, batch=batch, checkpoint_every=checkpoint_every)
     if not threshold >= 0:
         raise UserError(f"threshold={threshold!r}, expected zero or more")
-    names, counts = study.domains.training, tokens or tokens_of(study)
-    bounds = problem.constraints(
-        names, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl, 0.0, frozen
-    )
+    bounds = constraints.on(study.domains.training, tokens_of(study))
     goal = objectives.make(
         problem.objective_or_chosen(study, objective), study.domains.evaluation, study.domains.training
     )
@@ -192,8 +170,9 @@ def _train(study: Study, table: pd.DataFrame, checkpoint_every: int) -> None:
     from mde.results.evaluators import evaluators
     from mde.results.scored_text import score_choices, score_runs
     from mde.results.trained_runs import train_runs
+    from mde.results.training_options import Running
 
-    train_runs(study, study.read_json("training.json", "train"), table, checkpoint_every)
+    train_runs(study, study.read_json("training.json", "train"), table, Running(checkpoint_every=checkpoint_every))
     scoring = study.read_json("scoring.json", "score")
     losses = score_runs(study, scoring, list(table.index))
     accuracies = score_choices(study, scoring, list(table.index))

@@ -3,16 +3,17 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 from tqdm import tqdm
 
+from mde.arguments import FLAT
 from mde.errors import check_positive, unknown
 from mde.optimization import objectives, refinement, surface
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds, Constraints
 from mde.optimization.losses import Loss
 from mde.optimization.objectives import Objective
 from mde.optimization.trust import Area
@@ -23,6 +24,7 @@ from mde.results import search_setup as problem
 from mde.results.mixtures import BEST_OBSERVED, RECOMMENDED, tokens_of
 from mde.results.predictor import Predictor
 from mde.results.proxy_runs import ProxyRuns, proxy_runs
+from mde.results.recommendation import Search
 from mde.results.support import Data, distance_limit
 from mde.study import Study
 
@@ -34,77 +36,42 @@ DRAWS = 400  # mixtures that show which domains trade against each other
 
 def optimize(
     study: Study,
-    candidates: int = 2048,
-    refits: int | None = None,
-    method: str = "auto",
     objective: str | Mapping[str, float] | None = None,
     reference: str | None = None,
     beta: float = 0.0,
-    lower: Mapping[str, float] | None = None,
-    upper: Mapping[str, float] | None = None,
-    fixed: Mapping[str, float] | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    group_bounds: Mapping[str, Sequence[float]] | None = None,
-    frozen: Mapping[str, Mapping[str, float]] | None = None,
-    tokens: Mapping[str, float] | None = None,
-    budget: float | None = None,
-    max_epochs: float | Mapping[str, float] | None = None,
-    prior: str | Mapping[str, float] | None = None,
-    max_kl: float | None = None,
     kl_penalty: float = 0.0,
-    max_distance: float | str | None = None,
-    allow_untrained: bool = False,
-    seed: int = 0,
+    constraints: Constraints = Constraints(),
+    search: Annotated[Search, FLAT] = Search(),
 ) -> None:
     """Searches the simplex with the chosen regressor, fitted on all proxy runs.
 
     Args:
       study: a study with a chosen regressor.
-      candidates: mixtures that the search starts from.
-      refits: random halves of the proxy runs; the spread of their optima says how sure the mixture is. There are 200
-        by default; of an expensive regressor, such as auto, at most 30.
-      method: of the search: auto, exact, gradient, simulation or refinement.
       objective: what is minimised, that of `mde fit` by default; avg-sp, avg-et, avg-all (or avg-et+sp),
         avg-families, worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
       reference: whose predicted losses a worst case is measured from: uniform, proportional, unimax or best observed.
       beta: standard deviations of the prediction that are added to the objective.
-      lower: min weights, by training domain.
-      upper: max weights.
-      fixed: weights that are given.
-      groups: named groups of domains, to bound together.
-      group_bounds: min and max sum of the weights, by group.
-      frozen: named groups of domains with fixed ratios; only their sum varies.
-      tokens: available tokens per domain (defines the proportional mixture); those of the study by default.
-      budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
-      prior: a mixture to stay near: uniform, proportional, unimax or weights by domain.
-      max_kl: max KL divergence from the prior, nats.
-      kl_penalty: cost of one nat of this divergence, in the unit of the losses.
-      max_distance: largest total variation distance from the nearest proxy run, from 0 to 1, or none to search
-        everywhere. By default there is no limit where the optimum lies among the proxy runs; where it does not, the
-        limit is the largest distance between a proxy run and its nearest neighbour.
-      allow_untrained: whether domains that no proxy run trained on may get weight.
-      seed: of the search and the halves.
+      kl_penalty: cost of one nat of KL divergence from the prior, in the unit of the losses.
+      constraints: what the mixture must obey.
+      search: how it is searched for.
     """
-    check_positive(candidates=candidates, refits=REFITS if refits is None else refits)
-    max_distance = distance_limit(max_distance)
+    check_positive(candidates=search.candidates, refits=REFITS if search.refits is None else search.refits)
+    distance_limit(search.max_distance)  # is one, before anything is computed
     inputs = proxy_runs(study, study.read_json("fit/choice.json", "fit")["objective"])
-    data, counts = Data(inputs.mixtures), tokens or tokens_of(study)
-    bounds = problem.constraints(
-        study.domains.training, counts, lower, upper, fixed, groups, group_bounds, budget, max_epochs, prior, max_kl,
-        kl_penalty, frozen, () if allow_untrained else data.untrained(),
-    )  # fmt: skip
+    data = Data(inputs.mixtures)
+    untrained = () if search.allow_untrained else data.untrained()
+    bounds = constraints.on(study.domains.training, tokens_of(study), untrained, kl_penalty)
     question = _question(study, inputs, data, bounds, objective, reference, beta)
-    found, fitted = _searched(question, max_distance, method, candidates, refits, seed)
-    optimum = _optimum(question, found, fitted, candidates, seed)
+    found, fitted = _searched(question, search)
+    optimum = _optimum(question, found, fitted, search)
     study.write_json("optimum.json", optimum)
-    around = _surface(question.predictor, bounds, found.best.mixture, seed)
+    around = _surface(question.predictor, bounds, found.best.mixture, search.seed)
     study.write_arrays("surface.npz", {**around, "moves": _moves(question.predictor, found.best.mixture)})
     print("recommended: " + ", ".join(f"{name} {weight:.1%}" for name, weight in optimum["shares"].items()))
     print(tables.predicted(study))
     print(f"\n{support.compared(study)}\n")
-    if refits is not None and fitted and len(fitted) < refits:
-        print(f"the intervals of the weights are of {len(fitted)} refits, not {refits}: each of them is expensive")
+    if search.refits is not None and fitted and len(fitted) < search.refits:
+        print(f"the intervals of the weights are of {len(fitted)} refits, not {search.refits}: each is expensive")
     for line in support.cautions(study):
         print(line)
     _say(optimum, study.unit_of(question.goal.counted(study.domains.evaluation)))
@@ -132,7 +99,7 @@ class Question:
     inputs: ProxyRuns
     predictor: Predictor
     data: Data
-    bounds: Constraints
+    bounds: Bounds
     name: str | Mapping[str, float]
     reference: str | None
     goal: Objective
@@ -149,7 +116,7 @@ def _question(
     study: Study,
     inputs: ProxyRuns,
     data: Data,
-    bounds: Constraints,
+    bounds: Bounds,
     objective: str | Mapping[str, float] | None,
     reference: str | None,
     beta: float,
@@ -171,35 +138,27 @@ def _question(
 
 def _searched(
     question: Question,
-    max_distance: float | str | None,
-    method: str,
-    candidates: int,
-    refits: int | None,
-    seed: int,
+    search: Search,
 ) -> tuple[recommend.Found, list[Any]]:
     """The recommendation, and refits on halves of the proxy runs; none where nothing responds to the mixture."""
     if question.unresponsive.share == 1:
         return recommend.nothing(question.bounds, question.known), []
-    loss = problem.loss(question.study, question.predictor, question.goal, question.bounds, method)
+    loss = problem.loss(question.study, question.predictor, question.goal, question.bounds, search.method)
     start = problem.known_mixtures(question.study, question.bounds)
-    found = _shown(
-        recommend.search_for, loss, question.bounds, question.data, max_distance, method, candidates, seed, start
-    )
-    return found, _refits(question.predictor, question.inputs, refits, seed)
+    found = _shown(recommend.search_for, loss, question.bounds, question.data, search, start)
+    return found, _refits(question.predictor, question.inputs, search.refits, search.seed)
 
 
-def _optimum(
-    question: Question, found: recommend.Found, fitted: list[Any], candidates: int, seed: int
-) -> dict[str, Any]:
+def _optimum(question: Question, found: recommend.Found, fitted: list[Any], search: Search) -> dict[str, Any]:
     """The content of `optimum.json`."""
     best, bounds, data, predictor, goal = (
         found.best, question.bounds, question.data, question.predictor, question.goal,
     )  # fmt: skip
     table = pd.concat([pd.DataFrame([best.mixture], [RECOMMENDED], question.known.columns), question.known])
-    intervals = problem.intervals(predictor, question.inputs, goal, table.to_numpy(), LEVEL, seed)
+    intervals = problem.intervals(predictor, question.inputs, goal, table.to_numpy(), LEVEL, search.seed)
     weights = None
     if fitted:
-        optima = _optima(predictor, fitted, goal, bounds, found.region, table, candidates, seed)
+        optima = _optima(predictor, fitted, goal, bounds, found.region, table, search)
         low, high = np.quantile(optima, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         weights = dict(zip(table.columns, np.stack([low, high], axis=1), strict=True))
         design = predictor.design(table.to_numpy()[:1])
@@ -265,7 +224,7 @@ def _predictions(
     predictor: Predictor,
     inputs: ProxyRuns,
     goal: Objective,
-    bounds: Constraints,
+    bounds: Bounds,
     table: pd.DataFrame,
     intervals: np.ndarray,
     data: Data,
@@ -290,7 +249,7 @@ def _predictions(
     }
 
 
-def _surface(predictor: Predictor, bounds: Constraints, mixture: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _surface(predictor: Predictor, bounds: Bounds, mixture: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Predicted losses on ternary slices through the mixture, and of draws all over the region.
 
     Returns:
@@ -372,17 +331,16 @@ def _optima(
     predictor: Predictor,
     fitted: Sequence[Any],
     goal: Objective,
-    bounds: Constraints,
+    bounds: Bounds,
     region: Area,
     table: pd.DataFrame,
-    candidates: int,
-    seed: int,
+    search: Search,
 ) -> np.ndarray:
     """The optimum of each refit, [refits, K].
 
     All are searched for together, from the recommendation, its baselines and draws all over the region on.
     """
-    pool = np.concatenate([table.to_numpy(), region.sample(candidates, seed + 1)])
+    pool = np.concatenate([table.to_numpy(), region.sample(search.candidates, search.seed + 1)])
     pool = pool[region.contains(pool, 1e-7)]
 
     with tqdm(desc="their optima", total=ROUNDS + 1, unit="round") as rounds:
@@ -393,4 +351,4 @@ def _optima(
             rounds.update()
             return found
 
-        return refinement.refine_together(values, region, pool, ROUNDS, max(candidates // 4, 1), seed)
+        return refinement.refine_together(values, region, pool, ROUNDS, max(search.candidates // 4, 1), search.seed)

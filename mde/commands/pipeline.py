@@ -5,14 +5,16 @@ fits a table of numbers does not wait for the libraries that train models.
 """
 
 import contextlib
+import functools
 import importlib
-import inspect
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mde import buckets, gin_text, hosts
+from mde.arguments import MISSING, Argument, flattened, keywords
+from mde.arguments import arguments as arguments_of
 from mde.errors import UserError, unknown
 from mde.study import STAGES, Study, digest
 from mde.values import described, fits
@@ -40,10 +42,9 @@ def _module(name: str) -> types.ModuleType:
     return importlib.import_module(f"mde.commands.{name}")
 
 
-def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """By name, what a command takes beside the study; annotations are types, not text."""
-    signature = inspect.signature(command(name), eval_str=True)
-    return {key: parameter for key, parameter in signature.parameters.items() if key != "study"}
+def parameters(name: str) -> dict[str, Argument]:
+    """By name, what a command takes beside the study; those in objects are `object.field`, as `mde.arguments` says."""
+    return arguments_of(command(name))
 
 
 def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,17 +53,22 @@ def arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: an unknown argument, one of the wrong type, or one that is missing.
     """
-    known = parameters(name)
+    known, given = parameters(name), flattened(command(name), given)
     for key, value in given.items():
         if key not in known:
             raise unknown(f"argument of stage {name!r}", key, known)
         if not fits(value, known[key].annotation):
             raise UserError(f"{name}.{key} = {value!r}: expected {described(known[key].annotation)}")
-    resolved = {key: parameter.default for key, parameter in known.items()} | dict(given)
-    missing = [key for key, value in resolved.items() if value is inspect.Parameter.empty]
+    resolved = {key: argument.default for key, argument in known.items()} | given
+    missing = [key for key, value in resolved.items() if value is MISSING]
     if missing:
         raise UserError(f"stage {name!r} needs {missing[0]}: give --{missing[0]}, or bind {name}.{missing[0]} in gin")
     return resolved
+
+
+def call(name: str, *study: Study, **given: Any) -> None:
+    """Calls a command with arguments by their flat names; nothing is recorded, and earlier stages are not checked."""
+    command(name)(*study, **keywords(command(name), arguments(name, given)))
 
 
 def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) -> bool:
@@ -82,15 +88,16 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
         place that cannot be written to.
     """
     resolved = arguments(name, given)
+    call = functools.partial(command(name), **keywords(command(name), resolved))
     if name in WITHOUT_STUDY:
-        command(name)(**resolved)
+        call()
         return True
     if name in READERS:
-        command(name)(study, **resolved)
+        call(study)
         return True
     if name in TOOLS:
         buckets.check_writable(study.root)
-        command(name)(study, **resolved)
+        call(study)
         return True
     before = _before(study, name, resolved)
     made_of = digest([resolved, before, *_contents(resolved), *_inputs(study, name, resolved)])
@@ -100,9 +107,9 @@ def run(study: Study, name: str, given: Mapping[str, Any], force: bool = False) 
     buckets.check_writable(study.root)
     started = time.time()
     with _taken_back(study, record):
-        command(name)(study, **resolved)
+        call(study)
     seconds = round(time.time() - started, 1)
-    study.write_text(f"stages/{name}.gin", gin_text.record(name, resolved, given))
+    study.write_text(f"stages/{name}.gin", gin_text.record(name, resolved, flattened(command(name), given)))
     done = {"digest": made_of, "before": before, "arguments": resolved, "seconds": seconds, "finished": time.time()}
     study.write_json(record, done | {"versions": versions()})
     return True

@@ -1,41 +1,37 @@
 """`mde plan`: what a training needs, before any machine is rented."""
 
-from collections.abc import Mapping
+from typing import Annotated
 
+from mde.arguments import FLAT
 from mde.errors import UserError, check_positive
 from mde.models import config as model_configs
-from mde.results.trained_runs import train_settings
+from mde.results.training_options import ModelChanges
 from mde.training import devices, planning
 from mde.training.placement import MeshShape
+from mde.training.settings import TrainSettings
 
 
 def plan(
     preset: str,
     mesh: str = "pool=1,data=1,model=1",
-    batch_size: int = 256,
-    seq_len: int = 2048,
-    steps: int = 10_000,
+    training: Annotated[TrainSettings, FLAT] = TrainSettings(10_000, 256, 2048, 1e-3),
     runs: int | None = None,
     vocab_size: int = 32_000,
     device: str = "tpu-v5e",
     mfu: float = 0.4,
-    model: Mapping[str, str | float | bool] | None = None,
-    settings: Mapping[str, str | float | bool] | None = None,
+    model: ModelChanges = None,
 ) -> None:
     """Compiles the train step for devices that are not there; prints memory a device, FLOPs and time.
 
     Args:
       preset: name of the model; `mde models` lists them.
       mesh: devices along each axis: pool (models), data (parts of a batch), model (parts of a matrix).
-      batch_size: sequences per step of each model.
-      seq_len: predicted tokens per sequence.
-      steps: optimizer steps.
+      training: of each model.
       runs: how many such models are trained in all, one pool after another; as many as the mesh holds if None.
       vocab_size: tokens in the vocabulary.
       device: its type, for its memory and speed.
       mfu: share of the device's peak that the training reaches: model FLOPs utilisation.
       model: fields of the preset to change; bfloat16 and full recomputation unless they are named.
-      settings: further settings of the training, such as {'accumulate': 8, 'loss_chunks': 8}.
 
     Raises:
       UserError: a mesh that does not divide the model or the batch, or something unknown.
@@ -46,7 +42,7 @@ def plan(
     runs = shape.pool if runs is None else runs
     check_positive(vocab_size=vocab_size, runs=runs)
     config = model_configs.preset(preset, vocab_size, **{"dtype": "bfloat16", "remat": "full", **(model or {})})
-    training = train_settings(steps, batch_size, seq_len, 1e-3, settings)
+    batch_size, seq_len, steps = training.batch_size, training.seq_len, training.steps
     memory = planning.measure(config, training, shape)
 
     tokens = batch_size * seq_len

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from etils import epath
 
 from mde import buckets, hosts
+from mde.arguments import FLAT
 from mde.data import tokens
 from mde.errors import UserError, check_positive, unknown
 from mde.results import added_domains
@@ -23,27 +24,118 @@ _KEPT = 10_000  # problems that are kept one by one
 _SMALL = 32 << 20  # bytes of files that are read here sooner than other processes have started
 
 
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A tokenizer that need not be trained."""
+
+    kind: str
+    content: bytes
+    start_token: str | None
+    end_token: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """What text is encoded with.
+
+    Attributes:
+      tokenizer: `train` (SentencePiece, on a sample of all training domains), `bytes`, or the path of a
+        SentencePiece model or of a Hugging Face `tokenizer.json`.
+      vocab_size: pieces of the tokenizer, if it is trained.
+      start_token: what begins a document, for a `tokenizer.json` where it is not one of the usual names.
+      end_token: what ends a document, likewise.
+    """
+
+    tokenizer: str = "train"
+    vocab_size: int = 8192
+    start_token: str | None = None
+    end_token: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(vocab_size=self.vocab_size)
+
+    def given(self) -> _Given | None:
+        """The tokenizer at a path, opened once to see that it is one; None if it is to be trained."""
+        from mde.domains import tokenizers
+
+        if self.tokenizer == "train":
+            return None
+        if self.tokenizer == tokenizers.BYTES:
+            return _Given("bytes", b"", None, None)
+        path = epath.Path(self.tokenizer).expanduser()
+        if not path.is_file():
+            raise UserError(f"prepare.tokenizer: no file {self.tokenizer!r}; expected 'train', 'bytes' or a path")
+        kind = "huggingface" if self.tokenizer.endswith(".json") else "sentencepiece"
+        given = _Given(kind, path.read_bytes(), self.start_token, self.end_token)
+        tokenizers.make(kind, given.content, self.tokenizer, self.start_token, self.end_token)
+        return given
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """End tasks, which are evaluated on by their answers.
+
+    Attributes:
+      tasks: end tasks, which are evaluated on by their answers; by name the place of examples with a `question`,
+        `choices` and the `answer`, or a mapping with its `files` and their layout (see `configs/tasks/`).
+      continuations: domains out of whose held-out text such tasks are made, NAME-next: which of four texts goes on.
+      continuation_examples: the most of each.
+      task_root: the same for the tasks' places.
+    """
+
+    tasks: Mapping[str, Any] | None = None
+    continuations: Sequence[str] = ()
+    continuation_examples: int = 500
+    task_root: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(continuation_examples=self.continuation_examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How text is read, cleaned and held out.
+
+    Attributes:
+      text_field: what holds the text of a JSON line, a row or an example; may be nested, as `content.text`.
+      validation_share: fraction of the documents that is validation text, chosen by hash, where no validation text is
+        given; as many again are test text, which only validation runs and full models are scored on.
+      validation_bytes: UTF-8 bytes of the longest validation and test split; what was held out beyond is not used.
+      shortest: characters of the shortest document.
+      near_duplicates: Jaccard similarity of 5-word shingles from which a later document is dropped; 0 for never.
+      overlap_words: training documents are dropped that repeat evaluation text in runs of so many words; 0 for none.
+      max_document_bytes: of the longest line, text file and text.
+      on_error: `skip` counts what cannot be read and goes on, `fail` stops there.
+    """
+
+    text_field: str = "text"
+    validation_share: float = 0.05
+    validation_bytes: int = 16_000_000
+    shortest: int = 100
+    near_duplicates: float = 0.7
+    overlap_words: int = 13
+    max_document_bytes: int = 20_000_000
+    on_error: str = "skip"
+
+    def __post_init__(self) -> None:
+        check_positive(validation_bytes=self.validation_bytes, max_document_bytes=self.max_document_bytes)
+        for name, most in (("validation_share", 0.5), ("near_duplicates", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)!r} must be between 0 and {most:g}")
+        if min(self.shortest, self.overlap_words) < 0:
+            raise UserError(f"shortest={self.shortest} and overlap_words={self.overlap_words} must not be negative")
+        if self.on_error not in ("skip", "fail"):
+            raise unknown("value of on_error", self.on_error, ["skip", "fail"])
+
+
 def prepare(
     study: Study,
     training_domains: Sequence[str] | Mapping[str, Any],
     evaluation_domains: Sequence[str] | Mapping[str, Any] = (),
-    tasks: Mapping[str, Any] | None = None,
-    continuations: Sequence[str] = (),
-    continuation_examples: int = 500,
     root: str | None = None,
-    task_root: str | None = None,
-    tokenizer: str = "train",
-    vocab_size: int = 8192,
-    start_token: str | None = None,
-    end_token: str | None = None,
-    text_field: str = "text",
-    validation_share: float = 0.05,
-    validation_bytes: int = 16_000_000,
-    shortest: int = 100,
-    near_duplicates: float = 0.7,
-    overlap_words: int = 13,
-    max_document_bytes: int = 20_000_000,
-    on_error: str = "skip",
+    tasks: Annotated[Tasks, FLAT] = Tasks(),
+    tokenizer: Annotated[Tokenizer, FLAT] = Tokenizer(),
+    text: Annotated[Text, FLAT] = Text(),
     processes: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -62,26 +154,10 @@ def prepare(
         `validation`, `test`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in
         one.
       evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
-      tasks: end tasks, which are evaluated on by their answers; by name the place of examples with a `question`,
-        `choices` and the `answer`, or a mapping with its `files` and their layout (see `configs/tasks/`).
-      continuations: domains out of whose held-out text such tasks are made, NAME-next: which of four texts goes on.
-      continuation_examples: the most of each.
       root: the folder or bucket where relative places begin; where the command is run if None.
-      task_root: the same for the tasks' places.
-      tokenizer: `train` (SentencePiece, on a sample of all training domains), `bytes`, or the path of a
-        SentencePiece model or of a Hugging Face `tokenizer.json`.
-      vocab_size: pieces of the tokenizer, if it is trained.
-      start_token: what begins a document, for a `tokenizer.json` where it is not one of the usual names.
-      end_token: what ends a document, likewise.
-      text_field: what holds the text of a JSON line, a row or an example; may be nested, as `content.text`.
-      validation_share: fraction of the documents that is validation text, chosen by hash, where no validation text is
-        given; as many again are test text, which only validation runs and full models are scored on.
-      validation_bytes: UTF-8 bytes of the longest validation and test split; what was held out beyond is not used.
-      shortest: characters of the shortest document.
-      near_duplicates: Jaccard similarity of 5-word shingles from which a later document is dropped; 0 for never.
-      overlap_words: training documents are dropped that repeat evaluation text in runs of so many words; 0 for none.
-      max_document_bytes: of the longest line, text file and text.
-      on_error: `skip` counts what cannot be read and goes on, `fail` stops there.
+      tasks: end tasks, and how they are made.
+      tokenizer: that text is encoded with.
+      text: how text is read, cleaned and held out.
       processes: that read and tokenize; one a core if None.
       seed: of the sample that the tokenizer is trained on.
 
@@ -93,27 +169,16 @@ def prepare(
     from mde.domains import corpora, end_tasks
     from mde.domains.documents import Settings
 
-    check_positive(
-        vocab_size=vocab_size, validation_bytes=validation_bytes, max_document_bytes=max_document_bytes,
-        continuation_examples=continuation_examples,
-        processes=1 if processes is None else processes,
-    )  # fmt: skip
-    for name, value, most in (("validation_share", validation_share, 0.5), ("near_duplicates", near_duplicates, 1)):
-        if not 0 <= value <= most:
-            raise UserError(f"{name}={value!r} must be between 0 and {most:g}")
-    if min(shortest, overlap_words) < 0:
-        raise UserError(f"shortest={shortest} and overlap_words={overlap_words} must not be negative")
-    if on_error not in ("skip", "fail"):
-        raise unknown("value of on_error", on_error, ["skip", "fail"])
-    found = corpora.parse(training_domains, root, text_field, trained=True)
-    found += corpora.parse(evaluation_domains, root, text_field, trained=False)
+    check_positive(processes=1 if processes is None else processes)
+    found = corpora.parse(training_domains, root, text.text_field, trained=True)
+    found += corpora.parse(evaluation_domains, root, text.text_field, trained=False)
     training = [name for corpus in found if corpus.trained for name in corpus.names]
     domains = [name for corpus in found for name in corpus.names]
-    for name in continuations:
+    for name in tasks.continuations:
         if name not in domains:
             raise unknown("domain in continuations", name, domains)
-    asked = end_tasks.parse(tasks or {}, task_root)
-    everything = domains + [task.name for task in asked] + [name + NEXT for name in continuations]
+    asked = end_tasks.parse(tasks.tasks or {}, tasks.task_root)
+    everything = domains + [task.name for task in asked] + [name + NEXT for name in tasks.continuations]
     if len(training) < 2 or len(set(everything)) < len(everything):
         raise UserError(
             f"prepare needs at least two training domains and each domain once, got {', '.join(everything)}"
@@ -122,19 +187,18 @@ def prepare(
     first = [name for corpus in parts[0] if corpus.trained for name in corpus.names]
     settings = Settings(
         corpus_dir=str(_on_disk(study) / "corpus"),
-        validation_share=validation_share,
-        validation_bytes=validation_bytes,
-        shortest=shortest,
-        near_duplicates=near_duplicates,
-        overlap_words=overlap_words,
-        max_document_bytes=max_document_bytes,
-        on_error=on_error,
-        sample_bytes=0 if tokenizer != "train" else _sample_bytes(len(first)),
+        validation_share=text.validation_share,
+        validation_bytes=text.validation_bytes,
+        shortest=text.shortest,
+        near_duplicates=text.near_duplicates,
+        overlap_words=text.overlap_words,
+        max_document_bytes=text.max_document_bytes,
+        on_error=text.on_error,
+        sample_bytes=0 if tokenizer.tokenizer != "train" else _sample_bytes(len(first)),
         seed=seed,
     )
-    given = _given_tokenizer(tokenizer, start_token, end_token)
-    made = TaskStores(study, asked, continuations, continuation_examples, settings)
-    _Preparation(study, found, parts, made, settings, given, vocab_size, processes or hosts.cores()).run()
+    made = TaskStores(study, asked, tasks.continuations, tasks.continuation_examples, settings)
+    _Preparation(study, found, parts, made, settings, tokenizer, processes or hosts.cores()).run()
 
 
 def inputs(study: Study, arguments: Mapping[str, Any]) -> list[Any]:
@@ -155,33 +219,6 @@ def _sample_bytes(domains: int) -> int:
     return SAMPLE_BYTES // domains
 
 
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """A tokenizer that need not be trained."""
-
-    kind: str
-    content: bytes
-    start_token: str | None
-    end_token: str | None
-
-
-def _given_tokenizer(tokenizer: str, start: str | None, end: str | None) -> _Given | None:
-    """The tokenizer at a path, opened once to see that it is one; None if it is to be trained."""
-    from mde.domains import tokenizers
-
-    if tokenizer == "train":
-        return None
-    if tokenizer == tokenizers.BYTES:
-        return _Given("bytes", b"", None, None)
-    path = epath.Path(tokenizer).expanduser()
-    if not path.is_file():
-        raise UserError(f"prepare.tokenizer: no file {tokenizer!r}; expected 'train', 'bytes' or a path")
-    kind = "huggingface" if tokenizer.endswith(".json") else "sentencepiece"
-    given = _Given(kind, path.read_bytes(), start, end)
-    tokenizers.make(kind, given.content, tokenizer, start, end)
-    return given
-
-
 class _Preparation:
     """The steps of one `mde prepare`."""
 
@@ -192,13 +229,12 @@ class _Preparation:
         parts: Sequence[Sequence[Any]],
         tasks: TaskStores,
         settings: Any,
-        given: _Given | None,
-        vocab_size: int,
+        tokenizer: Tokenizer,
         processes: int,
     ):
-        self.study, self.found, self.tasks, self.settings, self.given = study, found, tasks, settings, given
+        self.study, self.found, self.tasks, self.settings = study, found, tasks, settings
         self.parts = parts  # of what was found, by when it joined the study
-        self.vocab_size, self.processes = vocab_size, processes
+        self.given, self.vocab_size, self.processes = tokenizer.given(), tokenizer.vocab_size, processes
         self.directory = study.root / "tokenizer"
 
     def run(self) -> None:

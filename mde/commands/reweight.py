@@ -4,41 +4,93 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
+from mde.arguments import FLAT
 from mde.errors import UserError, check_positive, unknown
 from mde.models.config import DecoderConfig
 from mde.reporting import reweighting as report
 from mde.results.mixtures import REWEIGHTED, mixture
 from mde.results.trained_runs import SEED_RUN, load_run
+from mde.results.training_options import Changes, TrainingChanges, changed
 from mde.study import Study, digest
 from mde.training.placement import MeshShape
 from mde.training.pool import train_pool
 from mde.training.reweighting import DoGE, DoReMi
 from mde.training.runs import Recipe, Run
-from mde.training.step import TrainSettings
 
 REFERENCE_SEEDS = 1000  # references read their text in another order than the proxies that are compared with them
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimax:
+    """DoReMi's constants.
+
+    Attributes:
+      reference: the mixture that DoReMi's reference models are trained on: uniform, proportional, recommended, doge,
+        or weights by domain.
+      eta: DoReMi's step size.
+      smoothing: DoReMi's part of uniform weights in those of each step.
+      rounds: of DoReMi, each with references trained on the mixture of the one before.
+    """
+
+    reference: str | Mapping[str, float] = "uniform"
+    eta: float = 1.0
+    smoothing: float = 1e-3
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(rounds=self.rounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """DoGE's constants.
+
+    Attributes:
+      mu: DoGE's coefficient of the Bregman divergence; large values keep the weights where they are.
+      target: a training domain that DoGE's mixture of the other ones is to serve; all of them if None.
+    """
+
+    mu: float = 0.05
+    target: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxies:
+    """The proxies that mixtures are found with.
+
+    Attributes:
+      seeds: proxies of each method, trained side by side.
+      seed: of the first proxy's data order and fresh parameters.
+      from_seed_model: whether proxies and references continue from the study's seed model; as its runs did if None.
+      checkpoint_every: steps between states to resume from.
+    """
+
+    seeds: int = 1
+    seed: int = 0
+    from_seed_model: bool | None = None
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        check_positive(seeds=self.seeds, checkpoint_every=self.checkpoint_every)
+
+    @property
+    def orders(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.seed, self.seed + self.seeds))
 
 
 def reweight(
     study: Study,
     method: Sequence[str] = REWEIGHTED,
-    seeds: int = 1,
-    steps: int | None = None,
-    settings: Mapping[str, str | float | bool] | None = None,
-    reference: str | Mapping[str, float] = "uniform",
-    eta: float = 1.0,
-    smoothing: float = 1e-3,
-    rounds: int = 1,
-    mu: float = 0.05,
-    target: str | None = None,
-    from_seed_model: bool | None = None,
-    checkpoint_every: int = 500,
-    seed: int = 0,
+    minimax: Annotated[Minimax, FLAT] = Minimax(),
+    alignment: Annotated[Alignment, FLAT] = Alignment(),
+    training: TrainingChanges = None,
+    proxies: Annotated[Proxies, FLAT] = Proxies(),
 ) -> None:
     """Finds a mixture by training a proxy whose domains are re-weighted at every step: DoReMi, DoGE.
 
@@ -49,25 +101,15 @@ def reweight(
     Args:
       study: a study whose runs are trained.
       method: doremi, doge or both.
-      seeds: proxies of each method, trained side by side.
-      steps: optimizer steps of every proxy and reference; those of the study's runs if None.
-      settings: of the training, where they differ from the study's, such as {'learning_rate': 4e-3}.
-      reference: the mixture that DoReMi's reference models are trained on: uniform, proportional, recommended, doge,
-        or shares by domain.
-      eta: DoReMi's step size.
-      smoothing: DoReMi's share of uniform weights in those of each step.
-      rounds: of DoReMi, each with references trained on the mixture of the one before.
-      mu: DoGE's coefficient of the Bregman divergence; large values keep the weights where they are.
-      target: a training domain that DoGE's mixture of the other ones is to serve; all of them if None.
-      from_seed_model: whether proxies and references continue from the study's seed model; as its runs did if None.
-      checkpoint_every: steps between states to resume from.
-      seed: of the first proxy's data order and fresh parameters.
+      minimax: DoReMi's constants.
+      alignment: DoGE's constants.
+      training: settings of proxies and references that differ from the study's, such as --learning_rate=4e-3.
+      proxies: how many, and how they are trained.
 
     Raises:
       UserError: an unknown method, mixture or domain; a constant that makes no sense; a study without training text;
         a batch with fewer sequences than there are domains.
     """
-    check_positive(seeds=seeds, rounds=rounds, checkpoint_every=checkpoint_every)
     for name in method:
         if name not in REWEIGHTED:
             raise unknown("method", name, REWEIGHTED)
@@ -76,17 +118,17 @@ def reweight(
     if study.is_swarm:
         raise UserError(f"study {study} holds proxy runs from elsewhere: it has no training text to re-weight")
     domains = study.domains.training
-    if target in set(study.domains.evaluation) - set(domains):
+    if (target := alignment.target) in set(study.domains.evaluation) - set(domains):
         raise UserError(f"target {target!r} has no training text; expected one of {', '.join(domains)}")
-    doremi, doge = DoReMi(domains, eta, smoothing), DoGE(domains, mu, target)
-    start = mixture(study, reference, "reference")
-    proxies = _Proxies(study, settings, steps, from_seed_model, range(seed, seed + seeds), checkpoint_every)
+    doremi, doge = DoReMi(domains, minimax.eta, minimax.smoothing), DoGE(domains, alignment.mu, target)
+    start = mixture(study, minimax.reference, "reference")
+    trained = _Proxies(study, training, proxies)
     if "doremi" in method:
-        found = _rounds(proxies, doremi, start, rounds)
-        given = {"reference": dict(zip(domains, start.tolist(), strict=True)), "rounds": rounds}
-        _write(study, doremi, found, 2 * rounds * proxies.tokens, proxies.about | given)
+        found = _rounds(trained, doremi, start, minimax.rounds)
+        given = {"reference": dict(zip(domains, start.tolist(), strict=True)), "rounds": minimax.rounds}
+        _write(study, doremi, found, 2 * minimax.rounds * trained.tokens, trained.about | given)
     if "doge" in method:
-        _write(study, doge, [proxies.train(doge)], proxies.tokens, proxies.about)
+        _write(study, doge, [trained.train(doge)], trained.tokens, trained.about)
     print(report.text(study))
 
 
@@ -100,25 +142,14 @@ class _Proxies:
       about: what they have in common, for the record.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        settings: Mapping[str, Any] | None,
-        steps: int | None,
-        from_seed_model: bool | None,
-        seeds: Sequence[int],
-        checkpoint_every: int,
-    ):
+    def __init__(self, study: Study, training: Changes, proxies: Proxies):
         about = study.read_json("training.json", "train")
-        if "steps" in (settings or {}):
-            raise UserError("settings: steps has an argument of its own")
-        own = {"steps": steps} if steps is not None else {}
-        self.settings = TrainSettings.from_dict({**about["settings"], **(settings or {}), **own})
-        self.seeds, self.tokens = list(seeds), self.settings.tokens * len(seeds)
-        self._study, self._every = study, checkpoint_every
+        self.settings = changed(about["settings"], training)
+        self.seeds, self.tokens = proxies.orders, self.settings.tokens * proxies.seeds
+        self._study, self._every = study, proxies.checkpoint_every
         self._names = study.domains.training
         self._check()
-        seeded = about["seed_settings"] is not None if from_seed_model is None else from_seed_model
+        seeded = about["seed_settings"] is not None if proxies.from_seed_model is None else proxies.from_seed_model
         if seeded and about["seed_settings"] is None:
             raise UserError(f"study {study} has no seed model to continue from")
         model = DecoderConfig.from_dict(about["model"])
@@ -136,12 +167,11 @@ class _Proxies:
         if self.settings.batch_size < len(self._names):
             raise UserError(
                 f"batch_size={self.settings.batch_size} is smaller than the number of domains, {len(self._names)}: "
-                f"each needs a sequence in every batch, expected settings={{'batch_size': {len(self._names)}}} or more"
+                f"each needs a sequence in every batch, expected --batch_size={len(self._names)} or more"
             )
         if self.settings.accumulate > 1:
             raise UserError(
-                f"accumulate={self.settings.accumulate}: weights change with the whole batch, expected "
-                "settings={'accumulate': 1}"
+                f"accumulate={self.settings.accumulate}: weights change with the whole batch, expected --accumulate=1"
             )
 
     def train(self, method: DoReMi | DoGE, references: Mapping[int, str] | None = None) -> dict[int, pd.DataFrame]:

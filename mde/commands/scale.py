@@ -2,52 +2,96 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import pandas as pd
 
+from mde.arguments import FLAT
 from mde.errors import UserError, check_positive, unknown
 from mde.regression import swarm
 from mde.reporting import scaling as report
 from mde.results.mixtures import mixture, tokens_of
+from mde.results.training_options import LengthlessChanges
 from mde.scaling import from_experts as scale_mde
 from mde.scaling import runs as scale_runs
 from mde.scaling import validation as scale_validation
 from mde.scaling.answer import Terms, answer
 from mde.scaling.autoscale import ROUNDING
-from mde.scaling.effects import FITS
 from mde.study import Study
 
 UNITS = ("tokens", "steps")
 VALIDATION_SEEDS = 1000  # the validation's seeds begin this far from those of the fits, which must not keep their luck
 
 
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """The runs at small budgets, and those at the target.
+
+    Attributes:
+      budgets: tokens of the base runs, increasing.
+      unit: of `budgets` and `target`: tokens or (optimizer) steps; of files it is tokens.
+      base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or weights by domain.
+      factor: by which a domain's tokens are divided and multiplied.
+      seeds: runs of each kind; two or more say how large the noise of a run is.
+      mde_mixtures: mixtures to train at each budget beside one expert per domain, for the optima of mixtures of data
+        experts, which are then compared; 0 for none.
+      validation_seeds: runs at the target of the predicted mixture and each of its baselines (the optima at the largest
+        and the smallest budget as they are, uniform and proportional); 0 for none.
+    """
+
+    budgets: Sequence[float] = ()
+    unit: str = "tokens"
+    base: str | Mapping[str, float] = "uniform"
+    factor: float = 3.0
+    seeds: int = 1
+    mde_mixtures: int = 0
+    validation_seeds: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(seeds=self.seeds)
+        for what in ("validation_seeds", "mde_mixtures"):
+            if getattr(self, what) < 0:
+                raise UserError(f"{what}={getattr(self, what)}, expected how many, or 0 for none")
+        if self.unit not in UNITS:
+            raise unknown("unit", self.unit, UNITS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Runs or optima of somebody else.
+
+    Attributes:
+      quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
+        are repeated), and the tokens of each domain.
+      losses: a CSV file of their losses: a column run, and one per evaluation domain.
+      optima: a CSV file of best quantities: a column run, and the tokens of each domain; one row per budget.
+    """
+
+    quantities: str | None = None
+    losses: str | None = None
+    optima: str | None = None
+
+    def check(self, ladder: Ladder) -> None:
+        """Raises UserError where files and budgets, or files of two kinds, are given."""
+        files = dataclasses.asdict(self)
+        if (self.optima and (self.quantities or self.losses)) or (any(files.values()) and ladder.budgets):
+            given = [name for name, value in {**files, "budgets": ladder.budgets}.items() if value]
+            raise UserError(
+                f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
+            )
+        if any(files.values()) and ladder.unit != "tokens":
+            raise UserError(f"unit={ladder.unit!r}: files of runs and optima are in tokens, and so is their target")
+
+
 def scale(
     study: Study,
-    budgets: Sequence[float] = (),
-    target: float | None = None,
-    unit: str = "tokens",
-    base: str | Mapping[str, float] = "uniform",
-    factor: float = 3.0,
-    seeds: int = 1,
-    objective: str | Mapping[str, float] = "avg-all",
-    fit: str = "domain",
-    nearest: bool = False,
-    floor: float | None = None,
-    tokens: Mapping[str, float] | None = None,
-    max_epochs: float = 1.0,
-    noise: float | None = None,
-    resamples: int = 200,
-    mde_mixtures: int = 0,
-    validation_seeds: int = 0,
+    ladder: Annotated[Ladder, FLAT] = Ladder(),
+    terms: Annotated[Terms, FLAT] = Terms(),
+    files: Annotated[Files, FLAT] = Files(),
+    training: LengthlessChanges = None,
     from_seed_model: bool = False,
-    settings: Mapping[str, str | float | bool] | None = None,
-    quantities: str | None = None,
-    losses: str | None = None,
-    optima: str | None = None,
     checkpoint_every: int = 500,
-    seed: int = 0,
 ) -> None:
     """Finds the best mixture at small budgets from runs with more and less of each domain, and where it moves.
 
@@ -58,70 +102,30 @@ def scale(
 
     Args:
       study: a study with scored runs (their model, training and evaluation text are used); or a new one for files.
-      budgets: tokens of the base runs, increasing.
-      target: tokens of the run that the mixture is wanted for; by default one step as large as the last one.
-      unit: of `budgets` and `target`: tokens or (optimizer) steps; of files it is tokens.
-      base: the mixture that quantities are multiplied in: uniform, proportional, recommended, or weights by domain.
-      factor: by which a domain's tokens are divided and multiplied.
-      seeds: runs of each kind; two or more say how large the noise of a run is.
-      objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
-      fit: domain, each law through its own three losses, or joint, all laws at once.
-      nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
-        law, which may be flat; it is refused otherwise.
-      floor: min quantity of a domain at a budget, in base quantities; by default as little as was measured.
-      tokens: available tokens per domain; those of the study by default.
-      max_epochs: how often a domain may be read by a run and by the optima.
-      noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
-      resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
-        them are the interval.
-      mde_mixtures: mixtures to train at each budget beside one expert per domain, for the optima of mixtures of data
-        experts, which are then compared; 0 for none.
-      validation_seeds: runs at the target of the predicted mixture and each of its baselines (the optima at the largest
-        and the smallest budget as they are, uniform and proportional); 0 for none.
+      ladder: the runs at small budgets, and those at the target.
+      terms: what is asked of them.
+      files: of somebody else's runs or optima, instead of runs.
+      training: settings that differ from the study's, such as --learning_rate=4e-3.
       from_seed_model: whether runs continue from the study's seed model, rather than start afresh.
-      settings: of the training, where they differ from the study's, such as {'learning_rate': 4e-3}.
-      quantities: a CSV file of somebody else's runs: columns run, budget (tokens of its base run), seed (where runs
-        are repeated), and the tokens of each domain.
-      losses: a CSV file of their losses: a column run, and one an evaluation domain.
-      optima: a CSV file of best quantities: a column run, and the tokens of each domain; one row per budget.
       checkpoint_every: steps between states to resume from.
-      seed: of the first data order, the noise and the search.
     """
-    check_positive(seeds=seeds, resamples=resamples, checkpoint_every=checkpoint_every, max_epochs=max_epochs)
-    for what, count in (("validation_seeds", validation_seeds), ("mde_mixtures", mde_mixtures)):
-        if count < 0:
-            raise UserError(f"{what}={count}, expected how many, or 0 for none")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise UserError(f"noise={noise}, expected a standard deviation, zero or more")
-    for what, value, known in (("unit", unit, UNITS), ("fit", fit, FITS)):
-        if value not in known:
-            raise unknown(what, value, known)
-    files = {"optima": optima, "quantities": quantities, "losses": losses}
-    if (optima and (quantities or losses)) or (any(files.values()) and budgets):
-        given = [name for name, value in {**files, "budgets": budgets}.items() if value]
-        raise UserError(
-            f"{' and '.join(given)} are given: expected budgets to train at, or files of runs, or of optima"
-        )
-    if any(files.values()) and unit != "tokens":
-        raise UserError(
-            f"unit={unit!r}: files of runs and optima are in tokens, and so is the target that goes with them"
-        )
-    terms = Terms(objective, fit, nearest, floor, tokens, max_epochs, target, noise, resamples, seed)
-    if optima:
-        table = swarm.read_numbers(optima).values
+    check_positive(checkpoint_every=checkpoint_every)
+    files.check(ladder)
+    if files.optima:
+        table = swarm.read_numbers(files.optima).values
         names = [str(name) for name in table]
         study.write_json("scale.json", {"domains": names, "ddo": terms.carried(names, table.to_numpy())})
-    elif quantities or losses:
-        if not (quantities and losses):
+    elif files.quantities or files.losses:
+        if not (files.quantities and files.losses):
             raise UserError("runs from elsewhere are two files: give both --quantities and --losses")
-        runs, observed = scale_runs.read_runs(quantities, losses)
+        runs, observed = scale_runs.read_runs(files.quantities, files.losses)
         names = [str(name) for name in runs if name not in scale_runs.ABOUT]
         found = answer(study, terms, names, runs, observed)
         _write(study, runs, observed)
         study.write_json("scale.json", found)
     else:
-        own = scale_runs.Training(study, settings, from_seed_model, checkpoint_every)
-        _train(study, terms, own, budgets, unit, base, factor, seeds, mde_mixtures, validation_seeds)
+        own = scale_runs.Training(study, training, from_seed_model, checkpoint_every)
+        _train(study, terms, own, ladder)
     print(report.text(study))
 
 
@@ -134,34 +138,28 @@ def _train(
     study: Study,
     terms: Terms,
     own: scale_runs.Training,
-    budgets: Sequence[float],
-    unit: str,
-    base: str | Mapping[str, float],
-    factor: float,
-    seeds: int,
-    mde_mixtures: int,
-    validation_seeds: int,
+    ladder: Ladder,
 ) -> None:
     """Plans all runs and checks them, trains and scores them, and writes what they say."""
     names = list(study.domains.training)
-    orders = range(terms.seed, terms.seed + seeds)
-    validation_orders = range(terms.seed + VALIDATION_SEEDS, terms.seed + VALIDATION_SEEDS + validation_seeds)
-    steps, target = own.steps(budgets, terms.target, unit)
-    if validation_seeds and not target:
+    orders = range(terms.seed, terms.seed + ladder.seeds)
+    validation_orders = range(terms.seed + VALIDATION_SEEDS, terms.seed + VALIDATION_SEEDS + ladder.validation_seeds)
+    steps, target = own.steps(ladder.budgets, terms.target, ladder.unit)
+    if ladder.validation_seeds and not target:
         raise UserError("validation_seeds: one budget leads to no target to train at, give two or more")
     tokens = {**(tokens_of(study) or {}), **(terms.tokens or {})}
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
-    shares = mixture(study, base, "base")
-    runs = scale_runs.plan(names, shares, steps, factor, orders, own.per_step)
-    if mde_mixtures:
-        runs = pd.concat([runs, scale_mde.plan(names, steps, mde_mixtures, terms.seed, own.per_step)])
+    shares = mixture(study, ladder.base, "base")
+    runs = scale_runs.plan(names, shares, steps, ladder.factor, orders, own.per_step)
+    if ladder.mde_mixtures:
+        runs = pd.concat([runs, scale_mde.plan(names, steps, ladder.mde_mixtures, terms.seed, own.per_step)])
     baselines = {name: mixture(study, name, "validation") for name in ("uniform", "proportional")}
     validation = functools.partial(
         scale_validation.plan, names, steps=target or 0, seeds=validation_orders, per_step=own.per_step
     )
-    for planned in (runs, *([validation(baselines)] if validation_seeds else [])):
+    for planned in (runs, *([validation(baselines)] if ladder.validation_seeds else [])):
         scale_runs.check_epochs(planned, tokens, terms.max_epochs)
     if terms.target and terms.target > upper.sum() * (1 + ROUNDING):
         raise UserError(
@@ -171,16 +169,16 @@ def _train(
     observed = own.losses(runs)
     _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)
-    if mde_mixtures:
-        least = dict(zip(names, shares * (1 / factor if terms.floor is None else terms.floor), strict=True))
+    if ladder.mde_mixtures:
+        least = dict(zip(names, shares * (1 / ladder.factor if terms.floor is None else terms.floor), strict=True))
         found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
     study.write_json("scale.json", found)
-    if validation_seeds:
+    if ladder.validation_seeds:
         candidates = scale_validation.candidates(names, found["ddo"])
-        if mde_mixtures:
+        if ladder.mde_mixtures:
             candidates["predicted by MDE"] = scale_runs.shares_of(names, found["mde"]["tokens"])
         kept, left_out = scale_validation.affordable(candidates, validation, tokens, terms.max_epochs)
         for label, reason in left_out.items():
             print(f"validation: {label} is left out: {reason}", flush=True)
         scale_validation.validate(study, own, validation(kept | baselines), goal)
-        study.write_json("scale.json", {**found, "validation": validation_seeds, "left_out": left_out})
+        study.write_json("scale.json", {**found, "validation": ladder.validation_seeds, "left_out": left_out})

@@ -8,6 +8,7 @@ from mde.errors import check_positive
 from mde.reporting import final as report
 from mde.results import comparison
 from mde.results.mixtures import RECOMMENDED, mixtures
+from mde.results.training_options import Running
 from mde.study import Study
 
 
@@ -30,7 +31,7 @@ def validate(
       seeds: runs of each mixture.
       baselines: names of mixtures (uniform, proportional, proportional^0.5, unimax, own domains, best observed,
         regmix, mixing-law, mde, mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), or weights by domain
-        under a name of your own, such as {'human': {'web': .7, 'code': .3}}; those that `mde optimize` compared it with
+        under a name of your own, such as `human=web:.7,code:.3`; those that `mde optimize` compared it with
         by default.
       first_seed: seed of the first one.
       checkpoint_every: steps between states to resume from.
@@ -48,7 +49,7 @@ def validate(
     about["settings"] = {**about["settings"], "steps": steps}
     table = comparison.runs(compared, range(first_seed, first_seed + seeds), "validation", steps)
     part = study.part(report.VALIDATION)
-    comparison.train_and_compare(part, about, scoring, table, compared, checkpoint_every)
+    comparison.train_and_compare(part, about, scoring, table, compared, Running(checkpoint_every=checkpoint_every))
     if hosts.is_first():
         print(report.text(part))
         print(f"\n`mde report --study={study}` shows the rest")

@@ -1,4 +1,8 @@
-"""What a mixture must obey, by the names of domains: checked here, turned into numbers by `region`."""
+"""What a mixture must obey, by the names of domains.
+
+`Constraints` is what users give, on the command line, in gin and in Python. `Constraints.on` checks it against the
+domains, as `Bounds`, whose `region` holds the numbers that searches work with.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ import numpy as np
 from mde.errors import UserError, unknown
 from mde.optimization import simplex
 from mde.optimization.region import Region
+from mde.optimization.simple_mixtures import simple_mixtures
 
 FIXED_TOLERANCE = 1e-6  # fixed weights may miss 1 by this much, as mixtures in files may
 SUM_TOLERANCE = 1e-9  # shares typed by hand may miss their sum by rounding
@@ -24,44 +29,119 @@ class Group:
 
     Attributes:
       domains: their names.
-      lower: least sum of their shares.
-      upper: greatest sum.
+      min: sum of their weights.
+      max: sum of their weights.
     """
 
     domains: Sequence[str]
-    lower: float = 0.0
-    upper: float = 1.0
+    min: float = 0.0
+    max: float = 1.0
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """Bounds on a mixture of the training domains. Everything is optional; what is left out is free.
+    """What a mixture must obey. Everything is optional; what is left out is free.
+
+    Attributes:
+      min: min weights, by training domain.
+      max: max weights.
+      fixed: weights that are given.
+      groups: named groups of domains, to bound together.
+      group_bounds: min and max sum of the weights, by group.
+      ratios: named groups of domains with fixed ratios; only their sum varies, as if they were one domain.
+      tokens: available tokens per domain (defines the proportional mixture); those of the study by default.
+      budget: tokens that the target model is trained on.
+      max_epochs: how often a domain may be repeated at the budget, one number or by domain.
+      prior: a mixture to stay near: uniform, proportional, unimax or weights by domain.
+      max_kl: max KL divergence from the prior, nats.
+    """
+
+    min: Mapping[str, float] | None = None
+    max: Mapping[str, float] | None = None
+    fixed: Mapping[str, float] | None = None
+    groups: Mapping[str, Sequence[str]] | None = None
+    group_bounds: Mapping[str, Sequence[float]] | None = None
+    ratios: Mapping[str, Mapping[str, float]] | None = None
+    tokens: Mapping[str, float] | None = None
+    budget: float | None = None
+    max_epochs: float | Mapping[str, float] | None = None
+    prior: str | Mapping[str, float] | None = None
+    max_kl: float | None = None
+
+    def on(
+        self, domains: Sequence[str], tokens: Shares | None = None, untrained: Sequence[str] = (), kl_penalty: float = 0
+    ) -> "Bounds":
+        """The same for these domains, checked.
+
+        Args:
+          domains: the training domains, in the order of the mixtures' columns.
+          tokens: available tokens per domain, where `self.tokens` does not say.
+          untrained: domains that no proxy run trained on, which get no weight unless a constraint asks for it.
+          kl_penalty: cost of a nat of divergence from the prior, in the unit of the objective.
+
+        Raises:
+          UserError: as `Bounds`; bounds of a group that is not there, or that are not two; an unknown prior.
+        """
+        names, tokens, groups = tuple(domains), self.tokens or tokens, self.groups or {}
+        for name, bounds in (self.group_bounds or {}).items():
+            if name not in groups:
+                raise unknown("group in group_bounds", name, groups)
+            if len(bounds) != 2:
+                raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the min and the max sum")
+        ends = {name: (self.group_bounds or {}).get(name, (0.0, 1.0)) for name in groups}
+        prior = self.prior
+        if isinstance(prior, str):
+            Bounds(names, tokens=tokens)  # checks the tokens that priors are made of
+            priors = simple_mixtures(names, tokens, self.budget, self.max_epochs)
+            if prior not in priors:
+                raise unknown("prior", prior, priors)
+            prior = priors[prior]
+        return Bounds(
+            names,
+            self.min or {},
+            self.max or {},
+            self.fixed or {},
+            {name: Group(tuple(members), *ends[name]) for name, members in groups.items()},
+            tokens,
+            self.budget,
+            self.max_epochs,
+            prior,
+            self.max_kl,
+            kl_penalty,
+            self.ratios or {},
+            tuple(untrained),
+        )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Constraints on mixtures of K training domains, checked.
 
     Attributes:
       domains: names of the K training domains, in the order of the mixtures' columns.
-      lower: least shares, by domain.
-      upper: greatest shares.
-      fixed: shares that are given.
-      groups: bounds on sums of shares, by a name of your own.
-      frozen: ratios that domains keep to each other, by a name of your own, such as {"old": {"web": 0.6, "code": 0.4}}:
-        only their sum varies, as if they were one domain. A domain is in one of these at most.
-      untrained: domains that no proxy run trained on. They get no weight, unless `lower`, `fixed` or `frozen` asks for
-        some.
-      tokens: tokens that there are, by domain; all domains or none.
+      min: min weights, by domain.
+      max: max weights.
+      fixed: weights that are given.
+      groups: bounds on sums of weights, by name.
+      tokens: available tokens; all domains or none.
       budget: tokens that the target model is trained on.
-      max_epochs: how often a domain may be repeated: its share is at most tokens × max_epochs / budget. One number, or
+      max_epochs: how often a domain may be repeated: its weight is at most tokens × max_epochs / budget. One number, or
         numbers by domain; domains without one are not capped.
       prior: a mixture to stay near.
-      max_kl: greatest KL(mixture ‖ prior), nats.
+      max_kl: max KL(mixture ‖ prior), nats.
       kl_penalty: what a nat of KL(mixture ‖ prior) costs, in the unit of the objective.
+      ratios: fixed ratios of domains, by name, such as {"old": {"web": 0.6, "code": 0.4}}: only their sum varies. A
+        domain is in one of these at most.
+      untrained: domains that no proxy run trained on. They get no weight, unless `min`, `fixed` or `ratios` asks for
+        some.
 
     Raises:
       UserError: an unknown domain; a number that makes no sense; bounds that no mixture obeys.
     """
 
     domains: tuple[str, ...]
-    lower: Shares = field(default_factory=dict)
-    upper: Shares = field(default_factory=dict)
+    min: Shares = field(default_factory=dict)
+    max: Shares = field(default_factory=dict)
     fixed: Shares = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
     tokens: Shares | None = None
@@ -70,7 +150,7 @@ class Constraints:
     prior: Shares | None = None
     max_kl: float | None = None
     kl_penalty: float = 0.0
-    frozen: Mapping[str, Shares] = field(default_factory=dict)
+    ratios: Mapping[str, Shares] = field(default_factory=dict)
     untrained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,7 +162,7 @@ class Constraints:
     @functools.cached_property
     def region(self) -> Region:
         """The mixtures that obey the constraints."""
-        low, high = self._vector(self.lower, 0.0), np.minimum(self._vector(self.upper, 1.0), self._caps())
+        low, high = self._vector(self.min, 0.0), np.minimum(self._vector(self.max, 1.0), self._caps())
         high = np.where([name in self.left_out for name in self.domains], 0.0, high)
         fixed = self._vector(self.fixed, np.nan)
         low, high = np.where(np.isnan(fixed), low, fixed), np.where(np.isnan(fixed), high, fixed)
@@ -91,8 +171,8 @@ class Constraints:
             high = np.where(prior > 0, high, 0.0)  # elsewhere the divergence is infinite
         member = [[float(name in group.domains) for name in self.domains] for group in self.groups.values()]
         ties = []
-        for name in self.frozen:
-            ratios = self._ratios(name)
+        for name in self.ratios:
+            ratios = self._parts(name)
             low, high = self._kept(name, ratios, low, high)
             # Each share is its part of the sum; what the others leave is the last one's.
             among = np.flatnonzero(ratios > 0)
@@ -102,8 +182,8 @@ class Constraints:
             low,
             high,
             np.array([*member, *ties]).reshape(-1, len(self.domains)),
-            np.array([*(float(group.lower) for group in self.groups.values()), *still]),
-            np.array([*(float(group.upper) for group in self.groups.values()), *still]),
+            np.array([*(float(group.min) for group in self.groups.values()), *still]),
+            np.array([*(float(group.max) for group in self.groups.values()), *still]),
             prior,
             np.inf if self.max_kl is None else self.max_kl,
         )
@@ -111,8 +191,8 @@ class Constraints:
     @functools.cached_property
     def left_out(self) -> list[str]:
         """The untrained domains that nothing asks for."""
-        asked = {*(name for name, share in self.lower.items() if share > 0), *self.fixed}
-        asked |= {name for ratios in self.frozen.values() for name, ratio in ratios.items() if ratio > 0}
+        asked = {*(name for name, share in self.min.items() if share > 0), *self.fixed}
+        asked |= {name for ratios in self.ratios.values() for name, ratio in ratios.items() if ratio > 0}
         return [name for name in self.untrained if name not in asked]
 
     @property
@@ -139,20 +219,20 @@ class Constraints:
         for name, share, cap in zip(self.domains, mixture, caps, strict=True):
             if name in self.fixed:
                 found.append(f"{name} is fixed at {self.fixed[name]:.4g}")
-            elif self.lower.get(name, 0) > 0 and share <= self.lower[name] + tolerance:
-                found.append(f"{name} is at its least share {self.lower[name]:.4g}")
+            elif self.min.get(name, 0) > 0 and share <= self.min[name] + tolerance:
+                found.append(f"{name} is at its min weight {self.min[name]:.4g}")
             elif name in self.left_out:
                 continue
-            elif name in self.upper and self.upper[name] <= cap and share >= self.upper[name] - tolerance:
-                found.append(f"{name} is at its greatest share {self.upper[name]:.4g}")
+            elif name in self.max and self.max[name] <= cap and share >= self.max[name] - tolerance:
+                found.append(f"{name} is at its max weight {self.max[name]:.4g}")
             elif cap < 1 and share >= cap - tolerance:
-                found.append(f"{name} is at {self._epochs(name):g} epochs of its tokens, share {cap:.4g}")
+                found.append(f"{name} is at {self._epochs(name):g} epochs of its tokens, weight {cap:.4g}")
         for name, group in self.groups.items():
             total = sum(share for domain, share in zip(self.domains, mixture, strict=True) if domain in group.domains)
-            if group.lower > 0 and total <= group.lower + tolerance:
-                found.append(f"group {name} is at its least share {group.lower:.4g}")
-            if group.upper < 1 and total >= group.upper - tolerance:
-                found.append(f"group {name} is at its greatest share {group.upper:.4g}")
+            if group.min > 0 and total <= group.min + tolerance:
+                found.append(f"group {name} is at its min weight {group.min:.4g}")
+            if group.max < 1 and total >= group.max - tolerance:
+                found.append(f"group {name} is at its max weight {group.max:.4g}")
         if self.max_kl is not None and self.region.divergence(mixture[None])[0] >= self.max_kl - tolerance:
             found.append(f"KL to the prior is at {self.max_kl:.4g} nats")
         return found
@@ -161,7 +241,7 @@ class Constraints:
         return np.array([float(shares.get(name, otherwise)) for name in self.domains])
 
     def _caps(self) -> np.ndarray:
-        """Greatest shares [K] that the tokens allow; at least 1 where they allow all."""
+        """Max weights [K] that the tokens allow; at least 1 where they allow all."""
         if self.max_epochs is None or self.tokens is None or self.budget is None:
             return np.full(len(self.domains), np.inf)
         return self._vector(self.tokens, 0.0) * [self._epochs(name) for name in self.domains] / self.budget
@@ -170,22 +250,22 @@ class Constraints:
         """How often a domain may be repeated."""
         return self.max_epochs.get(name, np.inf) if isinstance(self.max_epochs, Mapping) else self.max_epochs or np.inf
 
-    def _ratios(self, name: str) -> np.ndarray:
-        """[K], what a frozen group is made of; they sum to one."""
-        ratios = self._vector(self.frozen[name], 0.0)
+    def _parts(self, name: str) -> np.ndarray:
+        """[K], what a ratio group is made of; they sum to one."""
+        ratios = self._vector(self.ratios[name], 0.0)
         return ratios / ratios.sum()
 
     def _kept(self, name: str, ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds on shares [K] that a frozen group of these ratios can reach: each stands for all of the group.
+        """Bounds on shares [K] that a ratio group of these ratios can reach: each stands for all of the group.
 
         Raises:
           UserError: no sum of the group is within all of them.
         """
-        without = [domain for domain in self.frozen[name] if low[self.domains.index(domain)] > 0]
-        if blocked := [domain for domain in without if self.frozen[name][domain] == 0]:
+        without = [domain for domain in self.ratios[name] if low[self.domains.index(domain)] > 0]
+        if blocked := [domain for domain in without if self.ratios[name][domain] == 0]:
             raise UserError(
-                f"constraints: domain {blocked[0]!r} has ratio 0 in frozen group {name!r}, "
-                f"but a least share of {low[self.domains.index(blocked[0])]:.6g}"
+                f"constraints: domain {blocked[0]!r} has ratio 0 in ratio group {name!r}, "
+                f"but a min weight of {low[self.domains.index(blocked[0])]:.6g}"
             )
         inside = ratios > 0
         least, most = low[inside] / ratios[inside], high[inside] / ratios[inside]
@@ -194,33 +274,33 @@ class Constraints:
         if total_low > total_high + SUM_TOLERANCE:
             holds, stops = names[int(least.argmax())], names[int(most.argmin())]
             raise UserError(
-                f"constraints: in frozen group {name!r} the least share {low[self.domains.index(holds)]:.6g} of "
+                f"constraints: in ratio group {name!r} the min weight {low[self.domains.index(holds)]:.6g} of "
                 f"{holds!r} asks for a sum of {total_low:.6g}, but "
                 + (
-                    f"the greatest share {high[self.domains.index(stops)]:.6g} of {stops!r} allows {total_high:.6g}"
+                    f"the max weight {high[self.domains.index(stops)]:.6g} of {stops!r} allows {total_high:.6g}"
                     if most.min() < 1
                     else "a sum is at most 1"
                 )
             )
         total_low = min(total_low, total_high)  # shares typed by hand
-        in_group = [domain in self.frozen[name] for domain in self.domains]
+        in_group = [domain in self.ratios[name] for domain in self.domains]
         return np.where(in_group, ratios * total_low, low), np.where(in_group, ratios * total_high, high)
 
     def _check_numbers(self) -> None:
-        for what, shares in (("lower", self.lower), ("upper", self.upper), ("fixed", self.fixed)):
+        for what, shares in (("min", self.min), ("max", self.max), ("fixed", self.fixed)):
             for name, share in shares.items():
-                self._known(name, f"{what} bounds" if what != "fixed" else "fixed shares")
+                self._known(name, f"{what} weights")
                 if not 0 <= share <= 1:  # also refuses NaN
-                    raise UserError(f"constraints: {what} share {share} of domain {name!r}, expected 0 to 1")
+                    raise UserError(f"constraints: {what} weight {share} of domain {name!r}, expected 0 to 1")
         for name, group in self.groups.items():
             for domain in group.domains:
                 self._known(domain, f"group {name!r}")
-            if not group.domains or not 0 <= group.lower <= group.upper <= 1:
+            if not group.domains or not 0 <= group.min <= group.max <= 1:
                 raise UserError(
-                    f"constraints: group {name!r} of {len(group.domains)} domains with bounds {group.lower} and "
-                    f"{group.upper}, expected domains and 0 <= lower <= upper <= 1"
+                    f"constraints: group {name!r} of {len(group.domains)} domains with bounds {group.min} and "
+                    f"{group.max}, expected domains and 0 <= min <= max <= 1"
                 )
-        self._check_frozen()
+        self._check_ratios()
         for name in self.tokens or ():
             self._known(name, "tokens")
         for name in self.domains:
@@ -234,7 +314,7 @@ class Constraints:
         for what, value in counts.items():
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < np.inf):
                 raise UserError(f"constraints: {what}={value!r}, expected a positive number")
-        for what, needed in (("tokens, those that there are by domain", self.tokens), ("a budget", self.budget)):
+        for what, needed in (("tokens, the available ones per domain", self.tokens), ("a budget", self.budget)):
             if self.max_epochs is not None and needed is None:
                 raise UserError(f"constraints: max_epochs={self.max_epochs} needs {what}")
         for name in self.prior or ():
@@ -246,30 +326,30 @@ class Constraints:
                 f"constraints: max_kl={self.max_kl}, kl_penalty={self.kl_penalty}: expected more than 0 and 0 or more"
             )
 
-    def _check_frozen(self) -> None:
+    def _check_ratios(self) -> None:
         where: dict[str, str] = {}
-        for name, ratios in self.frozen.items():
+        for name, ratios in self.ratios.items():
             if not isinstance(ratios, Mapping):
                 raise UserError(
-                    f"constraints: frozen group {name!r} is {ratios!r}, expected ratios by domain, such as "
+                    f"constraints: ratio group {name!r} is {ratios!r}, expected ratios by domain, such as "
                     f"{{{name!r}: {{{self.domains[0]!r}: 0.6, ...}}}}"
                 )
             for domain, ratio in ratios.items():
-                self._known(domain, f"frozen group {name!r}")
+                self._known(domain, f"ratio group {name!r}")
                 if not (isinstance(ratio, Real) and 0 <= ratio < np.inf):
                     raise UserError(
-                        f"constraints: frozen group {name!r} has ratio {ratio!r} of domain {domain!r}, "
+                        f"constraints: ratio group {name!r} has ratio {ratio!r} of domain {domain!r}, "
                         "expected 0 or more"
                     )
                 if domain in where:
                     raise UserError(
-                        f"constraints: domain {domain!r} is in the frozen groups {where[domain]!r} and {name!r}, "
+                        f"constraints: domain {domain!r} is in the ratio groups {where[domain]!r} and {name!r}, "
                         "expected one of them"
                     )
                 where[domain] = name
             if not sum(ratios.values()) > 0:
                 raise UserError(
-                    f"constraints: ratios of frozen group {name!r} sum to {sum(ratios.values()):g}, "
+                    f"constraints: ratios of ratio group {name!r} sum to {sum(ratios.values()):g}, "
                     "expected a positive number"
                 )
 
@@ -297,18 +377,18 @@ class Constraints:
         for name, low, high in zip(self.domains, region.low, region.high, strict=True):
             if low > high:
                 raise UserError(
-                    f"constraints: domain {name!r} has the least share {low:.6g}, "
+                    f"constraints: domain {name!r} has the min weight {low:.6g}, "
                     f"but {self._who_caps(name)} allow at most {high:.6g}"
                 )
-            below, above = self.lower.get(name, 0) - FIXED_TOLERANCE, self.upper.get(name, 1) + FIXED_TOLERANCE
+            below, above = self.min.get(name, 0) - FIXED_TOLERANCE, self.max.get(name, 1) + FIXED_TOLERANCE
             if name in self.fixed and not below <= self.fixed[name] <= above:
                 raise UserError(
                     f"constraints: domain {name!r} is fixed at {self.fixed[name]:.6g}, outside its bounds "
-                    f"{self.lower.get(name, 0):.6g} to {self.upper.get(name, 1):.6g}"
+                    f"{self.min.get(name, 0):.6g} to {self.max.get(name, 1):.6g}"
                 )
         self._check_sum("", list(self.domains), 1.0, 1.0)
         for name, group in self.groups.items():
-            self._check_sum(f" of group {name!r}", list(group.domains), group.lower, group.upper)
+            self._check_sum(f" of group {name!r}", list(group.domains), group.min, group.max)
 
     def _check_sum(self, of: str, names: Sequence[str], lower: float, upper: float) -> None:
         chosen = [name in names for name in self.domains]
@@ -317,28 +397,28 @@ class Constraints:
         if low.sum() > upper + SUM_TOLERANCE:
             most = kept[int(np.argmax(low))]
             raise UserError(
-                f"constraints: least shares{of} sum to {low.sum():.9g}, more than {upper:g}; the greatest is "
+                f"constraints: min weights{of} sum to {low.sum():.9g}, more than {upper:g}; the largest is "
                 f"{low.max():.6g}, of domain {most!r}"
             )
         if high.sum() < lower - SUM_TOLERANCE:
             least = kept[int(np.argmin(high))]
             raise UserError(
-                f"constraints: greatest shares{of} sum to {high.sum():.6g}, less than {lower:g}; the least is "
+                f"constraints: max weights{of} sum to {high.sum():.6g}, less than {lower:g}; the smallest is "
                 f"{high.min():.6g}, of domain {least!r} ({self._who_caps(least)})"
             )
 
     def _who_caps(self, name: str) -> str:
         if name in self.fixed:
-            return "fixed shares"
+            return "fixed weights"
         if name in self.left_out:
             return "proxy runs, none of which trained on it (--allow_untrained gives it weight),"
         cap = self._caps()[self.domains.index(name)]
-        if self.region.high[self.domains.index(name)] < min(cap, self.upper.get(name, 1)) - SUM_TOLERANCE:
-            groups = [group for group, ratios in self.frozen.items() if name in ratios]
-            return f"the ratios of frozen group {groups[0]!r}" if groups else "shares of zero in the prior"
-        if cap < self.upper.get(name, 1):
+        if self.region.high[self.domains.index(name)] < min(cap, self.max.get(name, 1)) - SUM_TOLERANCE:
+            groups = [group for group, ratios in self.ratios.items() if name in ratios]
+            return f"the ratios of ratio group {groups[0]!r}" if groups else "weights of zero in the prior"
+        if cap < self.max.get(name, 1):
             return self._supply(name)
-        return "upper bounds"
+        return "max weights"
 
     def _supply(self, name: str) -> str:
         assert self.tokens is not None

@@ -20,10 +20,9 @@ from mde.results.predictor import Predictor
 from mde.results.proxy_runs import proxy_runs
 from mde.results.scored_text import document_sums, evaluation_table, on_test_text, score_choices, score_runs
 from mde.results.trained_runs import train_runs
+from mde.results.training_options import Running
 from mde.study import Study, digest
-from mde.training.metrics import Watching
-from mde.training.pool import UNWATCHED
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 SEED = 0  # of the folds of intervals, where a regressor has no deviations of its own
 
@@ -78,9 +77,7 @@ def train_and_compare(
     scoring: Mapping[str, Any],
     table: pd.DataFrame,
     compared: pd.DataFrame,
-    checkpoint_every: int,
-    checkpoint_minutes: float | None = None,
-    watching: Watching = UNWATCHED,
+    running: Running,
 ) -> None:
     """Trains runs on named mixtures, scores them on test text and compares the mixtures; what is done is kept.
 
@@ -90,13 +87,11 @@ def train_and_compare(
       scoring: how they are scored, as the study's `scoring.json` says it.
       table: of the runs, as `runs` makes it, with their steps.
       compared: the mixtures [M, K].
-      checkpoint_every: steps between states to resume from.
-      checkpoint_minutes: minutes after which a state is saved as well.
-      watching: what else is measured on the way.
+      running: how the runs are carried out.
     """
     study = part.whole
     goal = Goal(study, list(compared.index))
-    train_runs(part, about, table, checkpoint_every, checkpoint_minutes, watching)
+    train_runs(part, about, table, running)
     scoring = on_test_text(study, scoring)
     part.write_part()
     part.write_json("training.json", about)

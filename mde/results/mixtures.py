@@ -9,14 +9,13 @@ import pandas as pd
 
 from mde.errors import UserError, unknown
 from mde.optimization import objectives, simplex
+from mde.optimization.simple_mixtures import UNIMAX, simple_mixtures
 from mde.regression import baselines
 from mde.study import Study
 
 Shares = Mapping[str, float]
-RECOMMENDED, BEST_OBSERVED, GIVEN, UNIMAX = "recommended", "best observed", "given", "unimax"
+RECOMMENDED, BEST_OBSERVED, GIVEN = "recommended", "best observed", "given"
 OWN_DOMAINS = "own domains"  # the baseline "more of the target's own domain"
-TEMPERATURE = 0.5  # power of the token counts, between proportional (1) and uniform (0)
-TEMPERED = f"proportional^{TEMPERATURE:g}"
 REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
 THIS = "study"  # stands before a name as another study's directory does: study:recommended is recommended
 _SEED = 0  # of the searches of other methods: a name stands for one mixture
@@ -35,44 +34,6 @@ def counted_tokens(study: Study) -> dict[str, float] | None:
         study.read_json("optimum.json", "optimize").get("tokens") if (study.root / "optimum.json").exists() else None
     )
     return given or tokens_of(study)
-
-
-def natural(
-    domains: tuple[str, ...],
-    tokens: Shares | None,
-    budget: float | None = None,
-    max_epochs: float | Shares | None = None,
-) -> dict[str, Shares]:
-    """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
-
-    `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a
-    largest number of epochs besides, which leave a mixture.
-    """
-    found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
-    if not tokens:
-        return found
-    found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
-    tempered = {name: count**TEMPERATURE for name, count in tokens.items()}
-    found[TEMPERED] = {name: count / sum(tempered.values()) for name, count in tempered.items()}
-    if budget and max_epochs:
-        epochs = max_epochs if isinstance(max_epochs, Mapping) else dict.fromkeys(domains, max_epochs)
-        most = np.array([tokens[name] * epochs.get(name, np.inf) for name in domains])
-        if most.sum() >= budget:
-            caps = np.minimum(most / budget, 1)
-            found[UNIMAX] = dict(zip(domains, unimax(caps).tolist(), strict=True))
-    return found
-
-
-def unimax(caps: np.ndarray) -> np.ndarray:
-    """Equal shares [K], each at most its cap; what a capped domain cannot take the others share equally.
-
-    Source: UniMax (Chung et al., arXiv 2304.09151), which goes through the domains from the smallest on and gives each
-    an equal part of what is left, or its cap if that is less. The same mixture is the nearest to uniform under caps.
-
-    Args:
-      caps: greatest shares [K], with a sum of at least 1.
-    """
-    return simplex.project(np.full((1, len(caps)), 1 / len(caps)), 0.0, caps)[0]
 
 
 def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares] | None = None) -> np.ndarray:
@@ -143,7 +104,7 @@ def _shares(study: Study, value: Shares | str, where: str, more: Mapping[str, Sh
 
 
 def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
-    known = {**natural(study.domains.training, counted_tokens(study)), **more}
+    known = {**simple_mixtures(study.domains.training, counted_tokens(study)), **more}
     if name in known:
         return known[name]
     if name in SOURCES:
@@ -174,7 +135,7 @@ def _unimax(study: Study) -> Shares:
         why = "needs to know how often a domain may be read"
         raise UserError(f"mixture {UNIMAX!r} {why}: give `mde optimize` {' and '.join(lacking)}")
     tokens, budget, most = optimum["tokens"], optimum["budget"], optimum["max_epochs"]
-    found = natural(study.domains.training, tokens, budget, most)
+    found = simple_mixtures(study.domains.training, tokens, budget, most)
     if UNIMAX not in found:
         epochs = most if isinstance(most, Mapping) else f"{most:g}"
         there = f"{sum(tokens.values()):,.0f} tokens × {epochs} epochs"
@@ -183,7 +144,7 @@ def _unimax(study: Study) -> Shares:
 
 
 def _regmix(study: Study) -> Shares:
-    known = natural(study.domains.training, counted_tokens(study))
+    known = simple_mixtures(study.domains.training, counted_tokens(study))
     prior = known.get("proportional", known["uniform"])
     shares = np.array([prior[name] for name in study.domains.training])
     return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), shares, _SEED))

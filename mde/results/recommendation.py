@@ -7,14 +7,38 @@ import pandas as pd
 
 from mde.errors import UserError
 from mde.optimization import search
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds
 from mde.optimization.losses import Loss
 from mde.optimization.search import Optimum
 from mde.optimization.trust import Area
-from mde.results.support import NONE, Data
+from mde.results.support import NONE, Data, distance_limit
 
 RESTARTS = 3  # independent local searches
 NO_SEARCH = "none"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a mixture is searched for.
+
+    Attributes:
+      candidates: mixtures that the search starts from.
+      refits: random halves of the proxy runs; the spread of their optima says how sure the mixture is. There are 200
+        by default; of an expensive regressor, such as auto, at most 30.
+      method: of the search: auto, exact, gradient, simulation or refinement.
+      max_distance: largest total variation distance from the nearest proxy run, from 0 to 1, or none to search
+        everywhere. By default there is no limit where the optimum lies among the proxy runs; where it does not, the
+        limit is the largest distance between a proxy run and its nearest neighbour.
+      allow_untrained: whether domains that no proxy run trained on may get weight.
+      seed: of the search and the halves.
+    """
+
+    candidates: int = 2048
+    refits: int | None = None
+    method: str = "auto"
+    max_distance: float | str | None = None
+    allow_untrained: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,12 +62,9 @@ class Found:
 
 def search_for(
     loss: Loss,
-    bounds: Constraints,
+    bounds: Bounds,
     data: Data,
-    max_distance: float | str | None,
-    method: str,
-    candidates: int,
-    seed: int,
+    how: Search,
     start: np.ndarray,
 ) -> Found:
     """The recommendation: the optimum of a loss under constraints, near the proxy runs.
@@ -52,19 +73,19 @@ def search_for(
       loss: what is minimised.
       bounds: the constraints.
       data: the proxy runs.
-      max_distance: largest distance from one; "none" for no limit; None for the data's spacing where the optimum
-        without a limit extrapolates, and for no limit elsewhere.
-      method: of the search.
-      candidates: mixtures that it starts from.
-      seed: of the search.
+      how: it is searched for.
       start: further mixtures that it starts from, [C, K].
 
     Raises:
       UserError: no mixture obeys the constraints within `max_distance`.
     """
 
+    max_distance = distance_limit(how.max_distance)
+
     def best_in(region: Area) -> Optimum:
-        return search.minimize(loss, region, seed, method, n_candidates=candidates, start=start, restarts=RESTARTS)
+        return search.minimize(
+            loss, region, how.seed, how.method, n_candidates=how.candidates, start=start, restarts=RESTARTS
+        )
 
     everywhere = best_in(bounds.region)
     if max_distance == NONE or (max_distance is None and not data.about(everywhere.mixture)["extrapolates"]):
@@ -83,7 +104,7 @@ def search_for(
     return Found(best_in(trusted), trusted, radius, everywhere)
 
 
-def nothing(bounds: Constraints, known: pd.DataFrame) -> Found:
+def nothing(bounds: Bounds, known: pd.DataFrame) -> Found:
     """What to recommend where no mixture is predicted to be better than another: proportional, or uniform where sizes
     are not known; or the mixture nearest to that which obeys the constraints.
     """

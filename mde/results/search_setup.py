@@ -7,20 +7,21 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError
 from mde.optimization import losses, objectives
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds
 from mde.optimization.objectives import Objective
+from mde.optimization.simple_mixtures import simple_mixtures
 from mde.regression import features as feature_sets
 from mde.regression import formulas, uncertainty
 from mde.regression.designs import knows_deviation
-from mde.results.mixtures import BEST_OBSERVED, OWN_DOMAINS, Shares, natural
+from mde.results.mixtures import BEST_OBSERVED, OWN_DOMAINS, Shares
 from mde.results.predictor import Predictor
 from mde.results.proxy_runs import ProxyRuns
 from mde.study import Study
 
 
-def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Constraints, own: Shares) -> pd.DataFrame:
+def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Bounds, own: Shares) -> pd.DataFrame:
     """What a recommendation is compared with: the mixtures that need no training, most of the own domains, and the best
     proxy run.
 
@@ -30,7 +31,7 @@ def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Con
       bounds: with the tokens, budget and epochs that proportional and unimax are made of.
       own: weights in the objective of the evaluation domains that are trained on; empty for none.
     """
-    known = natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs)
+    known = simple_mixtures(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs)
     rows = pd.DataFrame.from_dict(known, orient="index")[list(mixtures)]
     if (most := own_domains(mixtures, own)) is not None and not np.isclose(rows, most).all(axis=1).any():
         rows.loc[OWN_DOMAINS] = most
@@ -83,11 +84,13 @@ def unresponsive(choice: Mapping[str, Any], objective: Objective, evaluation: Se
     return Unresponsive([name for name, one in zip(evaluation, dead, strict=True) if one], share)
 
 
-def known_mixtures(study: Study, bounds: Constraints) -> np.ndarray:
+def known_mixtures(study: Study, bounds: Bounds) -> np.ndarray:
     """What every search starts from beside its draws: the proxy runs and the mixtures that have a name, [C, K]."""
     runs = study.mixtures()
     observed = runs.loc[runs["role"] == "proxy", list(bounds.domains)]
-    named = pd.DataFrame(list(natural(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs).values()))
+    named = pd.DataFrame(
+        list(simple_mixtures(bounds.domains, bounds.tokens, bounds.budget, bounds.max_epochs).values())
+    )
     return np.vstack([named[list(bounds.domains)], observed])
 
 
@@ -104,65 +107,7 @@ def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | S
     return objectives.expanded(objective, domains.evaluation, domains.training, choice.get("families", {}))
 
 
-def constraints(
-    names: tuple[str, ...],
-    tokens: Shares | None,
-    lower: Shares | None = None,
-    upper: Shares | None = None,
-    fixed: Shares | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    group_bounds: Mapping[str, Sequence[float]] | None = None,
-    budget: float | None = None,
-    max_epochs: float | Shares | None = None,
-    prior: str | Shares | None = None,
-    max_kl: float | None = None,
-    kl_penalty: float = 0.0,
-    frozen: Mapping[str, Shares] | None = None,
-    untrained: Sequence[str] = (),
-) -> Constraints:
-    """The constraints on mixtures of these domains, as the arguments of commands say.
-
-    Args:
-      names: the domains.
-      tokens: that there are of each, if that is known.
-      lower: this and the others are those of `mde optimize`.
-      untrained: domains that no proxy run trained on, which get no weight unless a constraint asks for it.
-
-    Raises:
-      UserError: as `Constraints`; bounds of a group that is not there, or that are not two; an unknown prior.
-    """
-    groups, group_bounds = groups or {}, group_bounds or {}
-    for name, bounds in group_bounds.items():
-        if name not in groups:
-            raise unknown("group in group_bounds", name, groups)
-        if len(bounds) != 2:
-            raise UserError(f"group_bounds of {name!r}: {list(bounds)}, expected the least and the greatest sum")
-    if isinstance(prior, str):
-        Constraints(names, tokens=tokens)  # refuses tokens that nothing can be proportional to
-        priors = natural(names, tokens, budget, max_epochs)
-        if prior not in priors:
-            raise unknown("prior", prior, priors)
-        prior = priors[prior]
-    return Constraints(
-        names,
-        lower or {},
-        upper or {},
-        fixed or {},
-        {name: Group(tuple(domains), *group_bounds.get(name, (0.0, 1.0))) for name, domains in groups.items()},
-        tokens,
-        budget,
-        max_epochs,
-        prior,
-        max_kl,
-        kl_penalty,
-        frozen or {},
-        tuple(untrained),
-    )
-
-
-def loss(
-    study: Study, predictor: Predictor, objective: Objective, bounds: Constraints, method: str = "auto"
-) -> losses.Loss:
+def loss(study: Study, predictor: Predictor, objective: Objective, bounds: Bounds, method: str = "auto") -> losses.Loss:
     """The predicted objective of mixtures, with what the search may know of it beside its values.
 
     Ridge on functions of λ alone and mixing laws are formulas, whoever trained the proxy runs: where they are convex,

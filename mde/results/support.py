@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from mde.errors import UserError
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds
 from mde.optimization.trust import TrustRegion
 from mde.regression import support
 
@@ -59,7 +59,7 @@ class Data:
             "extrapolates": bool(distances[nearest] > self.spacing + ROUNDING or above),
         }
 
-    def trusted(self, bounds: Constraints, radius: float) -> TrustRegion:
+    def trusted(self, bounds: Bounds, radius: float) -> TrustRegion:
         """The mixtures that obey the constraints, are within a radius of a proxy run and give no domain much more than
         one did. What a constraint asks for is not held back, nor a domain that no run trained on and was asked for.
 

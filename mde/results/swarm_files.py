@@ -10,7 +10,19 @@ from mde.study import FORMAT, NATS, Study
 
 @dataclass(frozen=True)
 class Files:
-    """What `mde fit` is told of somebody else's proxy runs; see its arguments."""
+    """Somebody else's proxy runs, and how their files are read.
+
+    Attributes:
+      mixtures: a CSV file of the mixtures that somebody trained: a column `run`, and one per training domain.
+      losses: a CSV file of the losses they had: a column `run`, and one an evaluation domain.
+      unit: of the losses in the file, such as "bits per byte"; nats per token by default.
+      higher: columns in the file of losses of which more is better, such as accuracies, between 0 and 1, by names or
+        patterns ("*_acc"); 1 − value, an error, is what is fitted.
+      incomplete: refuse or drop a run that only one of the files has, or that has no number in some column.
+      ignore: columns of either file that are no domains, such as State, by names or patterns.
+      lower: columns in the file of losses of which less is better, although they look like accuracies or like counts,
+        by names or patterns.
+    """
 
     mixtures: str | None = None
     losses: str | None = None

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from mde.data import epochs
-from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import DecoderConfig
+from mde.results.training_options import Running
 from mde.study import Study, digest
 from mde.training import checkpoints, pool
-from mde.training.metrics import Watching
 from mde.training.placement import MeshShape
 from mde.training.runs import pending, recorded
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 SEED_RUN = "seed"
 
@@ -33,24 +32,11 @@ def _seed_shares(names: Sequence[str], known: Mapping[str, Any] | None) -> tuple
     return tuple(1 / len(read) if name in read else 0.0 for name in names)
 
 
-def train_settings(
-    steps: int, batch_size: int, seq_len: int, learning_rate: float, more: Mapping[str, Any] | None
-) -> TrainSettings:
-    """Settings from the arguments of a stage and a mapping of further ones; UserError at an unknown or a double one."""
-    given = {"steps": steps, "batch_size": batch_size, "seq_len": seq_len, "learning_rate": learning_rate}
-    for name in more or {}:
-        if name in given:
-            raise UserError(f"settings: {name} has an argument of its own")
-    return TrainSettings.from_dict({**given, **(more or {})})
-
-
 def train_runs(
     study: Study,
     about: Mapping[str, Any],
     table: pd.DataFrame,
-    checkpoint_every: int,
-    checkpoint_minutes: float | None = None,
-    watching: Watching = pool.UNWATCHED,
+    running: Running,
 ) -> None:
     """Trains the runs of a table of mixtures, the seed model first; what is done is kept.
 
@@ -58,9 +44,7 @@ def train_runs(
       study: a prepared study.
       about: what all runs have in common: the content of `training.json`.
       table: [runs] with columns `seed`, one per training domain, and `steps` where runs have lengths of their own.
-      checkpoint_every: steps between states to resume from.
-      checkpoint_minutes: minutes after which a state is saved as well.
-      watching: what else is measured and shown on the way.
+      running: how they are carried out; the mesh is that of `about`.
 
     Raises:
       UserError: a run was trained another way; then nothing is trained.
@@ -78,7 +62,7 @@ def train_runs(
         np.array(steps) * settings.batch_size * settings.seq_len,
         np.array([stores[name].n_tokens for name in names]),
     )
-    domains = study.domains.evaluation if watching.validate_every else ()
+    domains = study.domains.evaluation if running.validate_every else ()
     validation = {name: study.store(name, "validation") for name in domains}
     runs = [
         pool.Run(str(name), tuple(map(float, row[names])), int(row["seed"]), length)
@@ -87,9 +71,9 @@ def train_runs(
     train_pool = functools.partial(
         pool.train_pool,
         directory=directory,
-        checkpoint_every=checkpoint_every,
-        checkpoint_minutes=checkpoint_minutes,
-        watching=watching,
+        checkpoint_every=running.checkpoint_every,
+        checkpoint_minutes=running.checkpoint_minutes,
+        watching=running.watching,
     )
     if about["seed_settings"] is None:
         train_pool(runs, pool.Recipe(model, settings, stores, None, {}, validation), mesh=mesh)

@@ -1,15 +1,17 @@
 """What the runs of `mde scale` say: fits at each budget, optima, and where these lead."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mde.errors import UserError, unknown
+from mde.errors import UserError, check_positive, unknown
 from mde.optimization import objectives
 from mde.scaling import Effects, Point, cross_effects, draw_laws, fit_path, measured_effects, not_known, solve
+from mde.scaling.effects import FITS
 from mde.scaling.prediction import cautions
 from mde.study import Study
 
@@ -19,18 +21,40 @@ ROUNDED = 0.01  # by how much a base run may miss its budget
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What is asked of the runs, whoever trained them; as the arguments of `scale`."""
+    """What is asked of the runs, whoever trained them.
 
-    objective: str | Mapping[str, float]
-    fit: str
-    nearest: bool
-    floor: float | None
-    tokens: Mapping[str, float] | None
-    max_epochs: float
-    target: float | None
-    noise: float | None
-    resamples: int
-    seed: int
+    Attributes:
+      target: tokens of the run that the mixture is wanted for; by default one step as large as the last one.
+      objective: avg-sp, avg-et, avg-all, or weights by evaluation domain.
+      fit: domain, each law through its own three losses, or joint, all laws at once.
+      nearest: whether a domain whose losses no law fits, such as one that does not help the objective, gets the nearest
+        law, which may be flat; it is not accepted otherwise.
+      floor: min quantity of a domain at a budget, in base quantities; by default as little as was measured.
+      tokens: available tokens per domain; those of the study by default.
+      max_epochs: how often a domain may be read by a run and by the optima.
+      noise: standard deviation of a run's objective where it is known from elsewhere, in the unit of the losses.
+      resamples: draws of the power laws that the runs allow under this noise; the best mixtures at the target under
+        them are the interval.
+      seed: of the first data order, the noise and the search.
+    """
+
+    target: float | None = None
+    objective: str | Mapping[str, float] = "avg-all"
+    fit: str = "domain"
+    nearest: bool = False
+    floor: float | None = None
+    tokens: Mapping[str, float] | None = None
+    max_epochs: float = 1.0
+    noise: float | None = None
+    resamples: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(resamples=self.resamples, max_epochs=self.max_epochs)
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise UserError(f"noise={self.noise}, expected a standard deviation, zero or more")
+        if self.fit not in FITS:
+            raise unknown("fit", self.fit, FITS)
 
     def upper(self, names: Sequence[str]) -> np.ndarray:
         """Tokens that each domain may take at most, epochs included, [K]."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mde.optimization import search, simplex
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds
 from mde.regression import estimators
 from mde.regression import features as feature_sets
 from mde.scaling import runs as scale_runs
@@ -49,7 +49,7 @@ def optima(
         here = runs[runs["budget"] == budget]
         names = study.domains.training
         most = dict(zip(names, np.minimum(upper / budget, 1.0), strict=True))
-        region = Constraints(names, lower, most).region
+        region = Bounds(names, lower, most).region
         found.append(_optimum(study, here, losses.loc[here.index], goal, region, seed) * budget)
     return np.array(found)
 

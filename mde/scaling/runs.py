@@ -75,11 +75,13 @@ class Training:
         """Trains and scores what is not done yet; losses [runs, J] in nats per token, in the order of the table."""
         from mde.results.scored_text import score_runs
         from mde.results.trained_runs import train_runs
+        from mde.results.training_options import Running
 
         names = list(self._study.domains.training)
         once = runs[~runs.index.duplicated()]
         shares = once[names].div(once[names].sum(axis=1), axis=0)
-        train_runs(self._study, self._about, once[["role", "seed", "steps"]].join(shares), self._every)
+        running = Running(checkpoint_every=self._every)
+        train_runs(self._study, self._about, once[["role", "seed", "steps"]].join(shares), running)
         losses = score_runs(self._study, self._scoring, list(once.index))
         return losses.loc[runs.index, list(self._study.domains.evaluation)]
 

@@ -10,7 +10,8 @@ import optax
 
 from mde.models import decoder
 from mde.models.config import DecoderConfig
-from mde.training.step import TrainSettings, TrainState, train_step
+from mde.training.settings import TrainSettings
+from mde.training.step import TrainState, train_step
 
 
 class State(Protocol):

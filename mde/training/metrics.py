@@ -4,7 +4,6 @@ They are read from the devices late, kept beside the states to resume from, and 
 along the way TensorBoard shows them, if asked, through CLU's metric writers (which bring TensorFlow).
 """
 
-import dataclasses
 import logging
 import math
 import time
@@ -17,25 +16,13 @@ from etils import epath
 
 from mde.models.config import DecoderConfig
 from mde.training import devices
-from mde.training.step import TrainSettings, schedule
+from mde.training.settings import TrainSettings
+from mde.training.step import schedule
 
 _log = logging.getLogger(__name__)  # not absl's, which the command line silences
 
 
 KEPT = ("loss", "grad_norm", "seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Watching:
-    """How a training is watched.
-
-    Attributes:
-      validate_every: steps between losses on the validation text of every domain; 0 for never.
-      tensorboard: whether each run's directory gets event files.
-    """
-
-    validate_every: int = 0
-    tensorboard: bool = False
 
 
 class Curves:

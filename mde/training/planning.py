@@ -23,7 +23,8 @@ from mde.models.config import DecoderConfig
 from mde.training import placement, pool
 from mde.training.loss import loss
 from mde.training.placement import MeshShape
-from mde.training.step import TrainSettings, initial
+from mde.training.settings import TrainSettings
+from mde.training.step import initial
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,10 +30,11 @@ from mde.models.config import DecoderConfig
 from mde.training import checkpoints, devices, placement
 from mde.training.interruptions import Termination
 from mde.training.method import PLAIN, Method, State
-from mde.training.metrics import Curves, Watching
+from mde.training.metrics import Curves
 from mde.training.placement import MeshShape, on_pool, read_by_all, stack
 from mde.training.runs import Recipe, Run, pending
-from mde.training.step import TrainSettings, begin, initial
+from mde.training.settings import TrainSettings, Watching
+from mde.training.step import begin, initial
 from mde.training.validation import Validation
 
 __all__ = ["Recipe", "Run", "on_pool", "stack", "train_pool"]

@@ -24,7 +24,8 @@ from mde.models.config import DecoderConfig
 from mde.models.sharding import constrain
 from mde.training.loss import loss, outputs, reading, token_losses, weighted_loss
 from mde.training.method import Reweighted
-from mde.training.step import TrainSettings, TrainState, descend
+from mde.training.settings import TrainSettings
+from mde.training.step import TrainState, descend
 
 
 @jax.jit

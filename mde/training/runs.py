@@ -13,7 +13,7 @@ from mde.models import decoder
 from mde.models.config import DecoderConfig, on_record
 from mde.study import digest
 from mde.training.method import PLAIN, Method
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 NOT_ARCHITECTURE = ("dtype", "remat", "attention")  # fields of a model's config that say how to compute it
 SEEDS = 2**31  # parameters are drawn from 32 bits, one of which is the sign

@@ -17,7 +17,7 @@ from mde.ablation.unions import run_name
 from mde.errors import UserError
 from mde.evaluation.scoring import evaluation_set
 from mde.models.config import DecoderConfig
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 CONFIG = DecoderConfig(64, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=16)
 SETTINGS = TrainSettings(steps=2, batch_size=2, seq_len=8, learning_rate=1e-2)

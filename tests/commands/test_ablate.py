@@ -87,7 +87,7 @@ def test_text_for_encoders_has_hidden_tokens_and_a_name_of_its_own(prepared):
 
 @pytest.mark.slow
 def test_encoders_are_scored_on_what_is_hidden_from_them(ablate, prepared):
-    encoder = "--model={'objective': 'masked'}"
+    encoder = "--model.objective=masked"
     few = ("--units={'cpp': 1, 'docs': 1}", "--unions=0", "--tokens_per_domain=512", "--merged_windows=2", encoder)
     printed = ablate(prepared, *SMALL, *few)
     assert "seed model of 2 steps: 2 runs trained, 3 there" in printed

@@ -15,8 +15,8 @@ from numpy.testing import assert_array_equal
 from prose import text
 
 from mde import buckets, cli
+from mde.commands import pipeline
 from mde.commands import prepare as preparing
-from mde.commands.train import train
 from mde.data import tokens
 from mde.errors import UserError
 from mde.evaluation.scores import Scores
@@ -162,7 +162,16 @@ def test_bad_places(bucket, tmp_path, monkeypatch, capsys, arguments, expected):
 
 def test_event_files_are_for_disks(bucket):
     with pytest.raises(UserError, match="TensorBoard's event files are written on a disk only"):
-        train(Study(bucket), "tiny", steps=1, batch_size=1, seq_len=8, learning_rate=1e-3, tensorboard=True)
+        pipeline.call(
+            "train",
+            Study(bucket),
+            preset="tiny",
+            steps=1,
+            batch_size=1,
+            seq_len=8,
+            learning_rate=1e-3,
+            tensorboard=True,
+        )
 
 
 def test_what_is_missing_is_named(monkeypatch):

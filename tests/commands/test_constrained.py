@@ -61,7 +61,7 @@ def optimize(study, *arguments: str) -> dict:
 
 @pytest.mark.parametrize("method", ["auto", "refinement"])
 def test_frozen_domains_keep_their_ratio_in_the_mixture_and_its_refits(fitted, method):
-    found = optimize(fitted, "--frozen={'old': {'web': 3, 'code': 2}}", f"--method={method}")
+    found = optimize(fitted, "--constraints.ratios={'old': {'web': 3, 'code': 2}}", f"--method={method}")
     web, code, books = found["shares"].values()
     assert web == pytest.approx(0.6 * (web + code), abs=2e-9)
     low, high = (np.array([found["share_intervals"][name][i] for name in ("web", "code")]) for i in (0, 1))
@@ -79,7 +79,12 @@ def grid() -> np.ndarray:
 
 def test_the_answer_is_exact_says_what_binds_and_how_far_the_baselines_are(fitted, monkeypatch):
     tokens = "{'web': 100, 'code': 60, 'books': 400}"
-    caps = [f"--tokens={tokens}", "--budget=200", "--max_epochs=1", "--lower={'books': 0.1}"]
+    caps = [
+        f"--constraints.tokens={tokens}",
+        "--constraints.budget=200",
+        "--constraints.max_epochs=1",
+        "--constraints.min={'books': 0.1}",
+    ]
     found = optimize(fitted, *caps, "--objective={'code': 3, 'news': 1}")
     shares = np.array(list(found["shares"].values()))
     # The objective is 3 - .1 √web - 1.475 √code - .3 √books: code takes all it may, the others go as squared slopes.
@@ -87,7 +92,7 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_baselines_are(fitte
     np.testing.assert_allclose(shares, [0.07, 0.3, 0.63], atol=0.0063)
     assert found["search"]["method"] == "exact"
     assert 0 <= found["search"]["gap"] < 1e-6
-    assert found["binding"] == ["code is at 1 epochs of its tokens, share 0.3"]
+    assert found["binding"] == ["code is at 1 epochs of its tokens, weight 0.3"]
     assert found["epochs"]["code"] == pytest.approx(1)
     assert found["epochs"]["web"] == pytest.approx(shares[0] * 2)
     compared = found["predictions"]
@@ -136,7 +141,7 @@ def test_a_worst_case_has_an_interval_as_wide_as_the_regressor_is_unsure(unsure)
 
 def test_the_optima_of_refits_obey_the_constraints(fitted):
     """All mass wants to go to code, which may have .2: no refit's optimum has more."""
-    found = optimize(fitted, "--objective={'code': 1}", "--upper={'code': 0.2}")
+    found = optimize(fitted, "--objective={'code': 1}", "--constraints.max={'code': 0.2}")
     assert found["share_intervals"]["code"][1] <= 0.2 + 1e-9
 
 
@@ -167,7 +172,7 @@ def test_refits_of_an_expensive_regressor_are_counted(unsure, capsys, monkeypatc
 def test_gradients_agree_with_values_alone(unsure):
     by_gradient, by_values = (optimize(unsure, f"--method={method}") for method in ("gradient", "refinement"))
     objective = [found["predictions"]["recommended"]["objective"] for found in (by_gradient, by_values)]
-    searched = mde.Study(unsure).search(method="gradient", candidates=256)
+    searched = mde.Study(unsure).search(how=mde.Search(method="gradient", candidates=256))
     assert searched.search.method == "gradient"
     assert searched.objective == pytest.approx(objective[0], abs=1e-5)
     assert objective[0] == pytest.approx(objective[1], abs=1e-5)
@@ -175,24 +180,39 @@ def test_gradients_agree_with_values_alone(unsure):
 
 def test_a_prior_holds_the_mixture(fitted):
     free = optimize(fitted, "--objective={'code': 1}")
-    held = optimize(fitted, "--objective={'code': 1}", "--prior=uniform", "--max_kl=0.05")
+    held = optimize(fitted, "--objective={'code': 1}", "--constraints.prior=uniform", "--constraints.max_kl=0.05")
     assert free["shares"]["code"] > held["shares"]["code"] > 0.4
     assert held["binding"] == ["KL to the prior is at 0.05 nats"]
-    priced = optimize(fitted, "--objective={'code': 1}", "--prior=uniform", "--kl_penalty=100")
+    priced = optimize(fitted, "--objective={'code': 1}", "--constraints.prior=uniform", "--kl_penalty=100")
     assert max(priced["shares"].values()) < 0.36
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--lower={'wbe': 0.1}"], "unknown domain in the constraints' lower bounds 'wbe': did you mean 'web'"),
-        (["--lower={'web': 0.7, 'code': 0.5}"], "least shares sum to 1.2"),
-        (["--max_epochs=2"], "max_epochs=2 needs tokens"),
-        (["--groups={'a': ['web']}", "--group_bounds={'b': [0, 1]}"], "unknown group in group_bounds 'b'"),
-        (["--prior=proportional", "--max_kl=1"], "unknown prior 'proportional': known are uniform"),
-        (["--frozen={'old': {'web': 0.6, 'cod': 0.4}}"], "frozen group 'old' 'cod': did you mean 'code'"),
-        (["--frozen={'web': 0.6}"], "optimize.frozen = {'web': 0.6}: expected a number by name for each name, such as"),
-        (["--max_epochs={'web': 'x'}"], "optimize.max_epochs = {'web': 'x'}: expected a number or a number by name"),
+        (
+            ["--constraints.min={'wbe': 0.1}"],
+            "unknown domain in the constraints' min weights 'wbe': did you mean 'web'",
+        ),
+        (["--constraints.min={'web': 0.7, 'code': 0.5}"], "min weights sum to 1.2"),
+        (["--constraints.max_epochs=2"], "max_epochs=2 needs tokens"),
+        (
+            ["--constraints.groups={'a': ['web']}", "--constraints.group_bounds={'b': [0, 1]}"],
+            "unknown group in group_bounds 'b'",
+        ),
+        (
+            ["--constraints.prior=proportional", "--constraints.max_kl=1"],
+            "unknown prior 'proportional': known are uniform",
+        ),
+        (["--constraints.ratios={'old': {'web': 0.6, 'cod': 0.4}}"], "ratio group 'old' 'cod': did you mean 'code'"),
+        (
+            ["--constraints.ratios={'web': 0.6}"],
+            "--constraints.ratios={'web': 0.6}: expected a number by name for each name, such as",
+        ),
+        (
+            ["--constraints.max_epochs={'web': 'x'}"],
+            "--constraints.max_epochs={'web': 'x'}: expected a number or a number by name",
+        ),
         (["--method=gradeint"], "did you mean 'gradient'"),
         (["--beta=1"], "the regressor does not say how sure it is"),
         (["--objective=worst-all", "--reference=unifrom"], "unknown reference 'unifrom': did you mean 'uniform'"),
@@ -208,21 +228,24 @@ def test_what_makes_no_sense_is_refused_in_one_line(fitted, capsys, arguments, s
 
 
 def test_rounds_plan_what_people_train_elsewhere(fitted, capsys):
-    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--upper={'code': 0.3}"])
+    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--constraints.max={'code': 0.3}"])
     assert "train the mixtures of" in capsys.readouterr().out
     plan = pd.read_csv(fitted / "iterate" / "round-01.csv", index_col="run")
     assert list(plan.index) == ["iterate-1-0", "iterate-1-1", "iterate-1-2"]
     assert (plan["code"] <= 0.3 + 1e-9).all()
     np.testing.assert_allclose(plan[NAMES].sum(axis=1), 1, atol=1e-12)
     assert list(pd.read_csv(fitted / "rounds.csv")["runs"]) == [30]
-    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--upper={'code': 0.3}"])
+    cli.main(["iterate", f"--study={fitted}", "--batch=3", "--constraints.max={'code': 0.3}"])
     assert "not there yet: iterate-1-0, iterate-1-1, iterate-1-2" in capsys.readouterr().out
     assert not (fitted / "iterate" / "round-02.csv").exists()
     assert set(plan["seed"]) == {int(Study(fitted).mixtures()["seed"].iloc[0])}
     for arguments, says in (
-        (["--batch=3", "--upper={'code': 0.1}"], "was planned with upper={'code': 0.3}, not {'code': 0.1}"),
-        (["--batch=5", "--upper={'code': 0.3}"], "was planned with batch=3, not 5"),
-        (["--batch=3", "--upper={'code': 0.3}", "--objective=avg-et"], "was planned with objective='avg-all'"),
+        (["--batch=3", "--constraints.max={'code': 0.1}"], "was planned with max={'code': 0.3}, not {'code': 0.1}"),
+        (["--batch=5", "--constraints.max={'code': 0.3}"], "was planned with batch=3, not 5"),
+        (
+            ["--batch=3", "--constraints.max={'code': 0.3}", "--objective=avg-et"],
+            "was planned with objective='avg-all'",
+        ),
     ):
         with pytest.raises(SystemExit):
             cli.main(["iterate", f"--study={fitted}", *arguments])
@@ -266,6 +289,6 @@ def test_rounds_and_searches_minimise_what_the_fit_was_cross_validated_on(tmp_pa
     cli.main(["iterate", f"--study={tmp_path}", "--rounds=1", "--batch=1"])
     observed = Study(tmp_path).losses()["code"].min()
     assert pd.read_csv(tmp_path / "rounds.csv")["objective"][0] == pytest.approx(observed, abs=0.05)
-    found = mde.Study(tmp_path).search(candidates=64)
+    found = mde.Study(tmp_path).search(how=mde.Search(candidates=64))
     assert found.mixture["code"] == pytest.approx(4 / 4.09, abs=0.02)  # shares go with squared slopes
-    assert mde.Study(tmp_path).search("avg-all", candidates=64).mixture["code"] < 0.85
+    assert mde.Study(tmp_path).search("avg-all", how=mde.Search(candidates=64)).mixture["code"] < 0.85

@@ -64,8 +64,18 @@ def test_more_runs_begin_with_the_ones_before(design):
 
 def test_all_constraints_at_once(design, capsys):
     shares = design(
-        *("--lower={'code': .05}", "--fixed={'wiki': .02}", "--groups={'text': ['web', 'books']}"),
-        *("--group_bounds={'text': [.3, .8]}", "--budget=2e9", "--max_epochs=1", "--max_kl=1", "--strengths=1,20"),
+        *(
+            "--constraints.min={'code': .05}",
+            "--constraints.fixed={'wiki': .02}",
+            "--constraints.groups={'text': ['web', 'books']}",
+        ),
+        *(
+            "--constraints.group_bounds={'text': [.3, .8]}",
+            "--constraints.budget=2e9",
+            "--constraints.max_epochs=1",
+            "--constraints.max_kl=1",
+            "--strengths=1,20",
+        ),
     )
     tokens = np.array(list(TOKENS.values()))
     np.testing.assert_allclose(shares["wiki"], 0.02, atol=1e-15)
@@ -124,12 +134,18 @@ def test_the_swarm_of_regmix(design):
         (["--tokens={'web': 1}", "--runs=2"], ["2 mixtures are wanted", "only one"]),
         (["--tokens={'web': 5, 'code': 1}", "--prior=proportinal"], ["'proportinal'", "did you mean 'proportional'"]),
         (["--prior={'web': .5, 'code': .6}"], ["prior", "sum to 1.1"]),
-        (["--prior={'web': 1, 'code': 0}", "--lower={'code': .1}"], ["'code'", "least share of 0.1", "prior"]),
-        (["--tokens={'web': 5, 'code': 1}", "--lower={'cod': .1}"], ["'cod'", "did you mean 'code'"]),
-        (["--tokens={'web': 5, 'code': 1}", "--lower={'web': .7, 'code': .4}"], ["least shares sum to 1.1"]),
-        (["--tokens={'web': 5, 'code': 1}", "--max_epochs=1", "--budget=9"], ["greatest shares", "1 epochs"]),
-        (["--tokens={'web': 5, 'code': 1}", "--groups={'a': ['web'], 'b': ['web']}"], ["'web'", "'a' and 'b'"]),
-        (["--tokens={'web': 5, 'code': 1}", "--strengths=1,2,3"], ["strengths=[1, 2, 3]", "least and the greatest"]),
+        (["--prior={'web': 1, 'code': 0}", "--constraints.min={'code': .1}"], ["'code'", "min weight of 0.1", "prior"]),
+        (["--tokens={'web': 5, 'code': 1}", "--constraints.min={'cod': .1}"], ["'cod'", "did you mean 'code'"]),
+        (["--tokens={'web': 5, 'code': 1}", "--constraints.min={'web': .7, 'code': .4}"], ["min weights sum to 1.1"]),
+        (
+            ["--tokens={'web': 5, 'code': 1}", "--constraints.max_epochs=1", "--constraints.budget=9"],
+            ["max weights", "1 epochs"],
+        ),
+        (
+            ["--tokens={'web': 5, 'code': 1}", "--constraints.groups={'a': ['web'], 'b': ['web']}"],
+            ["'web'", "'a' and 'b'"],
+        ),
+        (["--tokens={'web': 5, 'code': 1}", "--strengths=1,2,3"], ["strengths=[1, 2, 3]", "min and the max"]),
         (["--tokens={'web': 5, 'code': 1}", "--strengths=3,2"], ["strengths from 3 to 2", "least first"]),
         (["--tokens={'web': 5, 'code': 1}", "--runs=0"], ["runs=0", "positive"]),
         (["--tokens={'web': 5, 'code': 1}", "--seed=-1"], ["seed=-1", "zero or more"]),
@@ -146,5 +162,5 @@ def test_a_refusal_leaves_the_file_that_is_there(design, tmp_path):
     design()
     before = (tmp_path / "mixtures.csv").read_bytes()
     with pytest.raises(SystemExit):
-        design("--fixed={'web': 1.5}")
+        design("--constraints.fixed={'web': 1.5}")
     assert (tmp_path / "mixtures.csv").read_bytes() == before

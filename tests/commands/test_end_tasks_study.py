@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from prose import json, jsonl, text
 
 from mde import bindings, cli
+from mde.commands import pipeline
 from mde.commands import score as command
-from mde.commands.prepare import prepare
 from mde.domains import tokenizers
 from mde.errors import UserError
 from mde.models import decoder
@@ -85,7 +85,7 @@ def places(tmp_path_factory):
 def prepared(root, study, **tasks):
     study = Study(study)
     training = {name: f"{root}/{name}.jsonl" for name in ("web", "code")}
-    prepare(study, training, tokenizer="bytes", task_root=str(root), **tasks)
+    pipeline.call("prepare", study, training_domains=training, tokenizer="bytes", task_root=str(root), **tasks)
     return study
 
 

@@ -87,11 +87,11 @@ def test_a_domain_that_no_run_trained_on_gets_weight_only_if_asked(narrow, capsy
     assert found["share_intervals"]["wiki"] == [0, 0]
     assert found["support"]["left_out"] == ["wiki"]
     assert "no proxy run trained on wiki: no weight" in capsys.readouterr().out
-    assert optimize(narrow, "--lower={'wiki': 0.1}")["shares"]["wiki"] == pytest.approx(0.1, abs=1e-6)
-    assert optimize(narrow, "--fixed={'wiki': 0.05}")["shares"]["wiki"] == pytest.approx(0.05, abs=1e-6)
+    assert optimize(narrow, "--constraints.min={'wiki': 0.1}")["shares"]["wiki"] == pytest.approx(0.1, abs=1e-6)
+    assert optimize(narrow, "--constraints.fixed={'wiki': 0.05}")["shares"]["wiki"] == pytest.approx(0.05, abs=1e-6)
     assert optimize(narrow, "--allow_untrained=True")["support"]["left_out"] == []
     with pytest.raises(SystemExit):
-        optimize(narrow, "--groups={'g': ['wiki']}", "--group_bounds={'g': [0.1, 1]}")
+        optimize(narrow, "--constraints.groups={'g': ['wiki']}", "--constraints.group_bounds={'g': [0.1, 1]}")
     assert "none of which trained on it" in capsys.readouterr().err
 
 
@@ -104,13 +104,15 @@ def test_distances_that_make_no_sense_are_refused(narrow, capsys, value):
 
 
 def test_python_is_told_the_same(narrow):
-    found = mde.Study(narrow.root).search(candidates=128)
+    found = mde.Study(narrow.root).search(how=mde.Search(candidates=128))
     written = optimize(narrow)
     assert found.mixture.to_dict() == written["shares"]
     assert found.support["nearest_run"] == written["support"]["nearest_run"]
     assert found.unrestricted.mixture[1] == pytest.approx(1, abs=1e-6)
     assert "Nearest proxy run: " in str(found)
-    assert mde.Study(narrow.root).search(max_distance="none").mixture["code"] == pytest.approx(1, abs=1e-6)
+    assert mde.Study(narrow.root).search(how=mde.Search(max_distance="none")).mixture["code"] == pytest.approx(
+        1, abs=1e-6
+    )
 
 
 def test_inside_of_the_data_there_is_no_limit(tmp_path):
@@ -134,7 +136,7 @@ def test_inside_of_the_data_there_is_no_limit(tmp_path):
 def test_where_nothing_responds_to_the_mixture_nothing_is_optimised(tmp_path, capsys):
     weights = np.random.default_rng(0).dirichlet(np.full(4, 1.0), 30)
     study = swarm(tmp_path, weights, 3 + np.random.default_rng(1).normal(size=(30, 2)), regressor="mean")
-    found = optimize(study, "--tokens={'web': 400, 'code': 300, 'books': 200, 'wiki': 100}")
+    found = optimize(study, "--constraints.tokens={'web': 400, 'code': 300, 'books': 200, 'wiki': 100}")
     said = capsys.readouterr().out
     np.testing.assert_allclose(list(found["shares"].values()), [0.4, 0.3, 0.2, 0.1], atol=1e-9)
     assert found["share_intervals"] is None
@@ -174,7 +176,9 @@ def test_more_of_the_targets_own_domain_is_a_baseline(narrow):
     weights = around_uniform()
     found = optimize(narrow, "--objective={'code': 1, 'news': 1}")["predictions"]["own domains"]["mixture"]
     assert list(found.values()) == pytest.approx(weights[weights[:, 1].argmax()].tolist())
-    tempered = optimize(narrow, "--tokens={'web': 400, 'code': 100, 'books': 100, 'wiki': 900}")["predictions"]
+    tempered = optimize(narrow, "--constraints.tokens={'web': 400, 'code': 100, 'books': 100, 'wiki': 900}")[
+        "predictions"
+    ]
     roots = np.array([20, 10, 10, 30]) / 70
     assert list(tempered["proportional^0.5"]["mixture"].values()) == pytest.approx(roots.tolist())
 

@@ -22,7 +22,7 @@ from mde.study import Study
 from mde.training import pool
 
 # Another preset, length, batch and sequence length than those of the fixture's runs.
-ANOTHER = ["--preset=demo", "--model={'n_layers': 1}", "--steps=4", "--batch_size=2", "--seq_len=32"]
+ANOTHER = ["--preset=demo", "--model.n_layers=1", "--steps=4", "--batch_size=2", "--seq_len=32"]
 HUMAN = "--mixture=['uniform', {'human': {'web': .75, 'code': .25}}]"
 
 
@@ -162,8 +162,7 @@ def test_they_go_on_from_the_seed_model_if_asked(prepared):
         (["--mixture={'web': .5, 'code': .4}"], ["shares sum to 0.9"]),
         (["--mixture=uniform", "--preset=tny"], ["preset 'tny'", "did you mean 'tiny'"]),
         (["--mixture=uniform", "--from_seed_model=true"], ["no seed model"]),
-        (["--mixture=uniform", "--settings={'steps': 3}"], ["steps has an argument of its own"]),
-        (["--mixture=uniform", "--settings={'warmup': 3}"], ["did you mean 'warmup_steps'"]),
+        (["--mixture=uniform", "--warmup=3"], ["did you mean '--warmup_steps'"]),
         (["--mixture=uniform", "--seeds=0"], ["seeds=0"]),
         (["--mixture=uniform", "--steps=1", "--half=true"], ["steps=1 cannot be halved"]),
         (["--mixture=uniform", "--mixtures=own.csv"], ["unknown flag '--mixtures'", "did you mean '--mixture'"]),

@@ -13,7 +13,6 @@ from prose import jsonl, text
 
 from mde import cli
 from mde.commands import pipeline
-from mde.commands.train import train
 from mde.data import tokens
 from mde.study import Study, digest
 from mde.training import pool
@@ -217,7 +216,7 @@ def test_the_seed_model_stays(prepared_seeded, forum):
     before = files(study, "runs/*")
     grow(study, (), forum=forum)
     for _ in range(2):
-        train(Study(study), **arguments)
+        pipeline.call("train", Study(study), **arguments)
         after = files(study, "runs/*")
         assert {name: after[name] for name in before} == before
     records = {run: json.loads((study / "runs" / run / "run.json").read_text()) for run in ("expert-web", NEW[0])}
@@ -225,7 +224,7 @@ def test_the_seed_model_stays(prepared_seeded, forum):
     seed = json.loads((study / "runs" / "seed" / "run.json").read_text())
     assert set(seed["mixture"]) == set(seed["data"]) == {"web", "code"}
     with pytest.raises(cli.UserError, match=r"runs/seed: trained with training steps=2, not 3"):
-        train(Study(study), **arguments | {"seed_steps": 3})
+        pipeline.call("train", Study(study), **arguments | {"seed_steps": 3})
 
 
 @pytest.fixture
@@ -234,7 +233,7 @@ def prepared_seeded(copied) -> tuple[Path, dict]:
     for name in ("runs", "scores"):
         shutil.rmtree(copied / name)
     arguments = flags(copied, "train") | {"steps": 2, "seed_steps": 2, "proxy_runs": 0}
-    train(Study(copied), **arguments)
+    pipeline.call("train", Study(copied), **arguments)
     return copied, arguments
 
 
@@ -252,14 +251,14 @@ def test_runs_of_earlier_versions_are_known(prepared_seeded, forum):
         record |= {"seed_model": digest(earlier["seed"])} if run != "seed" else {}
         paths[run].write_text(json.dumps(record))
     before = files(study, "runs/*")
-    train(Study(study), **arguments)
+    pipeline.call("train", Study(study), **arguments)
     assert files(study, "runs/*") == before
     grow(study, (), forum=forum)
-    train(Study(study), **arguments)
+    pipeline.call("train", Study(study), **arguments)
     after = files(study, "runs/*")
     assert {name: after[name] for name in before} == before
     changed = pd.DataFrame([[0.5, 0.5, 0.0]], pd.Index(["own"], name="run"), ["web", "code", "forum"])
     changed.to_csv(study / "own.csv")
     shutil.copytree(study / "runs" / "expert-web", study / "runs" / "own")
     with pytest.raises(cli.UserError, match=r"trained with mixture web=1.0, not 0.5"):
-        train(Study(study), **arguments | {"mixtures": str(study / "own.csv")})
+        pipeline.call("train", Study(study), **arguments | {"mixtures": str(study / "own.csv")})

@@ -78,7 +78,7 @@ def test_models_prints_every_preset(mde):
 def test_plan_prints_what_a_mesh_needs(mde):
     printed = mde(
         "plan", "--preset=tiny", "--mesh=pool=2,data=2", "--batch_size=4", "--seq_len=64", "--vocab_size=512",
-        "--device=h100", "--mfu=0.5", "--model={'dtype': 'float32'}",
+        "--device=h100", "--mfu=0.5", "--model.dtype=float32",
     )  # fmt: skip
     assert "tiny on 4 h100 (pool=2,data=2,model=1)" in printed
     assert "fits in 74.5 GiB" in printed
@@ -92,9 +92,8 @@ def test_plan_prints_what_a_mesh_needs(mde):
         (["--mesh=data=12"], "mesh axis data=12 does not divide d_model=2048"),
         (["--mfu=1.5"], "mfu=1.5 must lie between 0 and 1"),
         (["--device=h10"], "unknown device 'h10': did you mean 'h100'"),
-        (["--settings={'acumulate': 2}"], "unknown training setting 'acumulate': did you mean 'accumulate'"),
-        (["--settings={'steps': 2}"], "settings: steps has an argument of its own"),
-        (["--model={'d_fff': 2}"], "unknown model field 'd_fff': did you mean 'd_ff'"),
+        (["--acumulate=2"], "unknown flag '--acumulate': did you mean '--accumulate'"),
+        (["--model.d_fff=2"], "unknown flag '--model.d_fff': did you mean '--model.d_ff'"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(flags, message, mde):

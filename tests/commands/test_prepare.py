@@ -16,7 +16,8 @@ from commands import ROOT, command
 from prose import jsonl, text
 
 from mde import cli
-from mde.commands.prepare import _Preparation, prepare
+from mde.commands import pipeline
+from mde.commands.prepare import _Preparation
 from mde.domains import hygiene, tokenizers
 from mde.errors import UserError
 from mde.results.scored_text import on_test_text
@@ -57,7 +58,8 @@ def places(tmp_path):
 def prepared(places: Path, training: dict | None = None, evaluation: dict | None = None, **settings) -> Study:
     study = Study(places / "study")
     training = training or {"web": f"{places}/web/*.jsonl.zst", "code": f"{places}/code"}
-    prepare(study, training, evaluation or {}, **{"vocab_size": 360, **settings})
+    settings = {"vocab_size": 360, **settings}
+    pipeline.call("prepare", study, training_domains=training, evaluation_domains=evaluation or {}, **settings)
     return study
 
 
@@ -102,8 +104,6 @@ def test_text_that_is_added_or_edited_is_another_input(places, capsys):
 
 def test_the_demo_takes_the_same_flags(places, monkeypatch):
     """In place of its own domains; the first stage is enough to see it."""
-    from mde.commands import pipeline
-
     called = []
     monkeypatch.setattr(pipeline, "run", lambda study, stage, given, force: called.append((stage, given)))
     cli.main(["demo", f"--study={places}/study", f"--domain=web={places}/web", "--domain=wiki", "--eval_domain=news"])
@@ -194,7 +194,8 @@ def test_a_study_that_is_prepared_anew_is_known_anew(places):
     """Through one `Study`, as `mde demo` goes on after `prepare`."""
     study = prepared(places)
     assert study.stages[0] == "prepare"  # which reads what the study says of itself
-    prepare(study, {"web": f"{places}/web", "code": f"{places}/code"}, {"news": f"{places}/news.txt"}, vocab_size=350)
+    training, evaluation = {"web": f"{places}/web", "code": f"{places}/code"}, {"news": f"{places}/news.txt"}
+    pipeline.call("prepare", study, training_domains=training, evaluation_domains=evaluation, vocab_size=350)
     assert study.about == Study(study.root).about
     assert study.domains.evaluation == ("web", "code", "news")
     assert study.store("web", "train").n_documents > 100
@@ -437,12 +438,13 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(large, monkey
     """Several processes, killed in the first and in the second pass, against one process that is left alone."""
     script = large / "run.py"
     script.write_text(
-        "import sys\nfrom mde.domains import corpora\nfrom mde.commands import prepare as stage\n"
+        "import sys\nfrom mde.domains import corpora\nfrom mde.commands import pipeline, prepare as stage\n"
         "from mde.study import Study\nstage._SMALL = 0\n"
         "shards = corpora.shards\ncorpora.shards = lambda corpus: shards(corpus, 4 << 20)\n"
         "if __name__ == '__main__':\n"
-        f"    stage.prepare(Study(sys.argv[1]), {{'a': '{large}/a', 'b': '{large}/b'}}, vocab_size=400, "
-        "processes=int(sys.argv[2]))\n"
+        f"    domains = {{'a': '{large}/a', 'b': '{large}/b'}}\n"
+        "    given = {'training_domains': domains, 'vocab_size': 400, 'processes': int(sys.argv[2])}\n"
+        "    pipeline.call('prepare', Study(sys.argv[1]), **given)\n"
     )
 
     def line(study: str, processes: int) -> list[str]:

@@ -18,7 +18,7 @@ from mde.errors import UserError
 from mde.results.mixtures import mixture
 from mde.study import Study
 
-SMALL = ("--steps=5", "--seeds=2", "--settings={'batch_size': 6, 'seq_len': 16}")
+SMALL = ("--steps=5", "--seeds=2", "--batch_size=6", "--seq_len=16")
 TOKENS = 5 * 6 * 16 * 2
 
 
@@ -115,10 +115,9 @@ def trained(tmp_path):
         (["--steps=0"], "steps=0 must be positive"),
         (["--reference=uniforn"], "unknown mixture in reference 'uniforn': did you mean 'uniform'"),
         (["--reference=doge"], "run `mde reweight --method=doge"),
-        (["--settings={'batch_size': 2}"], "batch_size=2 is smaller than the number of domains, 3"),
-        (["--settings={'batch_sise': 2}"], "unknown training setting 'batch_sise': did you mean 'batch_size'"),
-        (["--settings={'steps': 2}"], "settings: steps has an argument of its own"),
-        (["--settings={'accumulate': 2}"], "accumulate=2: weights change with the whole batch"),
+        (["--batch_size=2"], "batch_size=2 is smaller than the number of domains, 3"),
+        (["--batch_sise=2"], "unknown flag '--batch_sise': did you mean '--batch_size'"),
+        (["--accumulate=2"], "accumulate=2: weights change with the whole batch"),
         (["--target=news"], "target 'news' has no training text; expected one of web, code, books"),
         (["--target=boks"], "unknown target 'boks': did you mean 'books'"),
         (["--from_seed_model=true"], "has no seed model to continue from"),

@@ -190,7 +190,7 @@ def test_the_validation_by_hand():
         ([*BUDGETS, "--base={'web': 1, 'cod': 0}"], ["domain in base 'cod'", "did you mean 'code'"]),
         ([*BUDGETS, "--base=recommended"], ["run `mde optimize"]),
         ([*BUDGETS, "--from_seed_model=true"], ["no seed model"]),
-        ([*BUDGETS, "--settings={'seq_len': 5}"], ["seq_len cannot be another"]),
+        ([*BUDGETS, "--seq_len=5"], ["seq_len cannot be another"]),
         ([*BUDGETS, "--unit=epochs"], ["unknown unit 'epochs'"]),
         ([*BUDGETS, "--validation_seeds=-1"], ["validation_seeds=-1, expected how many, or 0"]),
         ([*BUDGETS, "--mde_mixtures=-3"], ["mde_mixtures=-3, expected how many, or 0"]),
@@ -239,7 +239,7 @@ def test_the_shipped_example_trains_compares_and_trains_nothing_twice(finished, 
 @pytest.mark.slow
 def test_encoders_go_through_it_like_any_other(prepared):
     where, tiny = f"--study={prepared}", "--gin_file=configs/demo_tiny.gin"
-    masked = ["--model={'objective': 'masked'}", "--seed_steps=0", "--steps=10", "--proxy_runs=1"]
+    masked = ["--model.objective=masked", "--seed_steps=0", "--steps=10", "--proxy_runs=1"]
     mde("train", where, tiny, *masked)
     mde("score", where, tiny)
     out = mde("scale", where, "--gin_file=configs/scale_tiny.gin")

@@ -48,7 +48,7 @@ def refused(capsys, *arguments: str) -> str:
 def test_losses_are_shown_in_the_unit_that_they_have(files, tmp_path, capsys):
     study = fit(tmp_path / "s", files, "--unit=bits per byte")
     assert study.unit_of(["news", "code"]) == "bits per byte"
-    cli.main(["optimize", f"--study={study}", "--refits=2", "--upper={'web': 0.2}", "--candidates=64"])
+    cli.main(["optimize", f"--study={study}", "--refits=2", "--constraints.max={'web': 0.2}", "--candidates=64"])
     cli.main(["iterate", f"--study={study}"])
     cli.main(["report", f"--study={study}"])
     said = capsys.readouterr().out

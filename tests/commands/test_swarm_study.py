@@ -9,7 +9,7 @@ import pytest
 from commands import ROOT
 
 from mde import cli
-from mde.commands import fit
+from mde.commands import pipeline
 from mde.errors import UserError
 from mde.optimization import simplex
 from mde.regression import cross_validation
@@ -110,7 +110,7 @@ def test_a_misspelt_regressor_is_refused_before_others_are_fitted(files, tmp_pat
     monkeypatch.setattr(cross_validation, "cross_validate", lambda *args: pytest.fail("something was fitted"))
     pair = {"mixtures": str(folder / "mixtures.csv"), "losses": str(folder / "losses.csv")}
     with pytest.raises(UserError, match="did you mean 'mixing-law'"):
-        fit.fit(Study(tmp_path / "study"), **pair, regressors=["ridge", "mixing_law"])
+        pipeline.call("fit", Study(tmp_path / "study"), **pair, regressors=["ridge", "mixing_law"])
 
 
 def test_an_edited_file_is_fitted_anew(fitted, files, capsys):
@@ -252,7 +252,7 @@ def test_the_surface_is_what_the_regressor_predicts_around_the_recommendation(fi
 
 
 def test_the_moves_are_what_the_regressor_predicts_of_one_more_point(fitted):
-    cli.main(["optimize", f"--study={fitted}", "--refits=5", "--lower={'web': .2}"])
+    cli.main(["optimize", f"--study={fitted}", "--refits=5", "--constraints.min={'web': .2}"])
     study = Study(fitted)
     share = np.array(list(study.read_json("optimum.json", "optimize")["shares"].values()))
     more = np.array([share[0] + 0.01, *(share[1:] * (0.99 - share[0]) / (1 - share[0]))])

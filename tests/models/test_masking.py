@@ -13,7 +13,8 @@ from mde.errors import UserError
 from mde.models import attention, decoder, huggingface, masking
 from mde.models.config import DecoderConfig, preset
 from mde.training.loss import loss, predictions
-from mde.training.step import TrainSettings, initial, schedule, train_step
+from mde.training.settings import TrainSettings
+from mde.training.step import initial, schedule, train_step
 
 CONFIG = preset("tiny", 64, objective="masked")
 RNG = np.random.default_rng(0)

@@ -2,32 +2,32 @@
 
 import numpy as np
 
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds, Group
 from mde.optimization.region import Region
 
 NAMES = ("web", "code", "books", "wiki", "news")
 
 
-def constrained(**bounds) -> Constraints:
-    return Constraints(NAMES, **bounds)
+def constrained(**bounds) -> Bounds:
+    return Bounds(NAMES, **bounds)
 
 
 UNIFORM = dict.fromkeys(NAMES, 0.2)
-BOX = constrained(lower={"web": 0.1}, upper={"code": 0.2, "books": 0.5})
+BOX = constrained(min={"web": 0.1}, max={"code": 0.2, "books": 0.5})
 GROUPS = constrained(
-    lower={"wiki": 0.05},
+    min={"wiki": 0.05},
     groups={"text": Group(("web", "books"), 0.3, 0.5), "other": Group(("books", "news", "wiki"), 0.2, 0.45)},
 )
 TIED = constrained(fixed={"news": 0.1}, groups={"half": Group(("web", "code"), 0.5, 0.5)})
-BALL = constrained(lower={"web": 0.3}, prior=UNIFORM, max_kl=0.2, groups={"text": Group(("books", "wiki"), 0.1, 0.3)})
-POINT = constrained(fixed={"web": 0.2, "code": 0.3, "books": 0.1, "wiki": 0.2}, upper={"news": 0.2})
+BALL = constrained(min={"web": 0.3}, prior=UNIFORM, max_kl=0.2, groups={"text": Group(("books", "wiki"), 0.1, 0.3)})
+POINT = constrained(fixed={"web": 0.2, "code": 0.3, "books": 0.1, "wiki": 0.2}, max={"news": 0.2})
 OLD = {"web": 0.6, "code": 0.4, "wiki": 0.0}
 FROZEN = constrained(
-    upper={"code": 0.3}, groups={"text": Group(("web", "books"), 0.2, 0.8)}, frozen={"old": OLD, "pair": {"news": 3}}
+    max={"code": 0.3}, groups={"text": Group(("web", "books"), 0.2, 0.8)}, ratios={"old": OLD, "pair": {"news": 3}}
 )
-FROZEN_BALL = constrained(lower={"books": 0.1}, frozen={"old": {"web": 2, "code": 1}}, prior=UNIFORM, max_kl=0.3)
+FROZEN_BALL = constrained(min={"books": 0.1}, ratios={"old": {"web": 2, "code": 1}}, prior=UNIFORM, max_kl=0.3)
 EVERY = {
-    "free": Constraints(NAMES), "box": BOX, "groups": GROUPS, "tied": TIED, "ball": BALL, "point": POINT,
+    "free": Bounds(NAMES), "box": BOX, "groups": GROUPS, "tied": TIED, "ball": BALL, "point": POINT,
     "frozen": FROZEN, "frozen ball": FROZEN_BALL,
 }  # fmt: skip
 
@@ -49,10 +49,10 @@ def random_region(seed: int) -> Region:
     for name, share, where in zip(names, inside, rng.integers(0, 4, k), strict=True):
         if where < 2:
             frozen["ab"[where]][name] = share
-    return Constraints(
+    return Bounds(
         names,
         {names[0]: inside[0] * rng.random()},
         {names[-1]: min(inside[-1] * 1.5, 1)},
         groups=groups,
-        frozen={name: ratios for name, ratios in frozen.items() if ratios},
+        ratios={name: ratios for name, ratios in frozen.items() if ratios},
     ).region

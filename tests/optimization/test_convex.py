@@ -12,7 +12,7 @@ from scipy import optimize
 
 from mde.errors import UserError
 from mde.optimization import convex, losses, search, simplex
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds, Group
 
 EXACT = 1e-6  # nats per token: far below the noise of any run
 # A root's slope at a weight of 0 is vertical, so tangents, which the gap is from, bound such losses less tightly.
@@ -55,9 +55,9 @@ def test_nothing_on_a_fine_grid_of_three_domains_is_below_the_optimum(kind, m):
     assert found.loss - EXACT <= loss(inside).min() <= found.loss + 5e-3
 
 
-def constrained_to_three() -> Constraints:
+def constrained_to_three() -> Bounds:
     names = ("a", "b", "c")
-    return Constraints(names, lower={"a": 0.05}, upper={"b": 0.6}, groups={"g": Group(("a", "c"), 0.45, 0.9)})
+    return Bounds(names, min={"a": 0.05}, max={"b": 0.6}, groups={"g": Group(("a", "c"), 0.45, 0.9)})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +67,7 @@ def test_many_domains_are_solved_to_the_optimum(kind, k, worst):
     """The reference is another method altogether: SLSQP in the epigraph form, over the roots of the weights."""
     several = formula(kind, 6, k, 2)
     loss = several if worst else several.average(np.full(6, 1 / 6))
-    found = search.minimize(loss, Constraints(tuple(map(str, range(k)))).region, 0)
+    found = search.minimize(loss, Bounds(tuple(map(str, range(k)))).region, 0)
     assert found.gap <= CERTIFIED[kind]
     reference = by_slsqp(loss, k)
     assert found.loss <= reference + EXACT
@@ -145,16 +145,16 @@ def test_a_price_on_divergence_is_minimised_with_the_loss(kind):
 
 def test_seeds_do_not_change_what_is_exact():
     loss = formula("law", 8, 24, 5)
-    found = [search.minimize(loss, Constraints(tuple(map(str, range(24)))).region, seed) for seed in range(5)]
+    found = [search.minimize(loss, Bounds(tuple(map(str, range(24)))).region, seed) for seed in range(5)]
     assert np.ptp([one.loss for one in found]) <= EXACT
     np.testing.assert_array_equal(found[0].mixture, found[4].mixture)
 
 
 def test_domains_without_use_get_exactly_nothing():
-    found = search.minimize(formula("linear", 1, 7, 0), Constraints(tuple("abcdefg")).region, 0)
+    found = search.minimize(formula("linear", 1, 7, 0), Bounds(tuple("abcdefg")).region, 0)
     assert (found.mixture > 0).sum() == 1
     laws = search.minimize(
-        formula("law", 4, 24, 6).average(np.full(4, 0.25)), Constraints(tuple(map(str, range(24)))).region, 0
+        formula("law", 4, 24, 6).average(np.full(4, 0.25)), Bounds(tuple(map(str, range(24)))).region, 0
     )
     assert 0 < (laws.mixture > 0).sum() < 12
     assert laws.mixture[laws.mixture > 0].min() > 1e-4
@@ -164,9 +164,9 @@ def test_formulas_that_are_not_convex_are_not_taken_for_it():
     bent = losses.Formula(0.0, np.zeros(3), root=np.array([1.0, -1.0, -1.0]))
     assert not bent.convex
     assert not convex.is_convex_formula(bent)
-    assert search.minimize(bent, Constraints(("a", "b", "c")).region, 0).method == "gradient"
+    assert search.minimize(bent, Bounds(("a", "b", "c")).region, 0).method == "gradient"
     with pytest.raises(UserError, match="needs a convex loss"):
-        search.minimize(bent, Constraints(("a", "b", "c")).region, 0, "exact")
+        search.minimize(bent, Bounds(("a", "b", "c")).region, 0, "exact")
 
 
 @settings(max_examples=20, deadline=None)

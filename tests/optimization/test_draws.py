@@ -7,7 +7,7 @@ from scipy import stats
 
 from mde.errors import UserError
 from mde.optimization import draws, simplex
-from mde.optimization.constraints import Constraints, Group
+from mde.optimization.constraints import Bounds, Group
 from mde.optimization.draws import Law
 from mde.optimization.region import Region
 
@@ -36,7 +36,7 @@ def around(law: Law, seed: int) -> Region:
     first, second, *_, last = names
     fixed = {first: shares[first]} if rng.random() < 0.5 else {}
     lower, upper = {second: shares[second] * 0.3}, {last: min(1, 2 * shares[last] + 0.1)}
-    return Constraints(names, lower, upper, fixed, groups, prior=shares, max_kl=2.0).region
+    return Bounds(names, lower, upper, fixed, groups, prior=shares, max_kl=2.0).region
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,9 +75,7 @@ def test_one_strength_without_more_is_the_space_filling_dirichlet(seed, k, n, st
 
 def test_draws_under_constraints_have_the_law_given_these():
     """The same as independent draws of which those outside are thrown away."""
-    region = constrained(
-        lower={"books": 0.1}, upper={"web": 0.5}, groups={"a": Group(("web", "code"), 0.2, 0.7)}
-    ).region
+    region = constrained(min={"books": 0.1}, max={"web": 0.5}, groups={"a": Group(("web", "code"), 0.2, 0.7)}).region
     drawn = draws.draw(2048, Law(PRIOR, (4.0, 4.0)), 0, region)
     independent = np.random.default_rng(0).dirichlet(4 * PRIOR, 400_000)
     independent = independent[region.contains(independent)]
@@ -88,7 +86,7 @@ def test_draws_under_constraints_have_the_law_given_these():
 
 def test_given_shares_leave_the_others_their_law():
     """A Dirichlet distribution given one share is one of the others with the same concentrations."""
-    region = constrained(fixed={"web": 0.3}, upper={"news": 0.0}).region
+    region = constrained(fixed={"web": 0.3}, max={"news": 0.0}).region
     drawn = draws.draw(1024, Law(PRIOR, (6.0, 6.0)), 0, region)
     np.testing.assert_array_equal(drawn[:, [0, 4]], np.tile([0.3, 0.0], (1024, 1)))
     others = 6 * PRIOR[1:4]
@@ -171,11 +169,11 @@ def test_a_domain_that_the_prior_has_not_never_has_a_share():
 def test_constraints_that_next_to_no_draw_obeys_are_given_up_in_one_line(monkeypatch, lower, strengths, says):
     monkeypatch.setattr(draws, "TRIES", 2**10)
     with pytest.raises(UserError, match=f"32 mixtures are wanted, and of 1,024 draws \\d+ obey.*{says}"):
-        draws.draw(32, Law(PRIOR, strengths), 0, constrained(lower=lower).region)
+        draws.draw(32, Law(PRIOR, strengths), 0, constrained(min=lower).region)
 
 
 def test_greater_strengths_help_as_the_message_says():
-    region = constrained(lower={"web": 0.395, "code": 0.295, "books": 0.195}).region
+    region = constrained(min={"web": 0.395, "code": 0.295, "books": 0.195}).region
     assert region.contains(draws.draw(32, Law(PRIOR, (1e3, 1e5)), 0, region)).all()
 
 

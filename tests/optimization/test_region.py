@@ -64,7 +64,7 @@ def test_draws_of_a_ball_reach_its_surface():
 
 def test_the_walk_is_uniform():
     """The same moments as rejection from uniform draws."""
-    region = constrained(upper={"web": 0.25}, groups={"text": Group(("books", "wiki"), 0.3, 0.6)}).region
+    region = constrained(max={"web": 0.25}, groups={"text": Group(("books", "wiki"), 0.3, 0.6)}).region
     draws = np.random.default_rng(0).dirichlet(np.ones(5), 200_000)
     expected = draws[region.contains(draws)]
     walked = region._walk(simplex.space_filling(4000, 5, seed=0), np.random.default_rng(1))
@@ -115,7 +115,7 @@ def test_constraints_that_only_together_leave_nothing_are_refused():
         constrained(groups=crossed)
     with pytest.raises(UserError, match=r"max_kl=0\.1: the mixture nearest to the prior that .* is 0\.3819"):
         # web at .6, the rest alike: .6 log 3 + .4 log .5 = .382 nats
-        constrained(lower={"web": 0.6}, prior=UNIFORM, max_kl=0.1)
+        constrained(min={"web": 0.6}, prior=UNIFORM, max_kl=0.1)
 
 
 def test_the_simplex_is_a_region_without_bounds():

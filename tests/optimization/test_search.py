@@ -176,7 +176,7 @@ def smooth_bowl():
 @pytest.mark.parametrize("method", ["auto", "exact", "gradient", "refinement", "simulation"])
 def test_every_search_keeps_frozen_ratios_and_finds_what_virtual_domains_would(method):
     """With ratios kept, the problem is that of three domains, each made of the others in its ratios."""
-    region = constrained(frozen=RATIOS).region
+    region = constrained(ratios=RATIOS).region
     loss = smooth_bowl() if method in ("exact", "gradient") else bowl
     found = search.minimize(loss, region, seed=0, method=method, n_candidates=512)
     virtual = search.minimize(lambda totals: bowl(totals @ VIRTUAL), Region.simplex(3), seed=0)
@@ -190,5 +190,5 @@ def test_every_search_keeps_frozen_ratios_and_finds_what_virtual_domains_would(m
 @given(st.integers(0, 10_000))
 def test_a_linear_loss_is_least_at_a_virtual_domain(seed):
     slope = np.random.default_rng(seed).normal(size=5)
-    found = search.minimize(losses.Formula(0.0, slope), constrained(frozen=RATIOS).region, seed=0)
+    found = search.minimize(losses.Formula(0.0, slope), constrained(ratios=RATIOS).region, seed=0)
     np.testing.assert_allclose(found.mixture, VIRTUAL[np.argmin(VIRTUAL @ slope)], atol=1e-9)

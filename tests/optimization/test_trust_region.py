@@ -9,7 +9,7 @@ from test_convex import formula
 
 from mde.errors import UserError
 from mde.optimization import losses, search, simplex
-from mde.optimization.constraints import Constraints
+from mde.optimization.constraints import Bounds
 from mde.optimization.trust import TrustRegion
 
 NAMES = tuple("abcde")
@@ -23,7 +23,7 @@ def away(points: np.ndarray, runs: np.ndarray) -> np.ndarray:
 @given(st.integers(0, 10_000), st.floats(0.01, 0.5), st.booleans())
 def test_everything_that_is_drawn_or_moved_lies_near_a_run_and_obeys_the_constraints(seed, radius, capped):
     runs = simplex.space_filling(12, 5, seed)
-    bounds = Constraints(NAMES, upper={"a": float(np.quantile(runs[:, 0], 0.6))} if capped else {})
+    bounds = Bounds(NAMES, max={"a": float(np.quantile(runs[:, 0], 0.6))} if capped else {})
     trusted = TrustRegion(bounds.region, runs, radius)
     far = np.random.default_rng(seed).dirichlet(np.full(5, 0.2), 30)
     for points in (trusted.sample(30, seed), trusted.boundary(30, seed), trusted.project(far), trusted.nearby(far)):
@@ -42,20 +42,20 @@ def test_the_best_of_the_balls_is_found(kind, m):
     kept = i + j <= 800
     grid = np.stack([i[kept], j[kept], 800 - i[kept] - j[kept]], axis=1) / 800
     runs, loss = simplex.space_filling(12, 3, 1, 3.0), formula(kind, m, 3, 7)
-    trusted = TrustRegion(Constraints(tuple("abc")).region, runs, 0.06)
+    trusted = TrustRegion(Bounds(tuple("abc")).region, runs, 0.06)
     found = search.minimize(loss, trusted, 0)
     assert found.method == "exact"
     assert trusted.contains(found.mixture[None])[0]
     assert 0 <= found.gap < 1e-6
     least = loss(grid[away(grid, runs) <= 0.06]).min()
     assert found.loss - 1e-9 <= least <= found.loss + 0.01  # half a step of the grid, times slopes of a few nats
-    everywhere = search.minimize(loss, Constraints(tuple("abc")).region, 0)
+    everywhere = search.minimize(loss, Bounds(tuple("abc")).region, 0)
     assert everywhere.loss <= found.loss + 1e-9
 
 
 def test_local_search_keeps_to_the_balls_and_comes_near_the_exact_answer():
     runs, loss = simplex.space_filling(40, 5, 2), formula("law", 3, 5, 8).average(np.full(3, 1 / 3))
-    trusted = TrustRegion(Constraints(NAMES).region, runs, 0.08)
+    trusted = TrustRegion(Bounds(NAMES).region, runs, 0.08)
     exact = search.minimize(loss, trusted, 0)
     for method in ("refinement", "gradient", "simulation"):
         found = search.minimize(loss, trusted, 0, method, n_candidates=512)
@@ -67,7 +67,7 @@ def test_local_search_keeps_to_the_balls_and_comes_near_the_exact_answer():
 
 def test_a_distance_that_the_constraints_do_not_allow_is_refused_with_the_nearest():
     runs = np.array([[0.2] * 5, [0.1, 0.1, 0.1, 0.1, 0.6]])
-    region = Constraints(NAMES, lower={"a": 0.7}).region
+    region = Bounds(NAMES, min={"a": 0.7}).region
     # .2 in all: a must gain .5
     with pytest.raises(UserError, match=r"max_distance=0\.1: no mixture .* the nearest is 0\.5 away"):
         TrustRegion(region, runs, 0.1)
@@ -80,7 +80,7 @@ def test_restarts_say_how_far_they_disagree():
     def loss(x):
         return -np.exp(-300 * ((x[:, None] - valleys) ** 2).sum(axis=2)) @ [1.0, 1.01]
 
-    region = Constraints(NAMES).region
+    region = Bounds(NAMES).region
     found = search.minimize(loss, region, 0, n_candidates=16, rounds=20, restarts=8)
     alone = [search.minimize(loss, region, 1000 * i, n_candidates=16, rounds=20) for i in range(8)]
     assert found.restarts == 8

@@ -9,7 +9,7 @@ from mde.data.tokens import TokenStore
 from mde.models.config import preset
 from mde.training.placement import MeshShape
 from mde.training.pool import Recipe, Run, train_pool
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 MODEL = preset("tiny", 64)
 RUNS = [Run("a", (1.0, 0.0), 0), Run("b", (0.2, 0.8), 1), Run("c", (0.5, 0.5), 2)]

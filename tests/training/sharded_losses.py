@@ -16,7 +16,8 @@ import numpy as np
 from mde.models import attention, sharding
 from mde.models.config import DecoderConfig
 from mde.training import placement, pool
-from mde.training.step import TrainSettings, initial, schedule
+from mde.training.settings import TrainSettings
+from mde.training.step import initial, schedule
 
 DECODER = DecoderConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=8, n_kv_heads=8, d_ff=64, remat="dots")
 ENCODER = DecoderConfig(63, 64, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=64, tie_embeddings=False, objective="masked")

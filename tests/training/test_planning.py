@@ -6,7 +6,7 @@ from mde.errors import UserError
 from mde.models.config import preset
 from mde.training import devices, planning
 from mde.training.placement import MeshShape
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(steps=10, batch_size=16, seq_len=128, learning_rate=1e-3)
 

@@ -18,11 +18,11 @@ from mde.models import decoder
 from mde.models.config import preset
 from mde.training import checkpoints, metrics, pool, validation
 from mde.training.loss import loss
-from mde.training.metrics import Curves, Watching
+from mde.training.metrics import Curves
 from mde.training.placement import MeshShape, make_mesh, spread
 from mde.training.pool import Recipe, Run
 from mde.training.runs import is_done
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings, Watching
 
 pytestmark = [
     pytest.mark.usefixtures("compiled_once"),

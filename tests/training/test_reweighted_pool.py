@@ -17,7 +17,7 @@ from mde.training import checkpoints, pool
 from mde.training.placement import MeshShape
 from mde.training.reweighting import DoGE, DoReMi
 from mde.training.runs import Recipe, Run
-from mde.training.step import TrainSettings
+from mde.training.settings import TrainSettings
 
 pytestmark = [
     pytest.mark.usefixtures("compiled_once"),

@@ -27,7 +27,8 @@ from mde.training.reweighting import (
     excess,
     multiplied,
 )
-from mde.training.step import TrainSettings, begin
+from mde.training.settings import TrainSettings
+from mde.training.step import begin
 
 NAMES = ("web", "code", "books")
 MODEL = preset("tiny", 64)

@@ -13,7 +13,8 @@ from mde.models import decoder
 from mde.models.config import preset
 from mde.training.loss import loss
 from mde.training.runs import Run
-from mde.training.step import TrainSettings, begin, optimizer, schedule, train_step
+from mde.training.settings import TrainSettings
+from mde.training.step import begin, optimizer, schedule, train_step
 
 MODEL = preset("tiny", 64)
 SETTINGS = TrainSettings(steps=20, batch_size=4, seq_len=16, learning_rate=1e-2, warmup_steps=4)
