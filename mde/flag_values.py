@@ -1,9 +1,10 @@
 """Words on the command line as values of an annotated type.
 
 A number, a word, or several of them, separated by spaces or commas: `--taus 0 .1`, `--regressors ridge,auto`. Mappings
-are `name=value` words: `--constraints.max wiki=.3 code=.2`; their values are numbers, lists (`--constraints.groups
-text=web,books`) or ratios (`--constraints.ratios old=web:.6,code:.4`). A mixture in a list is one word:
-`--baselines uniform web=.7,code=.3 human=web:.6,code:.4`, the last of them under a name of its own. Python's notation, as gin files have it, works as well.
+are `name=value` words: `--constraints.max web=.3 code=.2`; their values are numbers, lists (`--constraints.groups
+text=web,books`) or ratios (`--constraints.ratios old=web:.6,code:.4`). A mixture in a list is one word, which may begin
+with a name of its own: `--baselines uniform web=.7,code=.3 human=web:.6,code:.4`. Python's notation, as gin files have
+it, works as well.
 """
 
 import ast

@@ -62,8 +62,8 @@ def final(
       study: a study with scored runs.
       steps: optimizer steps.
       mixture: names of mixtures (recommended, uniform, proportional, unimax, best observed, regmix, mixing-law, mde,
-        mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), weights by domain (`web=.7,code=.3`), or these under a
-        name of your own (`human=web:.7,code:.3`). The first one, or the recommended, is what others are
+        mixmin, scale, doremi, doge, or DIRECTORY:NAME of another study), weights by domain (`web=.7,code=.3`), or these
+        under a name of your own (`human=web:.7,code:.3`). The first one, or the recommended, is what others are
         compared with.
       preset: name of the model, as `mde models` lists them; that of the study by default.
       training: settings that differ from the study's. The learning rate is by default that of the study's runs from

@@ -76,7 +76,7 @@ def test_unknown_command_and_missing_files(refused, tmp_path):
     [
         ("--repeat=3", ["unknown flag '--repeat'", "did you mean '--repeats'"]),
         ("--repeats=many", ["--repeats=many", "expected a whole number"]),
-        ("--repeats=1.5", ["fit.repeats = 1.5", "expected a whole number"]),
+        ("--repeats=1.5", ["--repeats=1.5", "expected a whole number"]),
         ("--mixtures=nowhere.csv", ["both --mixtures and --losses"]),
     ],
 )
