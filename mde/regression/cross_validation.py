@@ -55,8 +55,8 @@ class CrossValidation:
         objective, each the mean over the rounds with its standard error over new swarms (`mse`, `mse_se`, ...), `n`,
         the number of rounds, and `failed`, the reason where a method failed (its scores are NaN) and empty elsewhere.
         `coverage` is NaN for regressors that do not say how sure they are.
-      domains: the same for every evaluation domain, with a column `domain`, and by how much the mean squared error is
-        below that of always predicting the mean, `gain` and `gain_se`, where that is among the methods.
+      domains: the same for every evaluation domain, with a column `domain`, and the mean logarithm of the mean's error
+        ÷ this one, `gain` and `gain_se`, where the mean is among the methods.
       predictions: by method that did not fail.
       rounds: one row per split, one column per method: mean squared error on the objective, NaN in splits that an
         expensive method was not given; only methods that did not fail.
@@ -200,24 +200,32 @@ def cross_validate(
 def compare(rounds: pd.DataFrame, ratio: float) -> pd.DataFrame:
     """Methods on the splits that all of them were given, against the best there: one row per method, best first.
 
-    Columns: mse, its mean over these splits; excess over the best and its standard error over new swarms, from the
-    differences in each split, as splits that are hard for one method are hard for all (NaN where there is one split).
+    Columns: mse, its mean over these splits; log_ratio, the mean logarithm of a method's error ÷ the best one's in each
+    split, and `error`, its standard error over new swarms (NaN where there is one split). Splits that are hard for one
+    method are hard for all, and a few odd runs make most of a mean squared error: of logarithms, intervals of two
+    standard errors hold the value over new swarms 70 to 98 times in 100 in simulations, of differences 65 to 99.
 
     Args:
-      rounds: errors, as in `Judgement.rounds`.
+      rounds: errors, as in `CrossValidation.rounds`.
       ratio: held-out rows per training row.
     """
     common = rounds.dropna()
-    mse = common.mean().sort_values(kind="stable")
-    if mse.empty:
-        return pd.DataFrame(columns=["mse", "excess", "error"], dtype=float)
-    excess = common[mse.index].sub(common[mse.index[0]], axis=0)
-    error = pd.Series(corrected_error(excess.to_numpy(), ratio), mse.index)
-    return pd.DataFrame({"mse": mse, "excess": excess.mean(), "error": error})
+    if common.empty:
+        return pd.DataFrame(columns=["mse", "log_ratio", "error"], dtype=float)
+    logs = _logs(common)
+    order = logs.mean().sort_values(kind="stable").index
+    against = logs[order].sub(logs[order[0]], axis=0)
+    error = pd.Series(corrected_error(against.to_numpy(), ratio), order)
+    return pd.DataFrame({"mse": common[order].mean(), "log_ratio": against.mean(), "error": error})
+
+
+def _logs(errors: Any) -> Any:
+    """Logarithms of errors, of which zero is one as well."""
+    return np.log(np.maximum(errors, np.finfo(float).tiny))
 
 
 def in_rows(rounds: pd.DataFrame) -> pd.DataFrame:
-    """`Judgement.rounds` as a table with one row per method and split: columns regressor, features, mse."""
+    """`CrossValidation.rounds` as a table with one row per method and split: columns regressor, features, mse."""
     named = rounds.rename_axis(index="round", columns=["regressor", "features"])
     return pd.DataFrame({"mse": named.unstack()}).dropna().reset_index().set_index("round")
 
@@ -322,7 +330,7 @@ def _domain_scores(
     errors = found.errors(found.mean, truth)
     gains = np.full_like(errors, np.nan)
     if baseline is not None:
-        gains = baseline.errors(baseline.mean, truth)[: len(errors)] - errors
+        gains = _logs(baseline.errors(baseline.mean, truth)[: len(errors)]) - _logs(errors)
     measured = found.of(truth)
     return [
         {"domain": domain}

@@ -124,7 +124,8 @@ def fit_conditions(study: Study) -> str:
 def worth_of_experts(study: Study) -> str:
     """Whether features from the experts predict better than the mixture weights alone: one sentence, with the ratio.
 
-    The difference is clear if it is more than two standard errors, over new swarms, of the errors' paired difference.
+    The ratio is the geometric mean over the splits; it is clear if its logarithm is more than two standard errors, over
+    new swarms, from zero.
     """
     methods = regressors(study)
     methods = methods[methods["failed"] == ""]
@@ -135,9 +136,9 @@ def worth_of_experts(study: Study) -> str:
     rounds = cross_validation.from_rows(study.read_table("fit/rounds.csv", "fit"))
     ranked = cross_validation.compare(rounds[baselines[EXPERTS] + baselines[WEIGHTS]], _ratio(choice))
     with_mde, without = (next(method for method in ranked.index if method in baselines[group]) for group in baselines)
-    ratio = ranked["mse"][with_mde] / ranked["mse"][without]
+    ratio = np.exp(ranked["log_ratio"][with_mde] - ranked["log_ratio"][without])
     second = ranked.loc[with_mde if without == ranked.index[0] else without]  # the best of all is one of the two
-    if not second["excess"] > CLEARLY * second["error"]:
+    if not second["log_ratio"] > CLEARLY * second["error"]:
         verdict = "not clear whether MDE features improve predictions (the difference is within two standard errors)"
     elif ratio < 1:
         verdict = "MDE features improve predictions"
@@ -145,7 +146,7 @@ def worth_of_experts(study: Study) -> str:
         verdict = "MDE features do not improve predictions on this study"
     return (
         f"Best with MDE ({with_mde[0]} on {with_mde[1]}) ÷ best on mixture weights only "
-        f"({without[0]} on {without[1]}): MSE ratio {ratio:.2f}; {verdict}. "
+        f"({without[0]} on {without[1]}): MSE ratio {ratio:.2f} (geometric mean over splits); {verdict}. "
         f"(Best of {len(baselines[EXPERTS])} methods with MDE and of {len(baselines[WEIGHTS])} without.)"
     )
 

@@ -35,11 +35,11 @@ def choose(cross_validated: CrossValidation, methods: Sequence[Method], designs:
         return MEAN
     found = cross_validation.compare(cross_validated.rounds[better], cross_validated.ratio)
     error = found["error"].fillna(0)
-    close = found["mse"] < TWICE * found["mse"].iloc[0] + np.finfo(float).tiny  # true of an error of zero as well
-    blends = [method for method in found.index[close & (found["excess"] <= CLEARLY * error)] if method[0] == "auto"]
+    close = found["log_ratio"] < np.log(TWICE)
+    blends = [method for method in found.index[close & (found["log_ratio"] <= CLEARLY * error)] if method[0] == "auto"]
     if blends:
         return blends[0]
-    near = found.index[close & (found["excess"] <= error)]
+    near = found.index[close & (found["log_ratio"] <= error)]
     return min(near, key=lambda method: designs[method[1]].shape[-1])
 
 
@@ -90,7 +90,7 @@ def told_of_mean(cross_validated: CrossValidation, chosen: Method) -> list[str]:
     if chosen == MEAN:
         return [NOTHING]
     found = cross_validation.compare(cross_validated.rounds[[MEAN, chosen]], cross_validated.ratio)
-    return [] if found["excess"][MEAN] > CLEARLY * found["error"].fillna(0)[MEAN] else [UNCLEAR]
+    return [] if found["log_ratio"][MEAN] > CLEARLY * found["error"].fillna(0)[MEAN] else [UNCLEAR]
 
 
 def unresponsive(cross_validated: CrossValidation, chosen: Method, methods: Sequence[Method]) -> list[str]:

@@ -247,8 +247,9 @@ def test_methods_are_compared_on_common_splits_by_their_differences():
     found = cross_validation.compare(rounds, ratio=0.5)
     assert found.index.tolist() == ["dear", "cheap"]
     np.testing.assert_allclose(found["mse"], [13 / 3, 17 / 3])
-    # differences 1, 1, 2: a variance of 1/3 of one, times 1/3 + 1/2
-    np.testing.assert_allclose(found.loc["cheap", ["excess", "error"]], [4 / 3, np.sqrt(1 / 3 * (1 / 3 + 1 / 2))])
+    ratios = np.log([3 / 2, 5 / 4, 9 / 7])
+    expected = [ratios.mean(), ratios.std(ddof=1) * np.sqrt(1 / 3 + 1 / 2)]
+    np.testing.assert_allclose(found.loc["cheap", ["log_ratio", "error"]], expected)
     assert np.isnan(cross_validation.compare(rounds[:1], 0.5)["error"]).all()
 
 
@@ -368,9 +369,8 @@ def test_the_gain_over_the_mean_by_hand(swarm):
     gains = []
     for [(train, test)] in cross_validation.splits(24, 16, 10, seed=0):
         ridge = estimators.Ridge().fit(mixtures[train], observed[train]).predict(mixtures[test])
-        gains.append(
-            ((observed[train].mean(axis=0) - observed[test]) ** 2 - (ridge - observed[test]) ** 2).mean(axis=0)
-        )
+        mean = np.mean((observed[train].mean(axis=0) - observed[test]) ** 2, axis=0)
+        gains.append(np.log(mean / np.mean((ridge - observed[test]) ** 2, axis=0)))
     rows = found.domains.query("regressor == 'ridge'")
     np.testing.assert_allclose(rows.gain, np.mean(gains, axis=0), rtol=1e-9)
     np.testing.assert_allclose(rows.gain_se, np.std(gains, axis=0, ddof=1) * np.sqrt(0.1 + 0.5), rtol=1e-9)

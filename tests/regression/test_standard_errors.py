@@ -37,7 +37,7 @@ def test_standard_errors_are_those_of_new_swarms(rows, folds):
     for pair in combinations(METHODS, 2):
         compared = [cross_validation.compare(one.rounds[list(pair)], one.ratio) for one in found]
         # `compare` measures from the better of the two, so the sign is that of the first
-        signed = [table["mse"][pair[0]] - table["mse"][pair[1]] for table in compared]
+        signed = [table["log_ratio"][pair[0]] - table["log_ratio"][pair[1]] for table in compared]
         printed.append(np.sqrt([np.mean([table["error"].max() ** 2 for table in compared])]))
         real.append(np.std(signed, ddof=1, keepdims=True))
     ratio = np.concatenate(real) / np.concatenate(printed)
