@@ -200,6 +200,7 @@ SWARMS: dict[str, Callable[..., Swarm]] = {
     "replicates": replicates,
     "heavy-tailed": functools.partial(law, 5, 40, tails=2.0),
     "noise": pure_noise,
+    "weak": functools.partial(law, 5, 40, noise=0.3),
     "sparse": sparse,
     "virtual": virtual,
     "accuracies": accuracies,

@@ -2,12 +2,13 @@
 
 Beside it in the same run: scikit-learn's Gaussian process, ridge on logarithms, a robust mixing law, LightGBM with
 RegMix's settings, and the mean. Each split of a simulated swarm (`benchmarks.swarms`) is a new truth, new proxy runs
-and 200 new runs to predict; each split of a public one holds out a quarter of its mixtures. Four parts:
+and 200 new runs to predict; each split of a public one holds out a quarter of its mixtures. Five parts:
 
   error     squared error on new runs, as a ratio to that of the mean
   coverage  of 90% intervals: on new runs, and at the recommended mixture
   regret    true objective of the recommended mixture above that of the real optimum; also with a diverged run
   choice    what `mde fit` chooses, and whether that is worse than the mean on new runs
+  claims    how often a gain over the best baseline is called distinguishable, and is none
 
 The objective is the mean over targets. `--swarms` is a folder of Olmix pairs NAME_ratios.csv and NAME_metrics.csv;
 `--regmix` one of RegMix's CSV files, for `regmix` and, if named, `regmix-gp`, `regmix-gbm-regmix` and `regmix-ridge`,
@@ -50,15 +51,19 @@ from mde.regression.features import FEATURES
 from mde.regression.groups import group_folds, mixture_groups
 from mde.regression.uncertainty import half_sample_refits, objective_deviation, selected_interval
 
-PARTS = ("error", "coverage", "regret", "choice")
+PARTS = ("error", "coverage", "regret", "choice", "claims")
+ALONE = ("choice", "claims")  # parts that are tasks of their own
 NEW = 200  # new runs that are predicted in each split, and new runs of the recommended mixture
 LARGE, LARGE_TARGETS = 256, 8  # from so many proxy runs on: so many targets, and a fifth of the splits
+CLAIM_REFITS = 30  # as many as `mde optimize` makes of `auto`
 REFITS = 10  # on half of the runs, for the interval of the objective; not for large swarms
 REACH = norm.ppf(0.95)  # standard deviations to either side in an interval of 90%
 QUICK = ("law-5x24", "noise", "virtual")
 DIVERGED = ("law-5x24", "power-8x32")  # swarms to which a diverged run is added
 HARMS = [(nats, whole) for nats in (1.0, 5.0, 1e3) for whole in (False, True)]
 CHOICES = (*DIVERGED, "heteroscedastic-5x24", "heavy-tailed", "replicates", "virtual", "accuracies", "noise")
+CLAIMS = ("noise", "weak", "law-5x24", "power-8x32", "heteroscedastic-5x24", "replicates", "virtual", "accuracies")
+CLAIM_SPLITS = 4  # as many times more than in other parts: a claim is a yes or a no
 CHOICE_HARMS = (None, (5.0, False), (5.0, True))
 MARK = "<!-- tables: python -m benchmarks.trust -->"  # before and after the tables on a page
 FAILURES = (UserError, ValueError, np.linalg.LinAlgError)  # of a fit: listed, and its error is not finite
@@ -93,7 +98,7 @@ class Task(NamedTuple):
     Attributes:
       swarm: its name.
       split: its number.
-      parts: of `PARTS`; "choice" stands alone.
+      parts: of `PARTS`; those of `ALONE` stand alone.
       targets: how many at most.
       folder: the CSV files of a public swarm; None for simulated ones.
       harm: nats added to a random run, and whether to all of its losses or to one.
@@ -156,7 +161,7 @@ def plan(args: argparse.Namespace) -> list[Task]:
         splits = range(max(1, args.splits // 5) if large else args.splits)
         targets = min(args.targets, LARGE_TARGETS) if large else args.targets
         task = Task(name, 0, tuple(args.only), targets, {**public, **fitted}.get(name))
-        if set(args.only) - {"choice"}:
+        if set(args.only) - set(ALONE):
             tasks += [task._replace(split=split) for split in splits]
         if "regret" in args.only and name in DIVERGED:
             tasks += [task._replace(split=s, harm=harm, parts=("regret",)) for harm in HARMS for s in splits]
@@ -164,6 +169,8 @@ def plan(args: argparse.Namespace) -> list[Task]:
             harms = CHOICE_HARMS if name in DIVERGED else (None,)
             few = task._replace(parts=("choice",), targets=min(targets, LARGE_TARGETS))
             tasks += [few._replace(split=s, harm=harm) for harm in harms for s in splits]
+        if "claims" in args.only and name not in public and (name in CLAIMS or args.swarm):
+            tasks += [task._replace(split=s, parts=("claims",)) for s in range(CLAIM_SPLITS * len(splits))]
     return sorted(tasks, key=lambda task: "x512" not in task.swarm and task.swarm != "wide")
 
 
@@ -192,7 +199,7 @@ def run(task: Task) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a hyper-parameter at its bound
         warnings.simplefilter("ignore", RuntimeWarning)  # a law that overflows shows as not finite
-        rows = choose(task) if task.parts == ("choice",) else compare(task)
+        rows = {("choice",): choose, ("claims",): claim}.get(task.parts, compare)(task)
     return [label | row for row in rows]
 
 
@@ -330,6 +337,21 @@ def choose(task: Task) -> list[dict[str, Any]]:
             return [{"method": "mde fit", "choice": "nothing", "failed": f"{type(failure).__name__}: {failure}"[:80]}]
     ratio = np.mean((mean - truth) ** 2) / np.mean((swarm.losses.mean() - truth) ** 2)
     return [{"method": "mde fit", "choice": chosen, "ratio": ratio}]
+
+
+def claim(task: Task) -> list[dict[str, Any]]:
+    """Whether `mde optimize` would call the gain over the better of uniform and the best run distinguishable."""
+    swarm = simulated(task)
+    model = estimators.make("auto").fit(swarm.mixtures, swarm.losses)
+    found = optimum(model.predict, swarm.mixtures, task.split, 2048, 10)
+    best_run = swarm.mixtures[swarm.losses.mean(axis=1).argmin()]
+    baselines = np.stack([np.full_like(best_run, 1 / len(best_run)), best_run])
+    pair = np.stack([found.mixture, baselines[model.predict(baselines).mean(axis=1).argmin()]])
+    gain = np.diff(model.predict(pair).mean(axis=1))[0]
+    refits = half_sample_refits(swarm.mixtures, swarm.losses, clone(model), CLAIM_REFITS, task.split)
+    error = np.std([np.diff(one.predict(pair).mean(axis=1))[0] for one in refits])
+    real = np.diff(swarm.truth(pair).mean(axis=1))[0]
+    return [{"method": "auto", "claims": float(gain > REACH * error), "gain": gain, "gain_error": error, "real": real}]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def tables(rows: pd.DataFrame, parts: Sequence[str]) -> str:
         ("regret", regrets),
         ("regret", diverged),
         ("choice", choices),
+        ("claims", claims),
     )
     found = []
     for part, tabulate in known_tables:
@@ -88,6 +89,22 @@ def choices(rows: pd.DataFrame) -> str:
     }
     title = "What `mde fit` chooses; squared error of its objective on new runs ÷ that of the mean"
     return markdown(title, pd.DataFrame({"fits": grouped.size()}).assign(**counts, **added))
+
+
+def claims(rows: pd.DataFrame) -> str:
+    """Where there is no real gain, a claim is false."""
+    claimed, none = rows["claims"] == 1, rows["real"] <= 0
+    columns = {
+        "fits": rows["claims"].notna(),
+        "no real gain": none,
+        "called distinguishable": claimed,
+        "of these no real gain": claimed & none,
+        "of these less than half of the predicted gain": claimed & (rows["real"] < rows["gain"] / 2),
+    }
+    table = pd.DataFrame({name: values.groupby(rows["swarm"], sort=False).sum() for name, values in columns.items()})
+    table["mean predicted gain ×10⁻³"] = 1e3 * _by_swarm(rows)["gain"].mean()
+    table["mean real gain ×10⁻³"] = 1e3 * _by_swarm(rows)["real"].mean()
+    return markdown("When `mde optimize` calls the gain over the best baseline distinguishable", table)
 
 
 def markdown(title: str, table: pd.DataFrame) -> str:
