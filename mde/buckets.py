@@ -137,6 +137,16 @@ def writing(place: epath.Path) -> Iterator[None]:
         raise UserError(f"{place}: cannot write ({reason(e)}); the same command goes on when it can be written") from e
 
 
+def write_aside(path: epath.PathLike, content: bytes | str) -> None:
+    """Writes a file beside its place and renames it, so that what is there is whole; makes its folder."""
+    path = epath.Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f"{path.name}.partial"
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+
+
 @contextlib.contextmanager
 def reading(place: epath.Path) -> Iterator[None]:
     """Says in one line that a place cannot be read just now, or not by a machine with so little memory.

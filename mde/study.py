@@ -98,7 +98,7 @@ class Study:
         """Writes a file, aside and then into its place."""
         if hosts.is_first():
             self.changed = True
-            write_aside(self.root / name, content)
+            buckets.write_aside(self.root / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file."""
@@ -277,15 +277,6 @@ class Study:
             raise
         except Exception as e:  # what a broken file raises depends on what it is, and on where it broke
             raise UserError(f"{path}: damaged ({reason(e)}); run `mde {made_by} --force` again") from e
-
-
-def write_aside(path: epath.Path, content: bytes) -> None:
-    """Writes a file beside its place and then into it, so that what is there is whole."""
-    with buckets.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.parent / f"{path.name}.partial"
-        aside.write_bytes(content)
-        aside.replace(path)
 
 
 def digest(content: Any) -> str:

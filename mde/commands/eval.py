@@ -12,12 +12,13 @@ import pandas as pd
 from etils import epath
 
 from mde.arguments import FLAT
+from mde.buckets import write_aside
 from mde.domains import tokenizers
 from mde.errors import UserError, check_positive, unknown
 from mde.evaluation.language_model import ExpertMixture
 from mde.results import mixtures
 from mde.results.trained_runs import load_run, model_config
-from mde.study import Study, digest, write_aside
+from mde.study import Study, digest
 
 Weights = Mapping[str, float] | str | None
 
@@ -92,8 +93,8 @@ def eval(
     name = f"{about['name']}-{digest([about, list(tasks), harness.num_fewshot, harness.limit, *folder])}"
     path = epath.Path(output) if output else study.root / "evals" / f"{name}.json"
     table = _table(found)
-    write_aside(path.with_suffix(".csv"), table.to_csv(index=False).encode())
-    write_aside(path, json.dumps({"model": about, **found}, indent=1, default=str).encode())
+    write_aside(path.with_suffix(".csv"), table.to_csv(index=False))
+    write_aside(path, json.dumps({"model": about, **found}, indent=1, default=str))
     print(table.to_string(index=False, float_format="{:.4f}".format))
     print(f"see {path}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from mde.buckets import write_aside
 from mde.errors import UserError, unknown
 from mde.models import huggingface
 from mde.models.config import on_record
@@ -50,9 +51,7 @@ def import_model(study: Study, source: str, run: str) -> None:
     weights = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in sorted(about.parent.glob("*.safetensors"))]
     checkpoints.save_params(directory / "params", params)
     record = {"imported": {"from": source, "weights": weights}, "model": on_record(config)}
-    aside = directory / "run.json.partial"
-    aside.write_text(json.dumps(record, indent=1))
-    aside.rename(directory / "run.json")
+    write_aside(directory / "run.json", json.dumps(record, indent=1))
     print(directory)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from etils import epath
 
+from mde.buckets import write_aside
 from mde.errors import UserError, unknown
 from mde.optimization import objectives
 from mde.regression import swarm
@@ -15,7 +15,7 @@ from mde.reporting import prediction_check, tables
 from mde.results.accuracy import AccuracyPredictor
 from mde.results.predictor import Predictor
 from mde.results.proxy_runs import proxy_runs
-from mde.study import Study, write_aside
+from mde.study import Study
 
 LEAST = 3  # runs that have ranks to speak of
 
@@ -79,9 +79,7 @@ def predict(
         print(prediction_check.table(found))
         if page:
             title = f"Mixture study: {study.root.name}"
-            write_aside(
-                epath.Path(page), pages.document(title, {prediction_check.TITLE: prediction_check.body(found)}).encode()
-            )
+            write_aside(page, pages.document(title, {prediction_check.TITLE: prediction_check.body(found)}))
 
 
 def _measured(study: Study, runs: swarm.Swarm, losses: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from mde.buckets import writing
+from mde.buckets import write_aside, writing
 from mde.domains import hygiene, tokenizers, vocabulary
 from mde.domains.corpora import SPLITS, Shard
 from mde.domains.documents import Document, Dropped, Settings, documents, refused
@@ -44,9 +44,7 @@ def done(folder: Path) -> dict[str, Any] | None:
 
 
 def _finish(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    aside = folder / "about.json.partial"
-    aside.write_text(json.dumps(about))
-    aside.replace(folder / "about.json")
+    write_aside(folder / "about.json", json.dumps(about))
     return dict(about)
 
 

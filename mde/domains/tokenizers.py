@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from mde.buckets import write_aside
 from mde.errors import UserError, unknown
 
 BYTES = "bytes"
@@ -220,9 +221,7 @@ def keep(
     }
     for name, written in ((_FILES[kind], content), ("about.json", json.dumps(about, indent=1).encode())):
         if name:
-            aside = directory / f"{name}.partial"
-            aside.write_bytes(written)
-            aside.replace(directory / name)
+            write_aside(directory / name, written)
     for name in _FILES.values():
         if name not in ("", _FILES[kind]):
             (directory / name).unlink(missing_ok=True)

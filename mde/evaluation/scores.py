@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from mde.buckets import reading, writing
+from mde.buckets import reading, write_aside, writing
 from mde.data.arrays import open_array
 from mde.errors import UserError, reason
 
@@ -82,9 +82,7 @@ class Scores:
             array = open_array(directory / "log_probs", np.float32, min(n, _CHUNK))
             array = array.resize(exclusive_max=[n]).result()
             array.write(log_probs.astype(np.float32)).result()
-            aside = directory / "score.json.partial"
-            aside.write_text(json.dumps(dataclasses.asdict(score)))
-            aside.replace(directory / "score.json")
+            write_aside(directory / "score.json", json.dumps(dataclasses.asdict(score)))
         return score
 
     def read(self, run: str, domain: str, of: str) -> Score:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from mde.buckets import write_aside
 from mde.errors import UserError
 from mde.models import decoder
 from mde.models.config import DecoderConfig
@@ -74,8 +75,8 @@ def save(directory: epath.Path, config: DecoderConfig, params: decoder.Params, m
     }
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in named_tensors(config, params)}
-    _write(directory / WEIGHTS, serialised(tensors, {"format": "pt"}))
-    _write(directory / "config.json", json.dumps(about, indent=1).encode())
+    write_aside(directory / WEIGHTS, serialised(tensors, {"format": "pt"}))
+    write_aside(directory / "config.json", json.dumps(about, indent=1).encode())
 
 
 def load(directory: epath.Path) -> tuple[DecoderConfig, decoder.Params]:
@@ -186,9 +187,3 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    aside = path.parent / f"{path.name}.partial"
-    aside.write_bytes(content)
-    aside.replace(path)

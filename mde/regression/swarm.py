@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from mde.buckets import write_aside
 from mde.errors import UserError, unknown
 from mde.optimization import simplex
 from mde.patterns import matches, matching
@@ -178,12 +179,8 @@ def check_names(domains: Sequence[str]) -> None:
 
 def write(path: epath.PathLike, table: Table) -> None:
     """Writes a table as the file that it was read from would have it, aside first."""
-    path = epath.Path(path)
     named = _turned(table.values, table.errors).rename(columns=table.columns).rename_axis(table.id_column)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{path.name}.partial"
-    aside.write_text(named.to_csv())
-    aside.replace(path)
+    write_aside(path, named.to_csv())
 
 
 def _gaps(

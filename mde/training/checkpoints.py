@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mde import hosts
-from mde.buckets import reading, writing
+from mde.buckets import reading, write_aside, writing
 from mde.errors import UserError, reason
 from mde.models.decoder import Params
 
@@ -65,9 +65,7 @@ def begin_progress(directory: epath.Path, record: Mapping[str, Any]) -> None:
     if directory.exists():
         directory.rmtree()
     directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f"{RECORD}.partial"
-    aside.write_text(_text(record))
-    aside.rename(directory / RECORD)
+    write_aside(directory / RECORD, _text(record))
 
 
 def has_states(directory: epath.Path, record: Mapping[str, Any]) -> bool:

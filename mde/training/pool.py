@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from mde import hosts
-from mde.buckets import writing
+from mde.buckets import write_aside, writing
 from mde.data import mixing
 from mde.errors import UserError
 from mde.models import decoder, sharding
@@ -360,6 +360,4 @@ def _agreed(running: Any, *flags: bool) -> tuple[bool, ...]:
 def _finish(lines: Iterator[dict[str, float]], record: Mapping[str, Any], directory: epath.Path) -> None:
     """Writes what a run leaves beside its parameters; `run.json` comes last and says that the run is done."""
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    aside = directory / "run.json.partial"
-    aside.write_text(json.dumps(record, indent=1))
-    aside.rename(directory / "run.json")
+    write_aside(directory / "run.json", json.dumps(record, indent=1))

@@ -77,7 +77,7 @@ def test_a_study_of_merges_and_a_source_that_is_added(ablate, prepared):
 
 
 def test_text_for_encoders_has_hidden_tokens_and_a_name_of_its_own(prepared):
-    corpus = stage._Corpus(Study(prepared), None, {"cpp": 1, "docs": 1}, 129, 0.3)
+    corpus = stage._Corpus(Study(prepared), stage.Units(units={"cpp": 1, "docs": 1}), 129, 0.3)
     plain, hidden = (corpus.evaluation(512, 16, masked) for masked in (False, True))
     assert not plain.data.masked
     assert hidden.data.masked
@@ -148,8 +148,8 @@ def refused(monkeypatch, capsys):
         ("--unions_file=nowhere.csv", ["nowhere.csv: no such file"]),
         ("--given=docs-7", ["unit or source in given", "'docs-7'", "did you mean 'docs-"]),
         ("--seed_share=1", ["seed_share=1", "between 0 and 1"]),
-        ("--seed_steps=-1", ["seed_steps=[-1]", "nothing negative"]),
-        ("--taus=0,2", ["taus=(0, 2)", "between 0 and 1"]),
+        ("--seed_steps=-1", ["seed_steps=[-1]", "zero or more"]),
+        ("--taus=0,2", ["taus=[0, 2]", "between 0 and 1"]),
         ("--mesh=pol=2", ["mesh axis 'pol'"]),
         ("--objective=avg", ["unknown objective 'avg'"]),
         ("--learning_rate=-1", ["learning_rate=-1", "positive"]),
