@@ -242,8 +242,8 @@ def reading(directory: epath.Path, config: DecoderConfig, sequences: int, calls:
 
 def train(directory: epath.Path, model: DecoderConfig, settings: TrainSettings, runs: Sequence[int]) -> None:
     domains = {name: token_stores.TokenStore(directory / name) for name in ("one", "other")}
-    shares = np.linspace(0, 1, 4 * RUNS)
-    wanted = [pool.Run(f"run-{i}", (float(shares[i]), float(1 - shares[i])), i) for i in runs]
+    weights = np.linspace(0, 1, 4 * RUNS)
+    wanted = [pool.Run(f"run-{i}", (float(weights[i]), float(1 - weights[i])), i) for i in runs]
     pool.train_pool(wanted, pool.Recipe(model, settings, domains, None, {}), directory / "runs", checkpoint_every=10**6)
 
 

@@ -24,7 +24,7 @@ def gather(root: epath.Path, points: Sequence[str]) -> pd.DataFrame:
 
     Columns: point; status (done, unfinished); STAGE.ARGUMENT for all that points bind; regressor, features, mse and
     spearman (of the chosen one, out of fold); predicted, low and high (the recommended mixture's objective);
-    share/DOMAIN; MIXTURE/measured, /noise, /difference and /error of the validation; seconds/STAGE. Losses are in nats
+    weight/DOMAIN; MIXTURE/measured, /noise, /difference and /error of the validation; seconds/STAGE. Losses are in nats
     per token. What a point has not come to is missing.
 
     Args:
@@ -59,7 +59,7 @@ def _row(directory: epath.Path) -> dict[str, Any]:
         recommended = optimum["predictions"]["recommended"]
         row["predicted"] = recommended["objective"]
         row["low"], row["high"] = recommended["objective_interval"]
-        row |= {f"share/{name}": share for name, share in optimum["shares"].items()}
+        row |= {f"weight/{name}": weight for name, weight in optimum["weights"].items()}
     if _has(study, "validation/summary.csv"):
         for mixture, validation in study.read_table("validation/summary.csv", "validate").iterrows():
             row |= {f"{mixture}/{key}": validation[key] for key in ("measured", "noise", "difference", "error")}

@@ -130,10 +130,10 @@ class Study(study.Study):
         return part
 
     def plot_mixture(self) -> go.Figure:
-        """The recommended shares with their intervals, and the mixtures they are compared with."""
-        shares = findings.recommendation(self)
-        baselines = [str(name) for name in shares if name not in (findings.RECOMMENDED, "tokens", "low", "high")]
-        return _on_white(figures.mixture(shares, baselines))
+        """The recommended weights with their intervals, and the mixtures they are compared with."""
+        weights = findings.recommendation(self)
+        baselines = [str(name) for name in weights if name not in (findings.RECOMMENDED, "tokens", "low", "high")]
+        return _on_white(figures.mixture(weights, baselines))
 
     def plot_errors(self) -> go.Figure:
         """The out-of-fold error of every regressor on every feature set."""
@@ -154,7 +154,7 @@ class Study(study.Study):
         return _on_white(final.measured_figure(self._validation()))
 
     def plot_budget(self) -> go.Figure:
-        """The best share of each domain along the budget, of `scale`."""
+        """The best weight of each domain along the budget, of `scale`."""
         return _on_white(scaling.path_figure(self))
 
     def plot_worth(self) -> go.Figure:
@@ -174,7 +174,7 @@ class Study(study.Study):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The mixture of least predicted loss.
+    """The mixture of lowest predicted loss.
 
     Attributes:
       mixture: weight of each training domain.
@@ -202,8 +202,8 @@ class Recommendation:
     unrestricted: Optimum | None = None
 
     def table(self) -> Table:
-        """Shares, and epochs where they are known."""
-        frame = pd.DataFrame({"share": self.mixture.map("{:.1%}".format)}).rename_axis("domain")
+        """Weights, and epochs where they are known."""
+        frame = pd.DataFrame({"weight": self.mixture.map("{:.1%}".format)}).rename_axis("domain")
         if self.epochs:
             frame["epochs"] = [f"{self.epochs[name]:.3g}" for name in frame.index]
         shown = self.losses.where(~self.losses.index.isin(self.errors), 1 - self.losses)
@@ -217,9 +217,9 @@ class Recommendation:
         return Table("Recommended mixture", frame, tuple(notes))
 
     def plot(self) -> go.Figure:
-        """The shares as bars."""
-        shares = pd.DataFrame({findings.RECOMMENDED: self.mixture})
-        return _on_white(figures.mixture(shares, []))
+        """The weights as bars."""
+        weights = pd.DataFrame({findings.RECOMMENDED: self.mixture})
+        return _on_white(figures.mixture(weights, []))
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
@@ -238,7 +238,7 @@ def optimize(
     unit: str = study.NATS,
     how: recommend.Search = recommend.Search(),
 ) -> Recommendation:
-    """The mixture of least predicted loss, from any function that predicts losses: a study is not needed.
+    """The mixture of lowest predicted loss, from any function that predicts losses: a study is not needed.
 
     Args:
       predict: mixtures [C, K] -> losses [C, J], such as `Auto().fit(mixtures, losses).predict`.
@@ -275,7 +275,7 @@ def _recommendation(
 ) -> Recommendation:
     losses = predict(found.mixture[None])[0]
     return Recommendation(
-        pd.Series(found.mixture, list(bounds.domains), name="share"),
+        pd.Series(found.mixture, list(bounds.domains), name="weight"),
         pd.Series(losses, list(evaluation_domains), name="loss"),
         float(goal(losses)),
         unit,

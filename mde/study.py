@@ -6,7 +6,7 @@
     corpus/                data sets that were built; shards, until they are all done
     tokenizer/             its file, and what it is checked by
     tokens/DOMAIN/SPLIT/   token stores
-    mixtures.csv           the runs: run, role, seed, one share a training domain
+    mixtures.csv           the runs: run, role, seed, one weight per training domain
     training.json          what all runs have in common
     runs/RUN/              params (Orbax), run.json, metrics.jsonl
     scores/RUN/DOMAIN/     log-probs of the evaluation tokens, their mean, what they are of
@@ -28,7 +28,7 @@
     ablation/              tables of `mde ablate`: units, unions, losses, correlations, registry, cost, candidates,
                            values, additions; seed-STEPS/ has the runs that continue from a seed model
     scale.json             the best mixture at small budgets and at the target
-    reweighting/           mixtures that `mde reweight` found: METHOD.json, shares.csv; METHOD.csv has the weights and
+    reweighting/           mixtures that `mde reweight` found: METHOD.json, weights.csv; METHOD.csv has the weights and
                            scores of each step; runs/ has its proxies and references
     scale/                 the runs of `mde scale`, their losses and cross-effects, and its validation
     stages/STAGE.json      arguments, time and versions of each stage that is done
@@ -60,7 +60,7 @@ from mde.errors import UserError, reason, unknown
 if TYPE_CHECKING:  # those who bring tables need no TensorStore
     from mde.data.tokens import TokenStore
 
-FORMAT = 2
+FORMAT = 3
 NATS = "nats per token"  # the unit of the losses that mde measures itself
 ERROR = "error"  # that of 1 − value, where more is better of a value
 RIGHT, WRONG = "validation", "wrong"  # splits of an end task: losses are of the first, the other makes an accuracy

@@ -79,8 +79,8 @@ study.plot_mixture()
 # How good is it in truth? The law says.
 
 # %%
-shares = study.read_json("optimum.json", made_by="optimize")["shares"]
-recommended = np.array([shares[name] for name in domains])
+weights = study.read_json("optimum.json", made_by="optimize")["weights"]
+recommended = np.array([weights[name] for name in domains])
 grid = rng.dirichlet(np.ones(4), 100_000)
 truth = {
     "recommended": law(recommended).mean(),

@@ -66,7 +66,7 @@ def test_a_study_is_searched_for_other_questions(study, swarm):
     assert "Binds: code is at its max weight 0.2." in capped._repr_html_()
     assert not (study.root / "optimum.json").exists()
     study.run("optimize", refits=2)
-    recommended = study.read_json("optimum.json", "optimize")["shares"]
+    recommended = study.read_json("optimum.json", "optimize")["weights"]
     assert list(recommended.values()) == study.search().mixture.tolist()  # the same question, the same answer
 
 

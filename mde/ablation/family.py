@@ -107,7 +107,7 @@ class Family:
         return json.loads(path.read_text())
 
     def registry(self) -> pd.DataFrame:
-        """Every run that is trained: the seed model it continues from, its steps and tokens, and its units' shares."""
+        """Every run that is trained: the seed model it continues from, its steps and tokens, and its units' weights."""
         rows = {}
         for path in sorted((self.directory / "runs").glob("*/run.json")):
             record = json.loads(path.read_text())
@@ -116,7 +116,7 @@ class Family:
                 "seed_model": record.get("seed_model"),
                 "steps": training["steps"],
                 "tokens": training["steps"] * training["batch_size"] * training["seq_len"],
-                "units": " ".join(f"{name}:{share:.4g}" for name, share in mixture.items()),
+                "units": " ".join(f"{name}:{weight:.4g}" for name, weight in mixture.items()),
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 

@@ -58,8 +58,8 @@ def losses(
         tables[proxy] = _shown(merged, _weights([row[proxy] for row in averages.values()], used), proxy)
     names = list(units)
     mixture = _mixture(family, names, text)
-    shares = _weights([averages[name]["micro-merged"] for name in unions], names)
-    tables |= {f"mde[{tau:g}]": mixture(shares, tau) for tau in taus}
+    weights = _weights([averages[name]["micro-merged"] for name in unions], names)
+    tables |= {f"mde[{tau:g}]": mixture(weights, tau) for tau in taus}
     columns = list(text.data.domains)
     index = pd.Index(list(unions), name="union")
     return pd.concat([pd.DataFrame(table, index, columns).assign(model=name) for name, table in tables.items()])

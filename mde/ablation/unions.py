@@ -67,7 +67,7 @@ def of_domains(domains: Sequence[str], units: Mapping[str, str], upsampled: bool
     Args:
       domains: whose units.
       units: domain of each unit.
-      upsampled: whether each domain is repeated up to the size of the largest, so that all have equal shares.
+      upsampled: whether each domain is repeated up to the size of the largest, so that all have equal weights.
     """
     sizes = {name: sum(domain == name for domain in units.values()) for name in domains}
     most = max(sizes.values())
@@ -124,7 +124,7 @@ def partitions(union: Copies, units: Mapping[str, str]) -> dict[str, Copies]:
     return {domain: {u: c / min(part.values()) for u, c in part.items()} for domain, part in found.items()}
 
 
-def shares(union: Copies, units: Mapping[str, str]) -> Copies:
+def weights(union: Copies, units: Mapping[str, str]) -> Copies:
     """By domain, the share of the union's text that is of it."""
     found: Copies = {}
     for unit, copies in union.items():
@@ -156,13 +156,13 @@ def merges(union: Copies, units: Mapping[str, str]) -> dict[str, Copies]:
     """By proxy, the weights of the runs whose average stands for the model trained on a union (arXiv 2410.15661).
 
     `merged` averages the models of its partitions, each with the same weight; `merged-weighted` weighs them by their
-    shares of the text; `micro-merged` averages the models of its base units.
+    weights of the text; `micro-merged` averages the models of its base units.
     """
     parts = {domain: run_name(copies) for domain, copies in partitions(union, units).items()}
     total = sum(union.values())
     return {
         "merged": dict.fromkeys(parts.values(), 1 / len(parts)),
-        "merged-weighted": {parts[domain]: share for domain, share in shares(union, units).items()},
+        "merged-weighted": {parts[domain]: share for domain, share in weights(union, units).items()},
         "micro-merged": {unit: copies / total for unit, copies in union.items()},
     }
 

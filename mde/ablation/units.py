@@ -54,7 +54,7 @@ def capacity(store: TokenStore, tokens: int, seed_share: float) -> int:
 
 
 def apportion(tokens: Mapping[str, int], capacities: Mapping[str, int], units: int) -> dict[str, int]:
-    """Shares units out among domains: one each, then each to the domain that has most tokens for a unit of its own.
+    """Weights units out among domains: one each, then each to the domain that has most tokens for a unit of its own.
 
     (The divisor method of D'Hondt: with more units in all, no domain gets fewer.)
 

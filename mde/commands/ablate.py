@@ -298,7 +298,7 @@ def _drawn(study: Study, corpus: _Corpus, units: Units) -> dict[str, Copies]:
 
 
 def _is_uneven(copies: Copies, domains: Mapping[str, str]) -> bool:
-    return len(set(np.round(list(sets.shares(copies, domains).values()), 9))) > 1
+    return len(set(np.round(list(sets.weights(copies, domains).values()), 9))) > 1
 
 
 def _table(unions: Mapping[str, Copies], units: Mapping[str, str]) -> pd.DataFrame:

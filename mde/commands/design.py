@@ -15,11 +15,11 @@ from mde.optimization import draws
 from mde.optimization.constraints import Bounds, Constraints
 from mde.regression import power, swarm
 from mde.reporting.table import Table
-from mde.results.mixtures import Shares, tokens_of
+from mde.results.mixtures import Weights, tokens_of
 from mde.study import Study
 
 Shape = Annotated[Mapping[str, Any] | None, Changed(Constraints, without=("tokens", "prior", "ratios"))]
-SCARCE = 5  # runs with a share of a domain below which little can be learnt of it
+SCARCE = 5  # runs with a weight of a domain below which little can be learnt of it
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def design(
     bounds = Constraints(**(constraints or {}), tokens=counts, prior=prior).on(names)
     centre = bounds.prior_mixture
     assert centre is not None
-    for name, share in zip(names, centre, strict=True):
-        if not share and (least := bounds.min.get(name, 0)) > 0 and name not in bounds.fixed:
+    for name, weight in zip(names, centre, strict=True):
+        if not weight and (least := bounds.min.get(name, 0)) > 0 and name not in bounds.fixed:
             raise UserError(f"domain {name!r}: a min weight of {least:g}, but none in the prior that is drawn around")
     levels = _levels(bounds)
     strengths, prior_K = dirichlet.strengths, draws.temper(centre, dirichlet.temperature, levels)
@@ -123,7 +123,7 @@ def design(
     print(_summary(str(place), table, law.prior, bounds))
 
 
-def _needed(difference: float, detect: Difference, tokens: str | Shares | None, prior: str | Shares) -> str:
+def _needed(difference: float, detect: Difference, tokens: str | Weights | None, prior: str | Weights) -> str:
     """How many seeds and proxy runs find a difference, in a few lines."""
     noise, comparisons = detect.noise, detect.comparisons
     if noise is None:
@@ -151,7 +151,7 @@ def _needed(difference: float, detect: Difference, tokens: str | Shares | None, 
     return "\n".join(lines)
 
 
-def _domains(tokens: str | Shares | None, prior: str | Shares) -> tuple[tuple[str, ...], Shares | None]:
+def _domains(tokens: str | Weights | None, prior: str | Weights) -> tuple[tuple[str, ...], Weights | None]:
     """Names of the domains, and how many tokens each has where that is known."""
     if isinstance(tokens, str):
         study = Study(tokens)
@@ -159,7 +159,7 @@ def _domains(tokens: str | Shares | None, prior: str | Shares) -> tuple[tuple[st
         return study.domains.training, tokens_of(study)
     if named := tokens or (prior if not isinstance(prior, str) else None):
         return tuple(named), tokens
-    raise UserError("of which domains? Give --tokens, numbers by domain or a study's directory, or shares as --prior")
+    raise UserError("of which domains? Give --tokens, numbers by domain or a study's directory, or weights as --prior")
 
 
 def _levels(bounds: Bounds) -> list[np.ndarray]:
@@ -179,18 +179,18 @@ def _levels(bounds: Bounds) -> list[np.ndarray]:
 
 def _summary(file: str, table: pd.DataFrame, prior: np.ndarray, bounds: Bounds) -> Table:
     """What was drawn, by domain, and how it is spread."""
-    shares, names = table.to_numpy(), bounds.domains
-    used = shares > 0
-    columns = {"prior": prior, "least": shares.min(0), "mean": shares.mean(0), "greatest": shares.max(0)}
-    cells = {name: [f"{share:.2%}" for share in values] for name, values in columns.items()}
+    weights, names = table.to_numpy(), bounds.domains
+    used = weights > 0
+    columns = {"prior": prior, "min": weights.min(0), "mean": weights.mean(0), "max": weights.max(0)}
+    cells = {name: [f"{weight:.2%}" for weight in values] for name, values in columns.items()}
     cells["runs without"] = list(map(str, (~used).sum(axis=0)))
     if bounds.tokens and bounds.budget:
         available = np.array([bounds.tokens[name] for name in names])
-        cells["most epochs"] = [f"{n:.3g}" for n in epochs.repeats(shares, available, bounds.budget).max(axis=0)]
+        cells["most epochs"] = [f"{n:.3g}" for n in epochs.repeats(weights, available, bounds.budget).max(axis=0)]
     corners = int((used.sum(axis=1) == 1).sum())
     notes = [f"A run has {used.sum(axis=1).mean():.1f} domains on average; {corners} have one only."]
     if len(table) > 1:
-        apart = draws.distances(shares)
+        apart = draws.distances(weights)
         notes.append(
             f"A run has {apart.mean():.1%} of its tokens elsewhere than the run most like it, on average; the two most "
             f"alike differ in {apart.min():.1%}."

@@ -22,7 +22,7 @@ from mde.results.predictor import evaluated
 from mde.study import Study
 
 ROUNDS = "rounds.csv"
-ROUNDED = 1e-4  # how far a share of a run from elsewhere may be from what was planned
+ROUNDED = 1e-4  # how far a weight of a run from elsewhere may be from what was planned
 
 
 def iterate(
@@ -203,7 +203,7 @@ def _report(study: Study, goal: Objective, number: int, proposal: Proposal) -> N
     """A row of `rounds.csv` for what is known before a round, and a line on the terminal.
 
     Columns: round, runs (proxy runs so far), improvement (expected of the next run), noise (of a run), objective (of
-    the best trained mixture, as the regressor believes) and its shares. In the study's unit.
+    the best trained mixture, as the regressor believes) and its weights. In the study's unit.
     """
     row: dict[str, Any] = {
         "runs": len(_observed(study)),

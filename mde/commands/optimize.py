@@ -67,7 +67,7 @@ def optimize(
     study.write_json("optimum.json", optimum)
     around = _surface(question.predictor, bounds, found.best.mixture, search.seed)
     study.write_arrays("surface.npz", {**around, "moves": _moves(question.predictor, found.best.mixture)})
-    print("recommended: " + ", ".join(f"{name} {weight:.1%}" for name, weight in optimum["shares"].items()))
+    print("recommended: " + ", ".join(f"{name} {weight:.1%}" for name, weight in optimum["weights"].items()))
     print(tables.predicted(study))
     print(f"\n{support.compared(study)}\n")
     if search.refits is not None and fitted and len(fitted) < search.refits:
@@ -174,8 +174,8 @@ def _optimum(question: Question, found: recommend.Found, fitted: list[Any], sear
         "kl_penalty": bounds.kl_penalty,
         "regressor": choice["regressor"],
         "features": choice["features"],
-        "shares": dict(zip(table.columns, best.mixture, strict=True)),
-        "share_intervals": weights,
+        "weights": dict(zip(table.columns, best.mixture, strict=True)),
+        "weight_intervals": weights,
         "refits": len(fitted),
         "interval_level": LEVEL,
         "search": {
@@ -291,7 +291,7 @@ def _unrestricted(predictor: Predictor, goal: Objective, data: Data, found: reco
     mixture = found.unrestricted.mixture
     objective = goal(predictor(np.stack([mixture, found.best.mixture])))
     return {
-        "shares": dict(zip(data.runs.columns, mixture, strict=True)),
+        "weights": dict(zip(data.runs.columns, mixture, strict=True)),
         "objective": float(objective[0]),
         "below_recommended": float(objective[1] - objective[0]),
         **data.about(mixture),

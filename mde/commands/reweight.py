@@ -241,14 +241,14 @@ def _write(
     trajectory = pd.concat(tables, names=["round", "seed"]).reset_index(["round", "step"])
     study.write_table(f"{report.HOME}/{method.name}.csv", trajectory)
     seeds = {seed: average(table[names].to_numpy()) for seed, table in rounds[-1].items()}
-    shares = np.mean(list(seeds.values()), axis=0)
+    weights = np.mean(list(seeds.values()), axis=0)
     by_domain = lambda values: dict(zip(names, values.tolist(), strict=True))  # noqa: E731
     found = {
-        "shares": by_domain(shares),
+        "weights": by_domain(weights),
         "seeds": {str(seed): by_domain(values) for seed, values in seeds.items()},
         "settings": {**method.record()["reweighting"], **about},
         "tokens": tokens,
     }
     study.write_json(f"{report.HOME}/{method.name}.json", found)
-    mixtures = {name: result["shares"] for name, result in report.results(study).items()}
-    study.write_table(report.SHARES, pd.DataFrame(mixtures).rename_axis("domain").loc[names])
+    mixtures = {name: result["weights"] for name, result in report.results(study).items()}
+    study.write_table(report.WEIGHTS, pd.DataFrame(mixtures).rename_axis("domain").loc[names])

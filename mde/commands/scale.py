@@ -151,8 +151,8 @@ def _train(
     terms = dataclasses.replace(terms, tokens=tokens, target=target * own.per_step if target else None)
     upper = terms.upper(names)
     goal = terms.goal(study.domains.evaluation, names)
-    shares = mixture(study, ladder.base, "base")
-    runs = scale_runs.plan(names, shares, steps, ladder.factor, orders, own.per_step)
+    weights = mixture(study, ladder.base, "base")
+    runs = scale_runs.plan(names, weights, steps, ladder.factor, orders, own.per_step)
     if ladder.mde_mixtures:
         runs = pd.concat([runs, scale_mde.plan(names, steps, ladder.mde_mixtures, terms.seed, own.per_step)])
     baselines = {name: mixture(study, name, "validation") for name in ("uniform", "proportional")}
@@ -170,13 +170,13 @@ def _train(
     _write(study, runs, observed)
     found = answer(study, terms, names, runs, observed)
     if ladder.mde_mixtures:
-        least = dict(zip(names, shares * (1 / ladder.factor if terms.floor is None else terms.floor), strict=True))
+        least = dict(zip(names, weights * (1 / ladder.factor if terms.floor is None else terms.floor), strict=True))
         found["mde"] = terms.carried(names, scale_mde.optima(study, runs, observed, goal, least, upper, terms.seed))
     study.write_json("scale.json", found)
     if ladder.validation_seeds:
         candidates = scale_validation.candidates(names, found["ddo"])
         if ladder.mde_mixtures:
-            candidates["predicted by MDE"] = scale_runs.shares_of(names, found["mde"]["tokens"])
+            candidates["predicted by MDE"] = scale_runs.weights_of(names, found["mde"]["tokens"])
         kept, left_out = scale_validation.affordable(candidates, validation, tokens, terms.max_epochs)
         for label, reason in left_out.items():
             print(f"validation: {label} is left out: {reason}", flush=True)

@@ -302,7 +302,7 @@ def records(shard: Shard, limit: int) -> Iterator[tuple[Piece, Record | Problem]
 
 
 def _tfds_shards(corpus: Corpus, place: str, split: str | None, shard_bytes: int) -> list[Shard]:
-    """Even shares of a split of a TFDS data set."""
+    """Even parts of a split of a TFDS data set."""
     builder, name = _builder(corpus.name, place)
     known = builder.info.splits
     if name.split("[")[0] not in known:

@@ -84,9 +84,9 @@ class Choices:
         best_right = np.maximum.reduceat(np.where(self.right, scores, -np.inf), begins, axis=1)
         best_wrong = np.maximum.reduceat(np.where(self.right, -np.inf, scores), begins, axis=1)
         best = np.maximum(best_right, best_wrong)
-        shares = np.exp(scores - np.where(np.isneginf(best), 0, best)[:, of_example])
-        right = np.add.reduceat(np.where(self.right, shares, 0), begins, axis=1)
-        every = np.add.reduceat(shares, begins, axis=1)
+        weights = np.exp(scores - np.where(np.isneginf(best), 0, best)[:, of_example])
+        right = np.add.reduceat(np.where(self.right, weights, 0), begins, axis=1)
+        every = np.add.reduceat(weights, begins, axis=1)
         expected = np.divide(right, every, out=np.zeros_like(right), where=every > 0)
         with np.errstate(invalid="ignore"):
             margin = best_right - best_wrong

@@ -6,8 +6,8 @@ minimised by sequential quadratic programming (Kim, Carbonetto, Stephens and Ani
 likelihood estimation of mixture proportions using sequential quadratic programming", arXiv 1806.01412): one pass over
 the tokens gives value and Hessian, in float64, and a non-negative least-squares problem gives the next weights.
 
-The certificate is Frank and Wolfe's gap: the objective lies above its tangent, whose least value over the simplex is at
-a corner.
+The certificate is Frank and Wolfe's gap: the objective lies above its tangent, whose lowest value over the simplex is
+at a corner.
 
 Shapes: T rows (tokens or sequences), K experts, J evaluation domains, N objectives, U units of resampling.
 """
@@ -39,7 +39,7 @@ class Optima:
     Attributes:
       weights: [N, K] mixtures.
       objective: [N] values there, nats per token.
-      gap: [N] upper bounds on how far the values are above the least possible, nats per token.
+      gap: [N] upper bounds on how far the values are above the lowest possible, nats per token.
       passes: how often all tokens were read.
     """
 

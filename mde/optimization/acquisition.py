@@ -51,7 +51,7 @@ class Belief:
         return self.model.predict(self.design(mixtures), return_std=True)
 
     def loss(self, mixtures: np.ndarray) -> np.ndarray:
-        """What a search for the greatest improvement minimises, [C].
+        """What a search for the largest improvement minimises, [C].
 
         A near copy of a known run has most of its seed's noise again and tells next to nothing, whatever a noisy
         regressor expects of it. So those that differ from every known mixture in less than `LEAST_APART` of their
@@ -155,7 +155,7 @@ def propose(
       region: where to look.
       n: how many to propose.
       seed: of the search.
-      n_candidates: of the search for the greatest improvement.
+      n_candidates: of the search for the largest improvement.
 
     Raises:
       UserError: a regressor without a standard deviation; n below 1.

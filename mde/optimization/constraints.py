@@ -18,14 +18,14 @@ from mde.optimization.region import Region
 from mde.optimization.simple_mixtures import simple_mixtures
 
 FIXED_TOLERANCE = 1e-6  # fixed weights may miss 1 by this much, as mixtures in files may
-SUM_TOLERANCE = 1e-9  # shares typed by hand may miss their sum by rounding
-BINDS = 1e-6  # a share nearer than this to its bound is at it
-Shares = Mapping[str, float]
+SUM_TOLERANCE = 1e-9  # weights typed by hand may miss their sum by rounding
+BINDS = 1e-6  # a weight nearer than this to its bound is at it
+Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Domains whose shares are bounded together.
+    """Domains whose weights are bounded together.
 
     Attributes:
       domains: their names.
@@ -69,7 +69,11 @@ class Constraints:
     max_kl: float | None = None
 
     def on(
-        self, domains: Sequence[str], tokens: Shares | None = None, untrained: Sequence[str] = (), kl_penalty: float = 0
+        self,
+        domains: Sequence[str],
+        tokens: Weights | None = None,
+        untrained: Sequence[str] = (),
+        kl_penalty: float = 0.0,
     ) -> "Bounds":
         """The same for these domains, checked.
 
@@ -140,17 +144,17 @@ class Bounds:
     """
 
     domains: tuple[str, ...]
-    min: Shares = field(default_factory=dict)
-    max: Shares = field(default_factory=dict)
-    fixed: Shares = field(default_factory=dict)
+    min: Weights = field(default_factory=dict)
+    max: Weights = field(default_factory=dict)
+    fixed: Weights = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
-    tokens: Shares | None = None
+    tokens: Weights | None = None
     budget: float | None = None
-    max_epochs: float | Shares | None = None
-    prior: Shares | None = None
+    max_epochs: float | Weights | None = None
+    prior: Weights | None = None
     max_kl: float | None = None
     kl_penalty: float = 0.0
-    ratios: Mapping[str, Shares] = field(default_factory=dict)
+    ratios: Mapping[str, Weights] = field(default_factory=dict)
     untrained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -174,7 +178,7 @@ class Bounds:
         for name in self.ratios:
             ratios = self._parts(name)
             low, high = self._kept(name, ratios, low, high)
-            # Each share is its part of the sum; what the others leave is the last one's.
+            # Each weight is its part of the sum; what the others leave is the last one's.
             among = np.flatnonzero(ratios > 0)
             ties += [np.eye(len(ratios))[i] - ratios[i] * (ratios > 0) for i in among[:-1]]
         still = [0.0] * len(ties)
@@ -191,13 +195,13 @@ class Bounds:
     @functools.cached_property
     def left_out(self) -> list[str]:
         """The untrained domains that nothing asks for."""
-        asked = {*(name for name, share in self.min.items() if share > 0), *self.fixed}
+        asked = {*(name for name, weight in self.min.items() if weight > 0), *self.fixed}
         asked |= {name for ratios in self.ratios.values() for name, ratio in ratios.items() if ratio > 0}
         return [name for name in self.untrained if name not in asked]
 
     @property
     def prior_mixture(self) -> np.ndarray | None:
-        """The prior's shares, [K]."""
+        """The prior's weights, [K]."""
         if self.prior is None:
             return None
         return simplex.check_mixtures(self._vector(self.prior, 0.0), self.domains, where="prior")[0]
@@ -213,22 +217,22 @@ class Bounds:
         return dict(zip(self.domains, (mixture * self.budget / self._vector(self.tokens, 0.0)).tolist(), strict=True))
 
     def binding(self, mixture: np.ndarray, tolerance: float = BINDS) -> list[str]:
-        """The constraints that stop a mixture [K] from going further, in words. Shares of zero alone are none."""
+        """The constraints that stop a mixture [K] from going further, in words. Weights of zero alone are none."""
         found = []
         caps = self._caps()
-        for name, share, cap in zip(self.domains, mixture, caps, strict=True):
+        for name, weight, cap in zip(self.domains, mixture, caps, strict=True):
             if name in self.fixed:
                 found.append(f"{name} is fixed at {self.fixed[name]:.4g}")
-            elif self.min.get(name, 0) > 0 and share <= self.min[name] + tolerance:
+            elif self.min.get(name, 0) > 0 and weight <= self.min[name] + tolerance:
                 found.append(f"{name} is at its min weight {self.min[name]:.4g}")
             elif name in self.left_out:
                 continue
-            elif name in self.max and self.max[name] <= cap and share >= self.max[name] - tolerance:
+            elif name in self.max and self.max[name] <= cap and weight >= self.max[name] - tolerance:
                 found.append(f"{name} is at its max weight {self.max[name]:.4g}")
-            elif cap < 1 and share >= cap - tolerance:
+            elif cap < 1 and weight >= cap - tolerance:
                 found.append(f"{name} is at {self._epochs(name):g} epochs of its tokens, weight {cap:.4g}")
         for name, group in self.groups.items():
-            total = sum(share for domain, share in zip(self.domains, mixture, strict=True) if domain in group.domains)
+            total = sum(weight for domain, weight in zip(self.domains, mixture, strict=True) if domain in group.domains)
             if group.min > 0 and total <= group.min + tolerance:
                 found.append(f"group {name} is at its min weight {group.min:.4g}")
             if group.max < 1 and total >= group.max - tolerance:
@@ -237,8 +241,8 @@ class Bounds:
             found.append(f"KL to the prior is at {self.max_kl:.4g} nats")
         return found
 
-    def _vector(self, shares: Shares, otherwise: float) -> np.ndarray:
-        return np.array([float(shares.get(name, otherwise)) for name in self.domains])
+    def _vector(self, weights: Weights, otherwise: float) -> np.ndarray:
+        return np.array([float(weights.get(name, otherwise)) for name in self.domains])
 
     def _caps(self) -> np.ndarray:
         """Max weights [K] that the tokens allow; at least 1 where they allow all."""
@@ -256,7 +260,7 @@ class Bounds:
         return ratios / ratios.sum()
 
     def _kept(self, name: str, ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds on shares [K] that a ratio group of these ratios can reach: each stands for all of the group.
+        """Bounds on weights [K] that a ratio group of these ratios can reach: each stands for all of the group.
 
         Raises:
           UserError: no sum of the group is within all of them.
@@ -282,16 +286,16 @@ class Bounds:
                     else "a sum is at most 1"
                 )
             )
-        total_low = min(total_low, total_high)  # shares typed by hand
+        total_low = min(total_low, total_high)  # weights typed by hand
         in_group = [domain in self.ratios[name] for domain in self.domains]
         return np.where(in_group, ratios * total_low, low), np.where(in_group, ratios * total_high, high)
 
     def _check_numbers(self) -> None:
-        for what, shares in (("min", self.min), ("max", self.max), ("fixed", self.fixed)):
-            for name, share in shares.items():
+        for what, weights in (("min", self.min), ("max", self.max), ("fixed", self.fixed)):
+            for name, weight in weights.items():
                 self._known(name, f"{what} weights")
-                if not 0 <= share <= 1:  # also refuses NaN
-                    raise UserError(f"constraints: {what} weight {share} of domain {name!r}, expected 0 to 1")
+                if not 0 <= weight <= 1:  # also refuses NaN
+                    raise UserError(f"constraints: {what} weight {weight} of domain {name!r}, expected 0 to 1")
         for name, group in self.groups.items():
             for domain in group.domains:
                 self._known(domain, f"group {name!r}")

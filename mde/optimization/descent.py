@@ -10,7 +10,7 @@ from mde.optimization.trust import Area
 
 ENOUGH = 1e-4  # of the decrease that the gradient promises (Armijo's condition)
 STILL = 1e-13  # nats per token: a start whose steps gain less than this several times in a row has arrived
-NOWHERE = 1e-10  # a step that moves no share by more
+NOWHERE = 1e-10  # a step that moves no weight by more
 PATIENCE = 5
 STARTS = 4  # kept from one price of divergence to the next
 
@@ -20,7 +20,7 @@ def descend(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each of the mixtures [S, K] comes to, [S, K], and its losses [S]; never above where it started.
 
-    Each step tries an exponentiated gradient (Kivinen and Warmuth, 1997), which keeps the scale of small shares, and a
+    Each step tries an exponentiated gradient (Kivinen and Warmuth, 1997), which keeps the scale of small weights, and a
     projected one with Barzilai and Borwein's length, which reaches faces; the better is taken if it decreases the loss
     enough, and both shorten otherwise.
     """
@@ -98,9 +98,9 @@ def descend_in_ball(
 
 
 def gap(loss: Differentiable, region: Region, mixture: np.ndarray) -> float:
-    """How far above the least loss of the region's bounds a mixture [K] is at most, for a convex loss; nats per token.
+    """How far above the lowest loss of the region's bounds a mixture [K] is at most, for a convex loss; nats per token.
 
-    The tangent at the mixture lies below the loss, and its least value is at a vertex (Frank and Wolfe, 1956).
+    The tangent at the mixture lies below the loss, and its lowest value is at a vertex (Frank and Wolfe, 1956).
     """
     slope = loss.value_and_gradient(mixture[None])[1][0]
     return max(float(slope @ (mixture - region.vertex(slope))), 0.0)

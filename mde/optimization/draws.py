@@ -22,8 +22,8 @@ SAME = 1e-9  # mixtures that differ in no more of their tokens are one, whatever
 class Law:
     """The distribution that mixtures are drawn from.
 
-    A strength s is drawn for each mixture, log-uniform. The shares of units are Dirichlet(s × their prior), and those
-    inside a group Dirichlet(s × the prior inside the group) of its share. Then shares below the floor become zero, and
+    A strength s is drawn for each mixture, log-uniform. Weights of units are Dirichlet(s × their prior), and those
+    inside a group Dirichlet(s × the prior inside the group) of its weight. Weights below the floor become zero, and
     what else the group has, or the mixture if nothing is left of the group, grows in proportion.
 
     The mean is the prior, but for what the floor takes. A small strength prefers corners, a large one the prior.
@@ -31,10 +31,10 @@ class Law:
     Source: RegMix, arXiv 2407.01492, `mixture_config/synthesize_mixture.py`; by levels in Olmix.
 
     Attributes:
-      prior: [K], concentrations at a strength of one, zero or more; a domain of zero never has a share.
-      strengths: the least and the greatest.
+      prior: [K], concentrations at a strength of one, zero or more; a domain of zero never has a weight.
+      strengths: the min and the max.
       groups: by group, the columns of its domains; no domain is in two.
-      floor: the least share beside zero.
+      floor: the min weight beside zero.
     """
 
     prior: np.ndarray
@@ -45,13 +45,13 @@ class Law:
     def __post_init__(self) -> None:
         least, most = self.strengths
         if not 0 < least <= most < np.inf:
-            raise UserError(f"strengths from {least:g} to {most:g}, expected positive numbers, the least first")
+            raise UserError(f"strengths from {least:g} to {most:g}, expected positive numbers, the smaller first")
         if not 0 <= self.floor < 1:
-            raise UserError(f"floor={self.floor:g}, expected a share, from 0 to below 1")
+            raise UserError(f"floor={self.floor:g}, expected a weight, from 0 to below 1")
 
 
 def temper(prior: np.ndarray, temperature: float, groups: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """A prior [K] raised to a power and normalised: the shares of units, and those inside each group; zeros stay.
+    """A prior [K] raised to a power and normalised: the weights of units, and those inside each group; zeros stay.
 
     Args:
       prior: [K], zero or more.
@@ -78,8 +78,8 @@ def draw(n: int, law: Law, seed: int, region: Region | None = None, distinct: bo
 
     Points of a scrambled Sobol sequence become mixtures, and those outside the region are passed over. So what is drawn
     has exactly the law given that the constraints hold, and fewer mixtures are a prefix of more. What has no chance
-    is not left to chance: given shares are set aside, and groups of a given sum get it. The others have the same
-    concentrations then as before, which for a Dirichlet distribution is the law given those shares.
+    is not left to chance: given weights are set aside, and groups of a given sum get it. The others have the same
+    concentrations then as before, which for a Dirichlet distribution is the law given those weights.
 
     Args:
       n: number of mixtures.
@@ -150,7 +150,7 @@ class _Plan:
             self.mean[unit] = total * law.prior[unit] / prior
 
     def mixtures(self, points: np.ndarray) -> np.ndarray:
-        """Mixtures [n, K] out of points [n, dimensions]; where the floor leaves nothing, shares that sum to less."""
+        """Mixtures [n, K] out of points [n, dimensions]; where the floor leaves nothing, weights that sum to less."""
         least, most = self.law.strengths
         strength, left = np.full((len(points), 1), least), points
         if self.ranged:
@@ -159,24 +159,24 @@ class _Plan:
         if self.free.any():
             drawn, left = np.split(left, [self.free.sum()], axis=1)
             sums[:, self.free] = self.rest * simplex.dirichlet(drawn, strength * self.prior[self.free])
-        shares = np.tile(self.start, (len(points), 1))
+        weights = np.tile(self.start, (len(points), 1))
         for i, unit in enumerate(self.units):
             inside = np.ones((len(points), 1))
             if len(unit) > 1:
                 drawn, left = np.split(left, [len(unit)], axis=1)
                 inside = simplex.dirichlet(drawn, strength * (self.law.prior[unit] / self.prior[i]))
-            shares[:, unit] = sums[:, [i]] * inside
-        return self._floored(shares, sums) if self.law.floor else shares
+            weights[:, unit] = sums[:, [i]] * inside
+        return self._floored(weights, sums) if self.law.floor else weights
 
-    def _floored(self, shares: np.ndarray, sums: np.ndarray) -> np.ndarray:
-        """Shares [n, K] without those below the floor; sums [n, U] of the units are kept while something of them is."""
-        kept = np.where(shares < self.law.floor, 0.0, shares)
+    def _floored(self, weights: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        """Weights [n, K] without those below the floor; sums [n, U] of units are kept while something of them is."""
+        kept = np.where(weights < self.law.floor, 0.0, weights)
         left = np.stack([kept[:, unit].sum(axis=1) for unit in self.units], axis=1) if self.units else sums
         alive = np.where(left > 0, sums, 0.0)
         total = alive[:, self.free].sum(axis=1, keepdims=True)
         growth = np.where(self.free, self.rest / np.where(total > 0, total, np.inf), 1.0)
         scale = alive * growth / np.where(left > 0, left, 1.0)
-        floored = np.tile(self.start, (len(shares), 1))
+        floored = np.tile(self.start, (len(weights), 1))
         for i, unit in enumerate(self.units):
             floored[:, unit] = kept[:, unit] * scale[:, [i]]
         return floored
@@ -194,7 +194,7 @@ def _units(groups: Sequence[np.ndarray], free: np.ndarray) -> list[np.ndarray]:
 
 
 def _given_sum(region: Region, unit: np.ndarray, given: np.ndarray) -> float:
-    """What is left for a unit where the constraints give its sum together with given shares [K]; NaN elsewhere."""
+    """What is left for a unit where the constraints give its sum together with given weights [K]; NaN elsewhere."""
     for member, low, high in zip(region.member > 0, region.group_low, region.group_high, strict=True):
         others = np.setdiff1d(np.flatnonzero(member), unit)
         if low == high and member[unit].all() and (region.low[others] == region.high[others]).all():

@@ -188,6 +188,6 @@ class Penalised:
         values, gradients = self.loss.value_and_gradient(mixtures)
         prior = self.region.prior
         assert prior is not None
-        some = prior > 0  # shares of the others are zero
+        some = prior > 0  # weights of the others are zero
         slopes = np.where(some, np.log(np.maximum(mixtures, SMALLEST) / np.where(some, prior, 1.0)) + 1, 0.0)
         return values + self.weight * self.region.divergence(mixtures), gradients + self.weight * slopes

@@ -13,7 +13,7 @@ from mde.patterns import matches, matching
 NAMED = ("avg-sp", "avg-et", "avg-all")
 FAMILIES = "avg-families"
 PAPER = {"avg-et+sp": "avg-all"}  # the paper's own name
-WORST = {"worst-sp": "avg-sp", "worst-et": "avg-et", "worst-all": "avg-all"}  # the greatest loss of the same domains
+WORST = {"worst-sp": "avg-sp", "worst-et": "avg-et", "worst-all": "avg-all"}  # the max loss of the same domains
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Objective:
 
     Attributes:
       weights: [J], of the evaluation domains, summing to one.
-      worst: the greatest loss of the domains with a weight, not their weighted mean.
+      worst: the max loss of the domains with a weight, not their weighted mean.
       reference: [J], losses that those of a worst case are measured from, such as a baseline's; none by default.
       beta: how many standard deviations of the prediction are added: what is unsure counts as worse.
     """
@@ -190,13 +190,13 @@ def weights(
     if len(set(evaluation_domains)) != len(evaluation_domains):
         raise UserError(f"evaluation domains {', '.join(evaluation_domains)}: a name occurs twice")
     families = families or {}
-    shares = _named(objective, evaluation_domains, training_domains, families)
+    weights = _named(objective, evaluation_domains, training_domains, families)
     vector = np.zeros(len(evaluation_domains))
-    for name, share in shares.items():
+    for name, weight in weights.items():
         members = _members(name, evaluation_domains, families)
-        if not (np.isfinite(share) and share >= 0):
-            raise UserError(f"objective: domain {name!r} has weight {share}, expected a finite number, zero or more")
-        vector[[evaluation_domains.index(member) for member in members]] += share / len(members)
+        if not (np.isfinite(weight) and weight >= 0):
+            raise UserError(f"objective: domain {name!r} has weight {weight}, expected a finite number, zero or more")
+        vector[[evaluation_domains.index(member) for member in members]] += weight / len(members)
     if not vector.sum() > 0:
         raise UserError("objective: every weight is zero, expected at least one evaluation domain to count")
     return vector / vector.sum()

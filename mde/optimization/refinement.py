@@ -9,8 +9,8 @@ from mde.errors import UserError
 from mde.optimization.losses import Loss
 from mde.optimization.trust import Area
 
-NOTHING = 1e-9  # shares below this are rounding, not data
-TRIM = np.geomspace(1e-6, 1e-2, 13)  # shares below these are tried without
+NOTHING = 1e-9  # weights below this are rounding, not data
+TRIM = np.geomspace(1e-6, 1e-2, 13)  # weights below these are tried without
 
 
 def evaluate(loss: Loss, points: np.ndarray) -> np.ndarray:
@@ -92,9 +92,9 @@ def _propose(region: Area, elite: np.ndarray, step: float, n: int, rng: np.rando
     """Proposals [n + trims, K], at most `TRIM` trims, around the elite, as far as `step`, in equal parts of four kinds.
 
     The difference of two of the elite follows long valleys; a transfer between two domains can empty one of them, and
-    a projected step several, so that faces are reached and not only approached; a multiplied share keeps its scale,
+    a projected step several, so that faces are reached and not only approached; a multiplied weight keeps its scale,
     which small ones need. Half of the proposals start from the best, half from anywhere in the elite.
-    Last come the best without its smallest shares, as each threshold of `TRIM` has it.
+    Last come the best without its smallest weights, as each threshold of `TRIM` has it.
     """
     k = elite.shape[1]
     base = elite[np.where(rng.random(n) < 0.5, 0, rng.integers(len(elite), size=n))]
@@ -109,7 +109,7 @@ def _propose(region: Area, elite: np.ndarray, step: float, n: int, rng: np.rando
     multiplied = base * np.exp(np.clip(4 * size, 0, 4) * noise)
     kinds = np.stack([difference, transfer, stepped, multiplied / multiplied.sum(axis=1, keepdims=True)])
     trimmed = np.where(elite[:1] < TRIM[:, None], 0, elite[:1])
-    trimmed = trimmed[trimmed.any(axis=1)]  # of many domains all may have small shares
+    trimmed = trimmed[trimmed.any(axis=1)]  # of many domains all may have small weights
     chosen = np.vstack([kinds[np.arange(n) % 4, np.arange(n)], trimmed / trimmed.sum(axis=1, keepdims=True)])
     feasible = region.nearby(chosen)
     feasible = np.where((feasible < NOTHING) & (region.low == 0), 0, feasible)

@@ -1,8 +1,8 @@
 """The mixtures that constraints leave: a part of the simplex, as numbers.
 
-A region is the simplex over K domains, cut by bounds on shares, bounds on sums of shares (those of a group, or weighed
-ones, which can keep a ratio), and a ball of Kullback-Leibler divergence around a prior. All of these are convex, and
-every method below takes many points at once.
+A region is the simplex over K domains, cut by bounds on weights, bounds on sums of weights (those of a group, or
+weighted ones, which can keep a ratio), and a ball of Kullback-Leibler divergence around a prior. All of these are
+convex, and every method below takes many points at once.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ from mde.optimization import simplex
 
 TOLERANCE = 1e-9  # how far a mixture may be outside and still count as inside; float64 sums leave about 1e-15
 FAR = 1.5  # more than any two mixtures are apart
-STEPS = 8  # of a random walk, a dimension; from a lopsided start the mean share then is right to .006
+STEPS = 8  # of a random walk, a dimension; from a lopsided start the mean weight then is right to .006
 PRECISE = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}  # of linear programs
 
 
 @dataclass(frozen=True)
 class Region:
-    """Bounds on shares and on their sums, and the greatest divergence from a prior.
+    """Bounds on weights and on their sums, and the max divergence from a prior.
 
     Attributes:
-      low: [K], least shares.
-      high: [K], greatest shares.
+      low: [K], min weights.
+      high: [K], max weights.
       member: [G, K], weights of the sums: one where a group has a domain, zero elsewhere; any others for ratios, whose
         weighed sum is zero.
-      group_low: [G], least sums.
-      group_high: [G], greatest sums.
+      group_low: [G], min sums.
+      group_high: [G], max sums.
       prior: [K], the centre of the ball; None for none.
-      max_kl: nats, the greatest KL(mixture ‖ prior).
+      max_kl: nats, the max KL(mixture ‖ prior).
     """
 
     low: np.ndarray
@@ -57,7 +57,7 @@ class Region:
 
     @property
     def is_box(self) -> bool:
-        """Whether shares have bounds and nothing else is asked of them."""
+        """Whether weights have bounds and nothing else is asked of them."""
         return not len(self.member) and self.max_kl == np.inf
 
     def contains(self, points: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
@@ -77,8 +77,8 @@ class Region:
     def project(self, points: np.ndarray) -> np.ndarray:
         """The nearest mixture within all bounds, in Euclidean distance, to each row of [C, K]; exact to rounding.
 
-        All rows at once where there are only bounds on shares; where there are groups, a small quadratic program a row,
-        about 0.3 ms. What is too divergent from the prior is pulled in, and then need not be the nearest.
+        All rows at once where there are only bounds on weights; with groups, a small quadratic program per row, about
+        0.3 ms. What is too divergent from the prior is pulled in, and then need not be the nearest.
         """
         nearest = simplex.project(points, self.low, self.high)
         if self.is_box:
@@ -90,7 +90,7 @@ class Region:
         return nearest
 
     def nearby(self, points: np.ndarray) -> np.ndarray:
-        """A mixture of the region not far from each row of [C, K]: the nearest for bounds on shares, pulled in."""
+        """A mixture of the region not far from each row of [C, K]: the nearest for bounds on weights, pulled in."""
         near = simplex.project(points, self.low, self.high)
         return near if self.is_box else np.where(self.contains(near)[:, None], near, self.pull(near))
 
@@ -151,7 +151,7 @@ class Region:
             ).x
             found = None if moved is None else near + split @ moved
         if found is None:
-            raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
+            raise UserError("no mixture obeys the bounds on weights, groups and ratios at once")
         return found
 
     @functools.cached_property
@@ -248,7 +248,7 @@ class Region:
 
 
 def last_inside(start: np.ndarray, direction: np.ndarray, value: Callable, cap: float) -> np.ndarray:
-    """The greatest t of [0, 1], [C], with `value(start + t * direction) <= cap`, for a convex value within it at 0."""
+    """The largest t of [0, 1], [C], with `value(start + t * direction) <= cap`, for a convex value within it at 0."""
     least, most = np.zeros(len(start)), np.ones(len(start))
     everything = value(start + direction) <= cap
     for _ in range(30):  # halvings: 1e-9 of the way

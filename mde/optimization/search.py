@@ -1,4 +1,4 @@
-"""The mixture of least loss, under constraints: one entry point, and the way to search that the loss allows."""
+"""The mixture of lowest loss, under constraints: one entry point, and the way to search that the loss allows."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,7 +120,7 @@ def _exact(loss: Any, region: Area) -> Optimum:
         return Optimum(mixture, value, "exact", looked, gap)
     found = convex.Program(loss, region).solve()
     if found is None:
-        raise UserError("no mixture obeys the bounds on shares, groups and ratios at once")
+        raise UserError("no mixture obeys the bounds on weights, groups and ratios at once")
     return Optimum(found.mixture, found.loss, "exact", 1, found.gap)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mde.optimization import simplex
 
-Shares = Mapping[str, float]
+Weights = Mapping[str, float]
 UNIMAX = "unimax"
 TEMPERATURE = 0.5  # power of the token counts, between proportional (1) and uniform (0)
 TEMPERED = f"proportional^{TEMPERATURE:g}"
@@ -14,16 +14,16 @@ TEMPERED = f"proportional^{TEMPERATURE:g}"
 
 def simple_mixtures(
     domains: tuple[str, ...],
-    tokens: Shares | None,
+    tokens: Weights | None,
     budget: float | None = None,
-    max_epochs: float | Shares | None = None,
-) -> dict[str, Shares]:
+    max_epochs: float | Weights | None = None,
+) -> dict[str, Weights]:
     """The mixtures that need no training, by name: uniform, and others where what they are made of is known.
 
     `proportional` and `proportional^0.5`, to the square roots of the counts, take the tokens; `unimax` a budget and a
     largest number of epochs besides, which leave a mixture.
     """
-    found: dict[str, Shares] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
+    found: dict[str, Weights] = {"uniform": dict.fromkeys(domains, 1 / len(domains))}
     if not tokens:
         return found
     found["proportional"] = {name: count / sum(tokens.values()) for name, count in tokens.items()}
@@ -39,12 +39,12 @@ def simple_mixtures(
 
 
 def unimax(caps: np.ndarray) -> np.ndarray:
-    """Equal shares [K], each at most its cap; what a capped domain cannot take the others share equally.
+    """Equal weights [K], each at most its cap; what a capped domain cannot take the others share equally.
 
     Source: UniMax (Chung et al., arXiv 2304.09151), which goes through the domains from the smallest on and gives each
     an equal part of what is left, or its cap if that is less. The same mixture is the nearest to uniform under caps.
 
     Args:
-      caps: greatest shares [K], with a sum of at least 1.
+      caps: max weights [K], with a sum of at least 1.
     """
     return simplex.project(np.full((1, len(caps)), 1 / len(caps)), 0.0, caps)[0]

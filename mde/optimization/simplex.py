@@ -1,6 +1,6 @@
 """Points of the simplex: checking them, spreading them, its corners.
 
-A mixture is a vector of K non-negative shares that sum to one, one share a training domain.
+A mixture is a vector of K non-negative weights that sum to one, one weight a training domain.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ def check_mixtures(
     column. Published tables that were rounded to three decimals need a tolerance of about 5e-3.
 
     Args:
-      weights: shares, [R, K], or [K] for a single mixture.
+      weights: weights, [R, K], or [K] for a single mixture.
       names: the K training domains, in the order of the columns.
       rows: what to call the rows in messages (run names); their numbers otherwise.
       tolerance: how far a row's sum may be from 1.
       where: what to call the table in messages (a file).
 
     Raises:
-      UserError: wrong number of columns or row names; a share that is not finite or is negative; a sum that is off.
+      UserError: wrong number of columns or row names; a weight that is not finite or is negative; a sum that is off.
     """
     try:
         table = np.atleast_2d(np.asarray(weights, dtype=np.float64))
@@ -41,7 +41,7 @@ def check_mixtures(
         raise UserError(f"{where}: mixtures must be a table of numbers ({error})") from error
     if table.ndim != 2 or table.shape[1] != len(names):
         raise UserError(
-            f"{where}: mixtures of shape {table.shape}, expected one share for each of the {len(names)} domains "
+            f"{where}: mixtures of shape {table.shape}, expected one weight for each of the {len(names)} domains "
             f"{', '.join(names)}"
         )
     if rows is not None and len(rows) != len(table):
@@ -52,14 +52,14 @@ def check_mixtures(
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise UserError(
-            f"{where}: row {labels[row]}, domain {names[column]!r}: share {table[row, column]}, "
+            f"{where}: row {labels[row]}, domain {names[column]!r}: weight {table[row, column]}, "
             "expected a finite number, zero or more"
         )
     sums = table.sum(axis=1)
     off = np.abs(sums - 1) > tolerance
     if off.any():
         row = int(np.argmax(off))
-        raise UserError(f"{where}: row {labels[row]}: shares sum to {sums[row]:.9g}, expected 1 within {tolerance:g}")
+        raise UserError(f"{where}: row {labels[row]}: weights sum to {sums[row]:.9g}, expected 1 within {tolerance:g}")
     return table / sums[:, None]
 
 
@@ -97,7 +97,7 @@ def space_filling(n: int, k: int, seed: int, concentration: float | npt.ArrayLik
 def dirichlet(points: np.ndarray, concentration: npt.ArrayLike) -> np.ndarray:
     """Mixtures [n, k] distributed as Dirichlet(concentration) out of points [n, k] that are uniform in the unit cube.
 
-    Points go through the inverse CDF of k gamma variables, whose shares are Dirichlet.
+    Points go through the inverse CDF of k gamma variables, whose weights are Dirichlet.
 
     Args:
       points: [n, k].
@@ -117,11 +117,11 @@ def project(points: np.ndarray, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = 
 
     Args:
       points: [C, K].
-      low: least shares, one number or [K]; their sum must be at most 1.
-      high: greatest shares, whose sum must be at least 1.
+      low: min weights, one number or [K]; their sum must be at most 1.
+      high: max weights, whose sum must be at least 1.
 
-    It is `clip(point - s, low, high)` with the one s at which shares sum to one. Their sum falls from `high.sum()` to
-    `low.sum()` as s grows, and bends only where a share meets a bound, so the piece that holds s is found by sorting
+    It is `clip(point - s, low, high)` with the one s at which weights sum to one. Their sum falls from `high.sum()` to
+    `low.sum()` as s grows, and bends only where a weight meets a bound, so the piece that holds s is found by sorting
     these 2 K places (as in Duchi et al., ICML 2008, for the simplex alone).
     """
     k = points.shape[1]
@@ -129,7 +129,7 @@ def project(points: np.ndarray, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = 
     places = np.hstack([points - high, points - low])
     order = np.argsort(places, axis=1, kind="stable")
     sorted_places = np.take_along_axis(places, order, axis=1)
-    free = np.cumsum(np.where(order < k, 1, -1), axis=1)  # shares between their bounds right after each place
+    free = np.cumsum(np.where(order < k, 1, -1), axis=1)  # weights between their bounds right after each place
     fallen = np.cumsum(free[:, :-1] * np.diff(sorted_places, axis=1), axis=1)
     sums = high.sum() - np.hstack([np.zeros((len(points), 1)), fallen])
     piece = np.clip(np.sum(sums > 1, axis=1) - 1, 0, 2 * k - 2)[:, None]
@@ -142,13 +142,13 @@ def project(points: np.ndarray, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = 
 
 
 def centre(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The mixture [K] that has the same part of every share's room between its bounds [K]."""
+    """The mixture [K] that has the same part of every weight's room between its bounds [K]."""
     room = high - low
     return low + room * ((1 - low.sum()) / max(room.sum(), np.finfo(float).tiny))
 
 
 def cheapest(costs: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The mixture of least `costs @ mixture` within the bounds [K], for each row of [C, K]; exact.
+    """The mixture of lowest `costs @ mixture` within the bounds [K], for each row of [C, K]; exact.
 
     The cheapest domains are filled up, one after another.
     """

@@ -27,7 +27,7 @@ def regmix(mixtures: np.ndarray, losses: np.ndarray, objective: Objective, prior
       mixtures: of the proxy runs, [R, K].
       losses: of these, [R, J], nats per token.
       objective: the target.
-      prior: what draws are centred on, the domains' shares of the text, [K].
+      prior: what draws are centred on, the domains' weights of the text, [K].
       seed: of the draws.
     """
     few = GradientBoosting(1000, 0.01, num_leaves=31, min_child_samples=2, min_data_in_bin=1)

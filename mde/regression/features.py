@@ -9,8 +9,8 @@ A feature set is a union written with "+", such as `mde[0.03]+log`. Its parts ar
                      `mde[0.03]` and `mde[1]` (its prefix-posterior forms), `merged` (the averaged experts). Each target
                      domain is given its own column;
   all:<evaluated>    the same losses, every column given to every target;
-  own                the share of each target's own domain, for laws of a domain's own data; `own_shares` of a mixture,
-                     handed in as if they were evaluated.
+  own                the weight of each target's own domain, for laws of a domain's own data; the
+                     `own_domain_weights` of a mixture, handed in as if they were evaluated.
 
 With a few dozen rows or fewer the own column does better than J collinear ones.
 """
@@ -29,7 +29,7 @@ FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": lambda mixtures: np.log(mixtures + 0.01),
 }
 OWN = "own"
-LEAST_OWN = 1e-3  # share that less counts as: laws of the own share have no loss without any
+LEAST_OWN = 1e-3  # weight that less counts as: laws of the own weight have no loss without any
 ALL = "all:"
 MERGED = "merged"
 
@@ -40,10 +40,10 @@ def evaluated_parts(features: str) -> list[str]:
     return list(dict.fromkeys(part.removeprefix(ALL) for part in _parts(features) if part not in known))
 
 
-def own_shares(
+def own_domain_weights(
     features: str, mixtures: np.ndarray, training_domains: Sequence[str], evaluation_domains: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """The share of each evaluation domain in mixtures [R, K], at least `LEAST_OWN`: {"own": [R, J]}, if it is a part.
+    """The weight of each evaluation domain in mixtures [R, K], at least `LEAST_OWN`: {"own": [R, J]}, if it is a part.
 
     Raises:
       UserError: `own` is asked for and an evaluation domain is not trained on.
@@ -54,11 +54,11 @@ def own_shares(
     for name in evaluation_domains:
         if name not in places:
             raise UserError(
-                f"feature {OWN!r}: evaluation domain {name!r} is not trained on and has no share; "
+                f"feature {OWN!r}: evaluation domain {name!r} is not trained on and has no weight; "
                 f"training domains are {', '.join(training_domains)}"
             )
-    shares = np.asarray(mixtures, dtype=np.float64)[:, [places[name] for name in evaluation_domains]]
-    return {OWN: np.maximum(shares, LEAST_OWN)}
+    weights = np.asarray(mixtures, dtype=np.float64)[:, [places[name] for name in evaluation_domains]]
+    return {OWN: np.maximum(weights, LEAST_OWN)}
 
 
 def assemble(features: str, mixtures: np.ndarray, evaluated: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -111,7 +111,7 @@ def traceable(features: str, evaluated: Sequence[str] = ()) -> Callable[[Any], A
 
     Returns:
       A function from a row, the mixture [K] or own columns and mixture [J, E + K], to its features, [F] or [J, F].
-      Shares below 1e-9 are taken for 1e-9, where roots still have gradients.
+      Weights below 1e-9 are taken for 1e-9, where roots still have gradients.
     """
     import jax.numpy as jnp
 

@@ -75,7 +75,7 @@ class Processes:
 
 
 def fit_processes(inputs: np.ndarray, losses: np.ndarray, restarts: int = 0, seed: int = 0) -> Processes:
-    """B processes at the hyper-parameters of greatest posterior density.
+    """B processes at the hyper-parameters of highest posterior density.
 
     Args:
       inputs: [B, R, F], standardised.

@@ -157,7 +157,7 @@ class MixingLaw(RegressorMixin, BaseEstimator):
 class PowerLaw(RegressorMixin, BaseEstimator):
     """AutoScale's law of a domain's own data, `loss = (n0 + n)^-gamma + floor` (arXiv 2407.20177, equation 4).
 
-    The design is one column per target, [R, J, 1]: how much of its own domain a run read, in any unit (share, tokens).
+    The design is one column per target, [R, J, 1]: how much of its own domain a run read, in any unit (weight, tokens).
     """
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
@@ -202,10 +202,10 @@ class PowerLaw(RegressorMixin, BaseEstimator):
 
 
 class BiMix(RegressorMixin, BaseEstimator):
-    """BiMix, `loss = A * r^-alpha * (B * s^-beta + C)` of a domain's own share r and the amount of data s.
+    """BiMix, `loss = A * r^-alpha * (B * s^-beta + C)` of a domain's own weight r and the amount of data s.
 
-    Source: arXiv 2405.14908, equation 3. With one amount the bracket is a constant, and the law a power of the share:
-    the design is [R, J, 1], each target's own share. With several it is [R, J, 2], share and amount. A share of zero
+    Source: arXiv 2405.14908, equation 3. With one amount the bracket is a constant, and the law a power of the weight:
+    the design is [R, J, 1], each target's own weight. With several it is [R, J, 2], weight and amount. A weight of zero
     has no loss under this law.
     """
 
@@ -224,16 +224,16 @@ class BiMix(RegressorMixin, BaseEstimator):
         starts = np.concatenate([self._start(log_JRF[:, :, 0], losses, beta) for beta in betas])
 
         def law(parameters: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            log_share = log_JRF[which % n_targets, :, 0]
+            log_weight = log_JRF[which % n_targets, :, 0]
             with np.errstate(over="ignore", invalid="ignore"):
-                share = np.exp(parameters[:, :1] - parameters[:, 1:2] * log_share)
-                slopes = [share, -log_share * share]
+                weight = np.exp(parameters[:, :1] - parameters[:, 1:2] * log_weight)
+                slopes = [weight, -log_weight * weight]
                 if amount_JR is None:
-                    return share, np.stack(slopes, axis=2)
+                    return weight, np.stack(slopes, axis=2)
                 log_amount, beta = amount_JR[which % n_targets], np.exp(parameters[:, 3:])
-                data = np.exp(parameters[:, 2:3] - parameters[:, 1:2] * log_share - beta * log_amount)
-                slopes = [share, -log_share * (share + data), data, -log_amount * beta * data]
-            return share + data, np.stack(slopes, axis=2)
+                data = np.exp(parameters[:, 2:3] - parameters[:, 1:2] * log_weight - beta * log_amount)
+                slopes = [weight, -log_weight * (weight + data), data, -log_amount * beta * data]
+            return weight + data, np.stack(slopes, axis=2)
 
         repeated = np.tile(losses.T, (len(betas), 1))
         best = _best(*batched.least_squares(law, repeated, starts, iterations=1000), n_targets)
@@ -255,13 +255,13 @@ class BiMix(RegressorMixin, BaseEstimator):
         return level * design[:, :, 0] ** -self.alpha_
 
     @staticmethod
-    def _start(log_share_JR: np.ndarray, losses: np.ndarray, beta: float) -> np.ndarray:
+    def _start(log_weight_JR: np.ndarray, losses: np.ndarray, beta: float) -> np.ndarray:
         """A straight line through the logarithms; with amounts, half of its level is theirs."""
         log_loss_JR = np.log(losses.T)
-        centred = log_share_JR - log_share_JR.mean(axis=1, keepdims=True)
+        centred = log_weight_JR - log_weight_JR.mean(axis=1, keepdims=True)
         squares = (centred**2).sum(axis=1)
         alpha_J = -(centred * log_loss_JR).sum(axis=1) / np.where(squares > 0, squares, 1)
-        level_J = (log_loss_JR + alpha_J[:, None] * log_share_JR).mean(axis=1)
+        level_J = (log_loss_JR + alpha_J[:, None] * log_weight_JR).mean(axis=1)
         if not beta:
             return np.stack([level_J, alpha_J], axis=1)
         half = level_J - np.log(2)
@@ -271,7 +271,7 @@ class BiMix(RegressorMixin, BaseEstimator):
     def _check_positive(design: np.ndarray) -> None:
         if (design <= 0).any():
             row = int(np.argwhere(design <= 0)[0][0])
-            raise UserError(f"BiMix has no loss where a share is zero: row {row} has {design.min():.4g}")
+            raise UserError(f"BiMix has no loss where a weight is zero: row {row} has {design.min():.4g}")
 
 
 def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]) -> np.ndarray:
@@ -279,7 +279,7 @@ def _own_amount(design: np.ndarray, losses: np.ndarray, columns: tuple[int, ...]
     if design.ndim != 3 or design.shape[2] not in columns:
         wanted = " or ".join(map(str, columns))
         raise UserError(
-            f"this law takes each target's own share or amount (features 'own'), [R, J, {wanted}], not {design.shape}"
+            f"this law takes each target's own weight or amount (features 'own'), [R, J, {wanted}], not {design.shape}"
         )
     return design.transpose(1, 0, 2)
 
@@ -291,6 +291,6 @@ def _below(starts: np.ndarray, top_J: np.ndarray) -> np.ndarray:
 
 
 def _best(found: np.ndarray, value: np.ndarray, n_targets: int) -> np.ndarray:
-    """The parameters of least loss over the starts, [J, P]."""
+    """The parameters of lowest loss over the starts, [J, P]."""
     best = value.reshape(-1, n_targets).argmin(axis=0)
     return found.reshape(len(value) // n_targets, n_targets, -1)[best, np.arange(n_targets)]

@@ -37,7 +37,7 @@ COUNTS = {
 }
 FAR = 1000.0
 ACCURACIES = {"acc", "accuracy", "exact_match", "em", "f1", "win_rate", "winrate", "bleu", "rouge"}
-ROUNDED = 0.01  # how far the sum of published shares may be from 1: they are rounded
+ROUNDED = 0.01  # how far the sum of published weights may be from 1: they are rounded
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _gaps(
     for here, there, file, other in ((trained, observed, losses, mixtures), (observed, trained, mixtures, losses)):
         for run in here.index.difference(there.index, sort=False):
             gaps[run] = f"{file}: no row for run {run!r} of {other}"
-    for table, path, what in ((trained, mixtures, "share"), (observed, losses, "loss")):
+    for table, path, what in ((trained, mixtures, "weight"), (observed, losses, "loss")):
         numbers = table.to_numpy()
         for row, column in np.argwhere(~np.isfinite(numbers)):
             run, domain, value = table.index[row], table.columns[column], numbers[row, column]
@@ -203,8 +203,8 @@ def _rescaled(mixtures: Table, tolerance: float, path: epath.PathLike) -> Table:
     """Mixtures that sum to one."""
     values = mixtures.values
     names = list(values.columns)
-    shares = simplex.check_mixtures(values.to_numpy(), names, list(values.index), tolerance, str(path))
-    return replace(mixtures, values=pd.DataFrame(shares, values.index, names))
+    weights = simplex.check_mixtures(values.to_numpy(), names, list(values.index), tolerance, str(path))
+    return replace(mixtures, values=pd.DataFrame(weights, values.index, names))
 
 
 def _lines(path: epath.PathLike, where: str) -> tuple[list[str], list[list[str]]]:

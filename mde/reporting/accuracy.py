@@ -16,9 +16,9 @@ def measured(study: Study) -> Table:
     experts, proxy_runs = shown.loc[roles[roles == "expert"].index], shown.loc[roles[roles == "proxy"].index]
     rows = {
         "best expert": experts.max(),
-        "proxy runs, least": proxy_runs.min(),
+        "proxy runs, min": proxy_runs.min(),
         "mean": proxy_runs.mean(),
-        "greatest": proxy_runs.max(),
+        "max": proxy_runs.max(),
     }
     if findings.has(study, "validation/accuracies.csv"):
         validation = study.read_table("validation/accuracies.csv", "validate")[[f"acc/{name}" for name in shown]]
@@ -51,5 +51,5 @@ def predicted(study: Study) -> Table:
         },
         pd.Index([regressor for regressor, _ in best], name="regressor"),
     )
-    note = "The best feature set of each regressor; accuracies are shares, so 1 ×10⁻⁵ is an error of .3 percent points."
+    note = "The best feature set of each regressor. Accuracies are fractions: 1 ×10⁻⁵ is an error of .3 percent points."
     return Table("Mean accuracy over the tasks, predicted out of fold", frame, (note,))

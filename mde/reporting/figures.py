@@ -130,16 +130,16 @@ def evaluator_against_observed(shifts: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def mixture(shares: pd.DataFrame, baselines: Sequence[str]) -> go.Figure:
-    """The recommended shares as bars, with their intervals where they are known, and other mixtures as symbols.
+def mixture(weights: pd.DataFrame, baselines: Sequence[str]) -> go.Figure:
+    """The recommended weights as bars, with their intervals where they are known, and other mixtures as symbols.
 
     Args:
-      shares: the table of `findings.recommendation`.
+      weights: the table of `findings.recommendation`.
       baselines: columns of it to compare with.
     """
-    names = [plain(name) for name in shares.index]
-    best = shares[findings.RECOMMENDED]
-    figure = blank(130 + 46 * len(shares))
+    names = [plain(name) for name in weights.index]
+    best = weights[findings.RECOMMENDED]
+    figure = blank(130 + 46 * len(weights))
     figure.add_bar(
         x=best,
         y=names,
@@ -148,11 +148,11 @@ def mixture(shares: pd.DataFrame, baselines: Sequence[str]) -> go.Figure:
         marker={"color": BLUE, "opacity": 0.45},
         hovertemplate="%{y}: %{x:.1%}",
     )
-    if "low" in shares:
-        _add_interval(figure, shares)
+    if "low" in weights:
+        _add_interval(figure, weights)
     for i, baseline in enumerate(baselines, start=1):
         figure.add_scatter(
-            x=shares[baseline],
+            x=weights[baseline],
             y=names,
             mode="markers",
             name=plain(baseline),

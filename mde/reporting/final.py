@@ -155,8 +155,8 @@ def accuracies(part: Study) -> Table | None:
 
 def _tables(part: Study) -> list[Table]:
     names = list(part.domains.training)
-    shares = tables.shares_of(_whole(part).groupby("role", sort=False)[names].first())
-    return [table for table in (models(part), predictions(part), shares, losses(part), accuracies(part)) if table]
+    weights = tables.weights_of(_whole(part).groupby("role", sort=False)[names].first())
+    return [table for table in (models(part), predictions(part), weights, losses(part), accuracies(part)) if table]
 
 
 def _shown(part: Study) -> list[str]:
@@ -226,7 +226,7 @@ def _is_current(part: Study) -> bool:
     optimum = study.read_json("optimum.json", "optimize")
     names = [name for name in study.domains.training if name in runs]
     trained = runs.loc[runs["role"] == findings.RECOMMENDED, names].to_numpy()
-    same = np.allclose(trained, [optimum["shares"][name] for name in names], atol=1e-9)
+    same = np.allclose(trained, [optimum["weights"][name] for name in names], atol=1e-9)
     return same and all(about[key] == optimum.get(key) for key in ("objective", "reference"))
 
 

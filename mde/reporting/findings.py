@@ -59,7 +59,7 @@ def sought(optimum: Mapping[str, Any], goal: str) -> str:
     plus = f" plus {' and '.join(added)}" if added else ""
     broken = any(not baseline.get("feasible", True) for baseline in optimum["predictions"].values())
     among = ", of the mixtures that obey the constraints" if broken else ""
-    return f"The recommended mixture has the least predicted {goal}{plus}{among}."
+    return f"The recommended mixture has the lowest predicted {goal}{plus}{among}."
 
 
 def _averaged_families(study: Study, goal: objectives.Objective) -> Mapping[str, list[str]]:
@@ -80,7 +80,7 @@ def objective_unit(study: Study, objective: str | Mapping[str, float]) -> str:
 
 
 def regressors(study: Study) -> pd.DataFrame:
-    """One row per method, grouped in the order of `GROUPS`, least error first within a group.
+    """One row per method, grouped in the order of `GROUPS`, lowest error first within a group.
 
     Columns: group, regressor, features, mse and spearman of the objective by cross-validation, their standard errors
     over new swarms (mse_se, spearman_se), n (splits), failed (why a method has no scores, or empty) and chosen. Squared
@@ -184,8 +184,8 @@ def recommendation(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(tokens, names)
     for label, predicted in optimum["predictions"].items():
         table[label] = pd.Series(predicted["mixture"])
-    if optimum["share_intervals"]:
-        table = table.join(pd.DataFrame(optimum["share_intervals"], ["low", "high"]).T)
+    if optimum["weight_intervals"]:
+        table = table.join(pd.DataFrame(optimum["weight_intervals"], ["low", "high"]).T)
     return table.rename_axis("domain")
 
 

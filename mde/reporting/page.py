@@ -60,7 +60,7 @@ SECTIONS = (
     ),
     Section("The final models", final.FOLDER, "final", "", final.body),
     Section("Along the budget", "scale.json", "scale", "", sections.along_the_budget),
-    Section("Online re-weighting", reweighting.SHARES, "reweight", "", sections.online_reweighting),
+    Section("Online re-weighting", reweighting.WEIGHTS, "reweight", "", sections.online_reweighting),
     Section("Parts of the corpus", "ablation/cost.csv", "ablate", "", sections.ablations),
     Section("Training curves", "mixtures.csv", "train", "Nothing is trained yet", sections.curves),
     Section("Provenance", "study.json", "prepare", "The study holds no text yet", sections.provenance),

@@ -15,7 +15,7 @@ from mde.study import Study
 
 MAKER = "reweight"
 HOME = "reweighting"
-SHARES = f"{HOME}/shares.csv"
+WEIGHTS = f"{HOME}/weights.csv"
 METHODS = {"doremi": "DoReMi", "doge": "DoGE"}
 SIGNS = {"eta": "η", "smoothing": "c", "rounds": "rounds", "mu": "μ", "target": "target"}  # of what is set
 COLUMNS = 3  # panels beside each other
@@ -40,8 +40,8 @@ def mixtures(study: Study) -> Table:
     counts = {name: study.about["stores"][f"{name}/train"]["tokens"] for name in names}
     baselines["proportional"] = {name: count / sum(counts.values()) for name, count in counts.items()}
     if findings.has(study, "optimum.json"):
-        baselines = {findings.RECOMMENDED: study.read_json("optimum.json", "optimize")["shares"], **baselines}
-    columns |= {label: [f"{shares[name]:.1%}" for name in names] for label, shares in baselines.items()}
+        baselines = {findings.RECOMMENDED: study.read_json("optimum.json", "optimize")["weights"], **baselines}
+    columns |= {label: [f"{weights[name]:.1%}" for name in names] for label, weights in baselines.items()}
     frame = pd.DataFrame(columns, pd.Index(names, name="domain"))
     notes = tuple(_note(name, result) for name, result in found.items())
     return Table("Mixtures found by online re-weighting: share of the training tokens", frame, notes)
@@ -101,10 +101,10 @@ def _add_weights(
 
 
 def _share(result: Mapping[str, Any], domain: str) -> str:
-    """A share, and how far the seeds' are from it."""
-    share = result["shares"][domain]
-    spread = max(abs(each[domain] - share) for each in result["seeds"].values())
-    return f"{share:.1%}" + (f" ± {spread:.1%}" if len(result["seeds"]) > 1 else "")
+    """A weight, and how far the seeds' are from it."""
+    weight = result["weights"][domain]
+    spread = max(abs(each[domain] - weight) for each in result["seeds"].values())
+    return f"{weight:.1%}" + (f" ± {spread:.1%}" if len(result["seeds"]) > 1 else "")
 
 
 def _note(name: str, result: Mapping[str, Any]) -> str:

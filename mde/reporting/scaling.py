@@ -24,21 +24,21 @@ def text(study: Study) -> str:
 
 
 def mixtures(study: Study) -> Table:
-    """The best shares at each budget and at the target, one row per domain."""
+    """The best weights at each budget and at the target, one row per domain."""
     found = study.read_json("scale.json", "scale")
     names, columns = found["domains"], {}
     if "points" in found:
-        columns["base"] = _shares({name: found["points"][-1]["domains"][name]["base"] for name in names})
+        columns["base"] = _weights({name: found["points"][-1]["domains"][name]["base"] for name in names})
     for m, (budget, optimum) in enumerate(zip(found["ddo"]["budgets"], found["ddo"]["optima"], strict=True)):
         point = found["points"][m]["domains"] if "points" in found else {}
         stars = [" *" if name in point and point[name]["held"] else "" for name in names]
-        columns[tokens(budget)] = [f"{share}{star}" for share, star in zip(_shares(optimum), stars, strict=True)]
+        columns[tokens(budget)] = [f"{weight}{star}" for weight, star in zip(_weights(optimum), stars, strict=True)]
     for method, label in (("ddo", ""), ("mde", " by MDE")):
         if "target" in found.get(method, {}):
-            columns[f"{tokens(found[method]['target'])}{label}"] = _shares(found[method]["tokens"])
-    if "shares" in found["ddo"]:
-        bounds = [found["ddo"]["shares"][name] for name in names]
-        columns["all laws"] = _shares(found["ddo"]["mean"])
+            columns[f"{tokens(found[method]['target'])}{label}"] = _weights(found[method]["tokens"])
+    if "weights" in found["ddo"]:
+        bounds = [found["ddo"]["weights"][name] for name in names]
+        columns["all laws"] = _weights(found["ddo"]["mean"])
         columns[f"{found['ddo']['level']:.0%} interval"] = [f"{low:.1%} to {high:.1%}" for low, high in bounds]
     frame = pd.DataFrame(columns, pd.Index(names, name="domain"))
     return Table("Best mixture along the budget in tokens: share of the training tokens", frame, _notes(found))
@@ -104,18 +104,18 @@ def validation(study: Study) -> Table:
 
 
 def path_figure(study: Study) -> go.Figure:
-    """The best share of each domain along the budget; the last point is predicted."""
+    """The best weight of each domain along the budget; the last point is predicted."""
     found = study.read_json("scale.json", "scale")
     figure = blank(420)
     ddo = found["ddo"]
-    shares = [[each[name] / sum(each.values()) for each in ddo["optima"]] for name in found["domains"]]
+    weights = [[each[name] / sum(each.values()) for each in ddo["optima"]] for name in found["domains"]]
     budgets = list(ddo["budgets"])
     for k, name in enumerate(found["domains"]):
-        x, y, error = budgets, shares[k], None
+        x, y, error = budgets, weights[k], None
         if "target" in ddo:
             x, y = [*x, ddo["target"]], [*y, ddo["tokens"][name] / ddo["target"]]
-        if "shares" in ddo:
-            low, high = ddo["shares"][name]
+        if "weights" in ddo:
+            low, high = ddo["weights"][name]
             none = [0.0] * len(budgets)
             error = {"array": [*none, max(high - y[-1], 0)], "arrayminus": [*none, max(y[-1] - low, 0)], "width": 4}
         figure.add_scatter(
@@ -129,7 +129,7 @@ def path_figure(study: Study) -> go.Figure:
         )
     ticks = [*budgets, ddo["target"]] if "target" in ddo else budgets
     figure.update_xaxes(title_text="tokens", type="log", tickvals=ticks, ticktext=[tokens(count) for count in ticks])
-    figure.update_yaxes(title_text="best share", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="best weight", tickformat=".0%", rangemode="tozero")
     return figure
 
 
@@ -155,7 +155,7 @@ def _largest(study: Study) -> tuple[pd.DataFrame, float]:
     return table[table["budget"] == budget].drop(columns="budget"), budget
 
 
-def _shares(quantities: dict[str, float]) -> list[str]:
+def _weights(quantities: dict[str, float]) -> list[str]:
     total = sum(quantities.values())
     return [f"{quantity / total:.1%}" for quantity in quantities.values()]
 
@@ -164,12 +164,12 @@ def _notes(found: dict) -> tuple[str, ...]:
     """How sure the mixtures are, and what speaks against them."""
     ddo, notes = found["ddo"], []
     if "points" in found and any(d["held"] for point in found["points"] for d in point["domains"].values()):
-        notes.append("* at the least or the greatest quantity that is allowed.")
+        notes.append("* at the min or the max quantity that is allowed.")
     if found.get("noise") is not None:
         notes.append(f"Noise of a run: {found['noise']:.2g} (standard deviation over seeds).")
     if "not_known" in ddo:
         notes.append(f"Interval at {tokens(ddo['target'])}: not known: {ddo['not_known']}.")
-    if "shares" in ddo:
+    if "weights" in ddo:
         notes += _of_interval(ddo)
     if "points" in found and found.get("noise") is None:
         notes.append("One seed each: no interval, for the noise of a run is not known (give seeds or noise).")
@@ -185,7 +185,7 @@ def _of_interval(ddo: dict) -> list[str]:
         "Assumes that the effects of domains add up, which runs that change one domain at a time cannot test."
     ]
     weights = {name: count / ddo["target"] for name, count in ddo["tokens"].items()}
-    outside = [name for name, (low, high) in ddo["shares"].items() if not low <= weights[name] <= high]
+    outside = [name for name, (low, high) in ddo["weights"].items() if not low <= weights[name] <= high]
     if outside:
         notes.append(
             f"AutoScale's prediction is outside the interval for {', '.join(outside)}: prefer the mean over all laws."

@@ -28,15 +28,15 @@ def summary(study: Study) -> list[str]:
         verdict += "" if study.is_swarm else f" To train it, run mde validate --study={study.root.name}."
     numbers.append(("Regressor", optimum["regressor"], f"on {optimum['features']}"))
     goal = findings.objective_name(study, optimum["objective"], optimum.get("reference"))
-    shares = findings.recommendation(study)
+    weights = findings.recommendation(study)
     baselines = [name for name in optimum["predictions"] if name != findings.RECOMMENDED]
     return [
         markup.verdict(verdict),
         f"<p>{html.escape(findings.sought(optimum, goal))}</p>",
         markup.numbers(numbers),
         markup.figure(
-            figures.mixture(shares, baselines),
-            "Recommended share of each training domain",
+            figures.mixture(weights, baselines),
+            "Recommended weight of each training domain",
             f"Bars: the recommended mixture; whiskers: its {level} over refits on halves of the proxy runs. "
             "Symbols: the mixtures that it is compared with. Best observed is the best of the trained proxy runs.",
         ),
@@ -160,7 +160,7 @@ def along_the_budget(study: Study) -> list[str]:
     parts = [
         markup.figure(
             scaling.path_figure(study),
-            "Best share of each domain along the budget",
+            "Best weight of each domain along the budget",
             "Filled: the optimum of runs at that budget; open: predicted from them. Whiskers: what the noise of the "
             "runs makes of the prediction. The table below has the same numbers.",
         ),

@@ -51,7 +51,7 @@ def heat_map(table: pd.DataFrame, hover: str, colours: Any = SHADES, **more: Any
     Args:
       table: [rows, columns].
       hover: what a cell says, of %{y}, %{x} and %{z}.
-      colours: from the least to the greatest number.
+      colours: from the lowest to the highest number.
       more: further properties of Plotly's heat map.
     """
     figure = blank(height(len(table), 34))

@@ -84,7 +84,7 @@ def _search(optimum: dict[str, Any], unit: str) -> list[str]:
 
 def _support(optimum: dict[str, Any], unit: str) -> list[str]:
     """How far the recommendation is from the proxy runs, and what was left out for that."""
-    support, weights = optimum["support"], optimum["shares"]
+    support, weights = optimum["support"], optimum["weights"]
     lines = [
         f"nearest proxy run: {support['nearest_run']}, {support['distance']:.2f} away (total variation; the runs are "
         f"up to {support['spacing']:.2f} from their nearest neighbours)"
@@ -100,8 +100,8 @@ def _support(optimum: dict[str, Any], unit: str) -> list[str]:
         ]
         lines.append("the recommendation is an extrapolation" + (f": {_some(above)}" if above else ""))
     if other := support["unrestricted"]:
-        top = sorted(other["shares"], key=other["shares"].get, reverse=True)
-        largest = [f"{name} {other['shares'][name]:.1%}" for name in top if other["shares"][name] > 0.01]
+        top = sorted(other["weights"], key=other["weights"].get, reverse=True)
+        largest = [f"{name} {other['weights'][name]:.1%}" for name in top if other["weights"][name] > 0.01]
         far = [f"{other['distance']:.2f} from the nearest run"] if other["distance"] > support["max_distance"] else []
         far += [f"{name} was {support['largest_weights'][name]:.1%} at most" for name in other["above_trained"]]
         lines.append(

@@ -17,7 +17,7 @@ PAIRS = 15  # of evaluation domains, on offer
 HEXAGON = 27  # pixels
 STRONG = 0.95  # quantile of the sizes of changes from which on all are darkest
 FALLING = tuple((1 - place, colour) for place, colour in reversed(DIVERGING))  # blue below zero
-SATURATED = 0.6  # quantile from which on all is darkest: shares of zero are often far worse than anything inside
+SATURATED = 0.6  # quantile from which on all is darkest: weights of zero are often far worse than anything inside
 
 
 class Slice(NamedTuple):
@@ -28,14 +28,14 @@ class Slice(NamedTuple):
       points: [P, 3] how they divide it.
       objective: [P] predicted, in the unit of the losses.
       best: [3] how the recommended mixture divides it.
-      share: what they have together.
+      total: what they have together.
     """
 
     domains: tuple[str, str, str]
     points: np.ndarray
     objective: np.ndarray
     best: np.ndarray
-    share: float
+    total: float
 
 
 def body(study: Study) -> list[str]:
@@ -50,7 +50,7 @@ def body(study: Study) -> list[str]:
                 "Domains",
                 "Predicted objective where three domains divide what they have together",
                 "Darker is worse, the darkest that or worse. The star is the recommended mixture; all other domains "
-                "keep their recommended shares. Where the ground is flat the exact shares hardly matter.",
+                "keep their recommended weights. Where the ground is flat the exact weights hardly matter.",
             )
         )
     if len(draws.columns) < 2:
@@ -75,7 +75,7 @@ def body(study: Study) -> list[str]:
 
 
 def _gains(study: Study, known: pd.DataFrame) -> list[str]:
-    """What the recommendation is predicted to gain and pay, by domain, the greatest gain first."""
+    """What the recommendation is predicted to gain and pay, by domain, the largest gain first."""
     baselines = known.drop(index=findings.RECOMMENDED)
     if baselines.empty:
         return []
@@ -98,7 +98,7 @@ def _moves(study: Study, known: pd.DataFrame) -> list[str]:
         move_map(found),
         "What one more percent point of each training domain changes in the predicted loss of each evaluation domain",
         f"Thousandths of their unit ({unit}), at the recommended mixture; the point is taken from all other domains in "
-        "proportion to their shares. Columns: training domains; rows: the objective and the evaluation domains. Blue: "
+        "proportion to their weights. Columns: training domains; rows: the objective and the evaluation domains. Blue: "
         "the loss falls; orange: it rises; the darkest are that or more. Steps may leave the constraints. Regressors "
         "of trees move in jumps, so that a step of one point can show nothing.",
     )
@@ -122,17 +122,17 @@ def moves(study: Study, known: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def slices(study: Study) -> list[Slice]:
-    """The slices, those of the domains with the largest shares first."""
+    """The slices, those of the domains with the largest weights first."""
     arrays, optimum = study.read_arrays(DATA, "optimize"), study.read_json("optimum.json", "optimize")
     names = study.domains.training
     goal = objectives.recorded(optimum, study.domains.evaluation, names)
-    shares = np.array([optimum["shares"][name] for name in names])
+    weights = np.array([optimum["weights"][name] for name in names])
     found = []
     for triple, losses in zip(arrays["triples"], arrays["losses"], strict=True):
-        share = shares[triple].sum()
+        total = weights[triple].sum()
         domains = (names[triple[0]], names[triple[1]], names[triple[2]])
-        if share > 0:
-            found.append(Slice(domains, arrays["points"], goal(losses), shares[triple] / share, float(share)))
+        if total > 0:
+            found.append(Slice(domains, arrays["points"], goal(losses), weights[triple] / total, float(total)))
     return found
 
 
@@ -165,7 +165,7 @@ def ternary(found: Slice, unit: str = NATS) -> go.Figure:
     """A slice as a triangle of hexagons."""
     figure = blank(480)
     names = [plain(name) for name in found.domains]
-    a, b, c = (found.points * found.share).T
+    a, b, c = (found.points * found.total).T
     figure.add_scatterternary(
         a=a,
         b=b,
@@ -196,7 +196,7 @@ def ternary(found: Slice, unit: str = NATS) -> go.Figure:
         f"<br>%{{customdata:.4f}} {plain(unit)}<extra></extra>",
     )
     star = {"symbol": "star", "size": 16, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}}
-    at = [[share] for share in found.best * found.share]
+    at = [[weight] for weight in found.best * found.total]
     figure.add_scatterternary(
         a=at[0], b=at[1], c=at[2], mode="markers", name=findings.RECOMMENDED, marker=star, cliponaxis=False
     )
@@ -204,7 +204,7 @@ def ternary(found: Slice, unit: str = NATS) -> go.Figure:
         f"{axis}axis": {"title": {"text": name}, "tickformat": ".0%", "nticks": 5}
         for axis, name in zip("abc", names, strict=True)
     }
-    figure.update_layout(ternary={"sum": found.share, **axes}, margin={"l": 40, "r": 40, "t": 40, "b": 20})
+    figure.update_layout(ternary={"sum": found.total, **axes}, margin={"l": 40, "r": 40, "t": 40, "b": 20})
     return figure
 
 

@@ -84,41 +84,41 @@ def fit_by_domain(study: Study) -> Table:
 
 def recommendation(study: Study) -> Table:
     """The recommended mixture beside the proportional one, or the best observed where sizes are not known."""
-    shares = findings.recommendation(study)
+    weights = findings.recommendation(study)
     optimum = study.read_json("optimum.json", "optimize")
     level, epochs = optimum["interval_level"], optimum["epochs"]
-    beside = "proportional" if "proportional" in shares else "best observed"
-    tokens = {"tokens": shares["tokens"].map("{:,}".format)} if "tokens" in shares else {}
+    beside = "proportional" if "proportional" in weights else "best observed"
+    tokens = {"tokens": weights["tokens"].map("{:,}".format)} if "tokens" in weights else {}
     intervals, largest = {}, {}
-    if "low" in shares:
-        bounds = zip(shares["low"], shares["high"], strict=True)
+    if "low" in weights:
+        bounds = zip(weights["low"], weights["high"], strict=True)
         intervals[f"{level:.0%} interval"] = [f"{_percent(low)} to {_percent(high)}" for low, high in bounds]
     if "support" in optimum:
         trained = pd.Series(optimum["support"]["largest_weights"])
-        largest["max of the proxy runs"] = trained.reindex(shares.index).map(_percent)
+        largest["max of the proxy runs"] = trained.reindex(weights.index).map(_percent)
     frame = pd.DataFrame(
         {
             **tokens,
-            beside: shares[beside].map(_percent),
-            "recommended": shares[findings.RECOMMENDED].map(_percent),
+            beside: weights[beside].map(_percent),
+            "recommended": weights[findings.RECOMMENDED].map(_percent),
             **intervals,
             **largest,
-            **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in shares.index]} if epochs else {}),
+            **({"epochs at the budget": [f"{epochs[name]:.3g}" for name in weights.index]} if epochs else {}),
         }
     )
     notes = [predicted(study), *(f"{line[0].upper()}{line[1:]}." for line in support.cautions(study))]
     notes += [f"Binds: {constraint}." for constraint in optimum["binding"]]
     if study.errors:
         notes.append(f"Error is 1 − value, where more is better: {', '.join(study.errors)}.")
-    return Table("Recommended mixture: share of the training tokens", frame, (*notes, *_edges(shares)))
+    return Table("Recommended mixture: share of the training tokens", frame, (*notes, *_edges(weights)))
 
 
-def _edges(shares: pd.DataFrame) -> list[str]:
-    """Why recommended shares lie at an edge of their intervals or beyond, if some do; 0.1% is what a table shows."""
-    if "low" not in shares:
+def _edges(weights: pd.DataFrame) -> list[str]:
+    """Why recommended weights lie at an edge of their intervals or beyond, if some do; 0.1% is what a table shows."""
+    if "low" not in weights:
         return []
-    share, low, high = (shares[column].round(3) for column in (findings.RECOMMENDED, "low", "high"))
-    at = shares.index[(low < high) & (share > 0) & ((share <= low) | (share >= high))]
+    weight, low, high = (weights[column].round(3) for column in (findings.RECOMMENDED, "low", "high"))
+    at = weights.index[(low < high) & (weight > 0) & ((weight <= low) | (weight >= high))]
     if at.empty:
         return []
     return [
@@ -151,7 +151,7 @@ def predicted_losses(losses: pd.DataFrame) -> Table:
     return Table(f"Predicted losses of {there}", _lying(frame, "domain"))
 
 
-def shares_of(mixtures: pd.DataFrame) -> Table:
+def weights_of(mixtures: pd.DataFrame) -> Table:
     """What the compared mixtures are, [M, K]; domains in columns if M is large."""
     frame = mixtures.T.map(_percent).rename_axis("domain")
     return Table("The mixtures: share of the training tokens", _lying(frame, "mixture"))
@@ -238,8 +238,8 @@ def predicted(study: Study) -> str:
     return f"{', '.join(parts)}."
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+def _percent(weight: float) -> str:
+    return f"{100 * weight:.1f}%"
 
 
 def _choice(methods: pd.DataFrame) -> str:
@@ -251,7 +251,7 @@ def _choice(methods: pd.DataFrame) -> str:
     merged = "; not with merged features, which would cost a model run for every candidate of the search"
     blend = (methods.loc[methods["chosen"], "regressor"] == "auto").any()
     rule = (
-        "no other is clearly better than auto" if blend else "the fewest features within a standard error of the least"
+        "no other is clearly better than auto" if blend else "the fewest features within a standard error of the lowest"
     )
     return f"chosen: {rule}{merged if passed_over.any() else ''}"
 

@@ -73,7 +73,7 @@ def cross_validate(
     """Compares regressors of accuracy by cross-validation, as `mde fit` does those of losses, and keeps the best.
 
     The objective is the mean over the tasks. Writes `fit/accuracy.csv`, one row per metric, regressor and feature set,
-    and for each metric the method of least error, fitted on all proxy runs: the mean if none is better.
+    and for each metric the method of lowest error, fitted on all proxy runs: the mean if none is better.
 
     Returns:
       The table.

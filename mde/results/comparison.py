@@ -63,11 +63,11 @@ def runs(mixtures: pd.DataFrame, seeds: Sequence[int], prefix: str, steps: int) 
     A run is named by its mixture, what it is called and what it is, so another mixture of the same name is another run.
     """
     rows, index = [], []
-    for label, shares in mixtures.iterrows():
-        called, what = re.sub(r"[^\w.-]+", "-", str(label)).strip("-"), digest(shares.to_dict())[:6]
+    for label, weights in mixtures.iterrows():
+        called, what = re.sub(r"[^\w.-]+", "-", str(label)).strip("-"), digest(weights.to_dict())[:6]
         for seed in seeds:
             index.append(f"{prefix}-{called}-{what}-{seed}")
-            rows.append({"role": label, "seed": seed, "steps": steps, **shares})
+            rows.append({"role": label, "seed": seed, "steps": steps, **weights})
     return pd.DataFrame(rows, pd.Index(index, name="run"))[["role", "seed", "steps", *mixtures]]
 
 

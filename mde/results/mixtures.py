@@ -1,4 +1,4 @@
-"""Mixtures by their names: uniform, proportional, recommended, those of other methods, or shares by domain."""
+"""Mixtures by their names: uniform, proportional, recommended, those of other methods, or weights by domain."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -13,7 +13,7 @@ from mde.optimization.simple_mixtures import UNIMAX, simple_mixtures
 from mde.regression import baselines
 from mde.study import Study
 
-Shares = Mapping[str, float]
+Weights = Mapping[str, float]
 RECOMMENDED, BEST_OBSERVED, GIVEN = "recommended", "best observed", "given"
 OWN_DOMAINS = "own domains"  # the baseline "more of the target's own domain"
 REWEIGHTED = ("doremi", "doge")  # that `mde reweight` finds
@@ -36,20 +36,20 @@ def counted_tokens(study: Study) -> dict[str, float] | None:
     return given or tokens_of(study)
 
 
-def mixture(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares] | None = None) -> np.ndarray:
-    """The mixture [K] that a name or shares by domain stand for; a domain that is left out has no share.
+def mixture(study: Study, value: Weights | str, where: str, more: Mapping[str, Weights] | None = None) -> np.ndarray:
+    """The mixture [K] that a name or weights by domain stand for; a domain that is left out has no weight.
 
     Args:
       study: the study.
-      value: uniform, proportional, a name in `SOURCES` or in `more`, one of another study (DIRECTORY:NAME), or shares.
+      value: uniform, proportional, a name in `SOURCES` or in `more`, one of another study (DIRECTORY:NAME), or weights.
       where: what the mixture is for, for messages.
       more: other mixtures that have a name.
 
     Raises:
-      UserError: an unknown name or domain, shares that are no mixture, a name whose method has not been run.
+      UserError: an unknown name or domain, weights that are no mixture, a name whose method has not been run.
     """
     names = study.domains.training
-    return simplex.check_mixtures(_shares(study, value, where, more or {}), names, where=where)[0]
+    return simplex.check_mixtures(_weights(study, value, where, more or {}), names, where=where)[0]
 
 
 def mixtures(study: Study, given: Sequence[str | Mapping[str, Any]], where: str) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def mixtures(study: Study, given: Sequence[str | Mapping[str, Any]], where: str)
 
     Args:
       study: the study.
-      given: names, as `mixture` takes them; {NAME: shares by domain}; or shares by domain alone, which are `given`.
+      given: names, as `mixture` takes them; {NAME: weights by domain}; or weights by domain alone, which are `given`.
       where: what they are for, for messages.
 
     Raises:
@@ -68,15 +68,15 @@ def mixtures(study: Study, given: Sequence[str | Mapping[str, Any]], where: str)
         if isinstance(one, str):
             named: Mapping[str, Any] = {one.removeprefix(f"{THIS}:"): one}
         else:
-            named = {GIVEN: one} if all(isinstance(share, Real) for share in one.values()) else one
+            named = {GIVEN: one} if all(isinstance(weight, Real) for weight in one.values()) else one
         for name, value in named.items():
             if name in rows:
                 raise UserError(f"mixture {name!r} is given twice in {where}")
             if not isinstance(value, str | Mapping):
-                raise UserError(f"mixture {name!r} in {where}: {value!r}, expected a name or shares by domain")
+                raise UserError(f"mixture {name!r} in {where}: {value!r}, expected a name or weights by domain")
             rows[name] = _exact(study, value, where if isinstance(value, str) else f"{where}, mixture {name!r}")
     if not rows:
-        raise UserError(f"no mixture in {where}: expected names such as {RECOMMENDED}, or shares by domain")
+        raise UserError(f"no mixture in {where}: expected names such as {RECOMMENDED}, or weights by domain")
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(study.domains.training)).rename_axis("mixture")
 
 
@@ -86,24 +86,24 @@ def objective_of(study: Study) -> objectives.Objective:
     return objectives.recorded(optimum, study.domains.evaluation, study.domains.training)
 
 
-def _exact(study: Study, value: Shares | str, where: str) -> np.ndarray:
+def _exact(study: Study, value: Weights | str, where: str) -> np.ndarray:
     """A mixture [K] that keeps its bits if it sums to one but for rounding: runs are named and resumed by them."""
-    shares = _shares(study, value, where, {})
-    checked = simplex.check_mixtures(shares, study.domains.training, where=where)[0]
-    return np.array(shares) if abs(sum(shares) - 1) < 1e-12 else checked
+    weights = _weights(study, value, where, {})
+    checked = simplex.check_mixtures(weights, study.domains.training, where=where)[0]
+    return np.array(weights) if abs(sum(weights) - 1) < 1e-12 else checked
 
 
-def _shares(study: Study, value: Shares | str, where: str, more: Mapping[str, Shares]) -> list[float]:
-    """The shares of the training domains, in their order, as they were given."""
+def _weights(study: Study, value: Weights | str, where: str, more: Mapping[str, Weights]) -> list[float]:
+    """The weights of the training domains, in their order, as they were given."""
     names = study.domains.training
-    shares = _named(study, value, where, more) if isinstance(value, str) else value
-    for name in shares:
+    weights = _named(study, value, where, more) if isinstance(value, str) else value
+    for name in weights:
         if name not in names:
             raise unknown(f"domain in {where}", name, names)
-    return [shares.get(name, 0.0) for name in names]
+    return [weights.get(name, 0.0) for name in names]
 
 
-def _named(study: Study, name: str, where: str, more: Mapping[str, Shares]) -> Shares:
+def _named(study: Study, name: str, where: str, more: Mapping[str, Weights]) -> Weights:
     known = {**simple_mixtures(study.domains.training, counted_tokens(study)), **more}
     if name in known:
         return known[name]
@@ -127,7 +127,7 @@ def _observed(study: Study) -> tuple[np.ndarray, np.ndarray]:
     return found.to_numpy(), study.losses(runs=found.index).to_numpy()
 
 
-def _unimax(study: Study) -> Shares:
+def _unimax(study: Study) -> Weights:
     """By the tokens, budget and epochs that `mde optimize` was given, as its table of references has it."""
     optimum = study.read_json("optimum.json", "optimize")
     lacking = [f"--{name}" for name in ("tokens", "budget", "max_epochs") if optimum.get(name) is None]
@@ -143,21 +143,21 @@ def _unimax(study: Study) -> Shares:
     return found[UNIMAX]
 
 
-def _regmix(study: Study) -> Shares:
+def _regmix(study: Study) -> Weights:
     known = simple_mixtures(study.domains.training, counted_tokens(study))
     prior = known.get("proportional", known["uniform"])
-    shares = np.array([prior[name] for name in study.domains.training])
-    return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), shares, _SEED))
+    weights = np.array([prior[name] for name in study.domains.training])
+    return _by_domain(study, baselines.regmix(*_observed(study), objective_of(study), weights, _SEED))
 
 
-def _mixing_law(study: Study) -> Shares:
+def _mixing_law(study: Study) -> Weights:
     return _by_domain(study, baselines.mixing_law(*_observed(study), objective_of(study)))
 
 
-def _of_experts(tau: float) -> Callable[[Study], Shares]:
+def _of_experts(tau: float) -> Callable[[Study], Weights]:
     """The best mixture of the study's experts themselves, with exponent τ of the prefix posterior."""
 
-    def found(study: Study) -> Shares:
+    def found(study: Study) -> Weights:
         from mde.evaluation import optimum
         from mde.results.scored_text import evaluation_data, log_probs_of
 
@@ -177,11 +177,11 @@ def _of_experts(tau: float) -> Callable[[Study], Shares]:
     return found
 
 
-def _by_domain(study: Study, shares: np.ndarray) -> Shares:
-    return dict(zip(study.domains.training, shares.tolist(), strict=True))
+def _by_domain(study: Study, weights: np.ndarray) -> Weights:
+    return dict(zip(study.domains.training, weights.tolist(), strict=True))
 
 
-def _predicted(study: Study, name: str) -> Shares:
+def _predicted(study: Study, name: str) -> Weights:
     """A mixture that `mde optimize` compared its recommendation with."""
     predictions = study.read_json("optimum.json", "optimize")["predictions"]
     if name not in predictions:
@@ -191,20 +191,20 @@ def _predicted(study: Study, name: str) -> Shares:
     return predictions[name]["mixture"]
 
 
-def _scaled(study: Study) -> Shares:
+def _scaled(study: Study) -> Weights:
     found = study.read_json("scale.json", "scale")["ddo"]
     if "tokens" not in found:
         raise UserError(f"{study.root / 'scale.json'}: a mixture at one budget only; give `mde scale` two, or a target")
     return {name: count / sum(found["tokens"].values()) for name, count in found["tokens"].items()}
 
 
-def _reweighted(method: str) -> Callable[[Study], Shares]:
-    return lambda study: study.read_json(f"reweighting/{method}.json", f"reweight --method={method}")["shares"]
+def _reweighted(method: str) -> Callable[[Study], Weights]:
+    return lambda study: study.read_json(f"reweighting/{method}.json", f"reweight --method={method}")["weights"]
 
 
 # Where the mixtures come from that some command has found.
-SOURCES: Mapping[str, Callable[[Study], Shares]] = {
-    RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["shares"],
+SOURCES: Mapping[str, Callable[[Study], Weights]] = {
+    RECOMMENDED: lambda study: study.read_json("optimum.json", "optimize")["weights"],
     BEST_OBSERVED: lambda study: _predicted(study, BEST_OBSERVED),
     OWN_DOMAINS: lambda study: _predicted(study, OWN_DOMAINS),
     UNIMAX: _unimax,

@@ -36,12 +36,12 @@ def evaluated(study: Study, features: str) -> Callable[[np.ndarray], dict[str, n
     """The evaluators of a feature set; functions of λ alone need neither models nor JAX.
 
     Returns:
-      mixtures [C, K] -> losses [C, J] in nats per token, by evaluated feature, and own shares where they are a part.
+      mixtures [C, K] -> losses [C, J] in nats per token, by evaluated feature, and own weights where they are a part.
     """
     domains = study.domains
 
     def own(mixtures: np.ndarray) -> dict[str, np.ndarray]:
-        return feature_sets.own_shares(features, mixtures, domains.training, domains.evaluation)
+        return feature_sets.own_domain_weights(features, mixtures, domains.training, domains.evaluation)
 
     if not (names := feature_sets.evaluated_parts(features)):
         return own

@@ -41,7 +41,7 @@ class ProxyRuns:
     def design(self, features: str) -> np.ndarray:
         """The design of a feature set for the proxy runs."""
         mixtures = self.mixtures.to_numpy()
-        own = feature_sets.own_shares(features, mixtures, list(map(str, self.mixtures)), self.domains)
+        own = feature_sets.own_domain_weights(features, mixtures, list(map(str, self.mixtures)), self.domains)
         return feature_sets.assemble(features, mixtures, {**self.evaluated, **own})
 
 

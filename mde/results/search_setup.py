@@ -15,13 +15,13 @@ from mde.optimization.simple_mixtures import simple_mixtures
 from mde.regression import features as feature_sets
 from mde.regression import formulas, uncertainty
 from mde.regression.designs import knows_deviation
-from mde.results.mixtures import BEST_OBSERVED, OWN_DOMAINS, Shares
+from mde.results.mixtures import BEST_OBSERVED, OWN_DOMAINS, Weights
 from mde.results.predictor import Predictor
 from mde.results.proxy_runs import ProxyRuns
 from mde.study import Study
 
 
-def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Bounds, own: Shares) -> pd.DataFrame:
+def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Bounds, own: Weights) -> pd.DataFrame:
     """What a recommendation is compared with: the mixtures that need no training, most of the own domains, and the best
     proxy run.
 
@@ -39,7 +39,7 @@ def reference_mixtures(mixtures: pd.DataFrame, observed: np.ndarray, bounds: Bou
     return pd.concat([rows, best])
 
 
-def own_domains(mixtures: pd.DataFrame, own: Shares) -> np.ndarray | None:
+def own_domains(mixtures: pd.DataFrame, own: Weights) -> np.ndarray | None:
     """The baseline "more of the target's own domain", [K]: uniform over several own domains that count equally and are
     all that counts, and otherwise the mixture of the proxy run with most weight on them. None without any.
     """
@@ -94,7 +94,7 @@ def known_mixtures(study: Study, bounds: Bounds) -> np.ndarray:
     return np.vstack([named[list(bounds.domains)], observed])
 
 
-def objective_or_chosen(study: Study, objective: str | Shares | None) -> str | Shares:
+def objective_or_chosen(study: Study, objective: str | Weights | None) -> str | Weights:
     """The objective that is asked for, by default that of `mde fit`, and the average where that has not been run.
 
     What it says of families is of those that `mde fit` was given.

@@ -25,8 +25,8 @@ SEED_RUN = "seed"
 RESERVED = (SEED_RUN, "expert-", "validation-", "iterate-", "scale-")  # how the runs that mde makes are called
 
 
-def _seed_shares(names: Sequence[str], known: Mapping[str, Any] | None) -> tuple[float, ...]:
-    """The seed model's mixture: equal shares of the domains there were when it was trained, none of later ones."""
+def _seed_weights(names: Sequence[str], known: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """The seed model's mixture: equal weights of the domains there were when it was trained, none of later ones."""
     there = (known or {}).get("mixture", {})
     read = [name for name in names if there.get(name)] or names
     return tuple(1 / len(read) if name in read else 0.0 for name in names)
@@ -80,8 +80,8 @@ def train_runs(
         return
     first = study.whole.root / "runs"
     known = recorded(first / SEED_RUN)
-    shares = _seed_shares(names, known)
-    uniform = pool.Run(SEED_RUN, shares, about["seed"])
+    weights = _seed_weights(names, known)
+    uniform = pool.Run(SEED_RUN, weights, about["seed"])
     fresh = pool.Recipe(model, TrainSettings.from_dict(about["seed_settings"]), stores, None, {}, validation)
     origin = {"seed_model": digest(known or fresh.record(uniform))}
     recipe = pool.Recipe(model, settings, stores, lambda: load_run(study.whole, SEED_RUN, model), origin, validation)

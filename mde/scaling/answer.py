@@ -103,7 +103,7 @@ class Terms:
         return {
             "level": LEVEL,
             "mean": dict(zip(names, weights_nxK.mean(axis=0), strict=True)),
-            "shares": dict(zip(names, ends, strict=True)),
+            "weights": dict(zip(names, ends, strict=True)),
         }
 
 

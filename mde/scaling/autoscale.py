@@ -82,11 +82,11 @@ class BudgetPath:
         Args:
           budget: tokens.
           available: tokens that each domain has, [K].
-          small: a share below this is called vanishing.
+          small: a weight below this is called vanishing.
           max_epochs: how often a domain may be read.
         """
         tokens = self.at(budget)
-        shares, before = tokens / budget, np.exp(self.start + self.direction)
+        weights, before = tokens / budget, np.exp(self.start + self.direction)
         found = []
         span = self.budgets[-1] / self.budgets[0]
         if budget / self.budgets[-1] > span**2:
@@ -97,8 +97,9 @@ class BudgetPath:
         for k, name in enumerate(self.names):
             if self.direction[k] <= 0:
                 found.append(f"domain {name!r}: its best quantity does not grow with the budget")
-            if shares[k] < small <= before[k] / before.sum():
-                found.append(f"domain {name!r}: its share vanishes ({before[k] / before.sum():.2%} to {shares[k]:.2%})")
+            if weights[k] < small <= before[k] / before.sum():
+                fall = f"{before[k] / before.sum():.2%} to {weights[k]:.2%}"
+                found.append(f"domain {name!r}: its weight vanishes ({fall})")
             stock = np.inf if available is None else np.broadcast_to(np.asarray(available, np.float64), tokens.shape)[k]
             if tokens[k] > stock * max_epochs:
                 found.append(f"domain {name!r}: {tokens[k]:.3g} tokens are {tokens[k] / stock:.2f} times what there is")

@@ -61,7 +61,7 @@ class PowerLaws:
     def optimum(
         self, total: float, lower: npt.ArrayLike = 0.0, upper: npt.ArrayLike = np.inf
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The quantities of least loss that sum to a total, and which of them a bound holds.
+        """The quantities of lowest loss that sum to a total, and which of them a bound holds.
 
         The sum of the laws is convex, so the solution is where all marginal gains `γ (N0 + x)^-(γ+1)` a token equal one
         price, or a bound holds. Given the price every quantity has a closed form; the price is found by bisection.

@@ -20,7 +20,7 @@ def plan(names: Sequence[str], steps: Sequence[int], mixtures: int, seed: int, p
     """The runs: at each budget one expert per domain, and mixtures spread over the simplex (the same for all)."""
     drawn = simplex.space_filling(mixtures, len(names), seed)
     rows = [(n, "expert", names[k], n, n * corner) for n in steps for k, corner in enumerate(np.eye(len(names)))]
-    rows += [(n, "mixture", "", n, n * shares) for n in steps for shares in drawn]
+    rows += [(n, "mixture", "", n, n * weights) for n in steps for weights in drawn]
     return scale_runs.table(names, rows, [seed] * len(rows), per_step)
 
 
@@ -33,14 +33,14 @@ def optima(
     upper: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """The mixture of least predicted objective at each budget, as tokens [M, K].
+    """The mixture of lowest predicted objective at each budget, as tokens [M, K].
 
     Args:
       study: a study in which the runs were scored.
       runs: those of `plan`, and base runs, which are mixtures too.
       losses: of these, [runs, J].
       goal: weight of each evaluation domain, [J].
-      lower: least shares, by domain.
+      lower: min weights, by domain.
       upper: tokens that each domain may take at most, epochs included, [K].
       seed: of the search.
     """

@@ -23,7 +23,7 @@ class Point:
       effects: what was measured.
       laws: fitted to it.
       optimum: the best quantities of the same total, tokens, [K].
-      held: -1 where the least quantity holds them, 1 where the greatest does, 0 elsewhere, [K].
+      held: -1 where the min quantity holds them, 1 where the max does, 0 elsewhere, [K].
     """
 
     effects: Effects
@@ -46,7 +46,7 @@ def solve(
       effects: of its runs.
       goal: weight of each evaluation domain, [J].
       fit: `domain` or `joint`.
-      floor: least quantity of a domain, in base quantities; by default as little as was measured.
+      floor: min quantity of a domain, in base quantities; by default as little as was measured.
       upper: tokens of each domain at most, [K] or one number.
       nearest: whether a domain that no law fits gets the nearest one.
 
@@ -79,8 +79,8 @@ def _cautions_of(point: Point) -> Iterator[str]:
     beyond = (factors > effects.factors[:, 1]) & (point.held == 0)
     for which, numbers, what in (
         (missed, laws.misfit * laws.level, "no power law falls as evenly as the losses, the nearest misses them by"),
-        (point.held < 0, factors, "the best quantity is the least that is allowed, in base quantities"),
-        (point.held > 0, factors, "the best quantity is the greatest that is allowed, in base quantities"),
+        (point.held < 0, factors, "the best quantity is the min that is allowed, in base quantities"),
+        (point.held > 0, factors, "the best quantity is the max that is allowed, in base quantities"),
         (beyond, factors, "the best quantity is beyond what was measured, in base quantities"),
     ):
         domains = [f"{effects.names[k]} {numbers[k]:.2g}" for k in np.flatnonzero(which)]

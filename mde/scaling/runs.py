@@ -79,9 +79,9 @@ class Training:
 
         names = list(self._study.domains.training)
         once = runs[~runs.index.duplicated()]
-        shares = once[names].div(once[names].sum(axis=1), axis=0)
+        weights = once[names].div(once[names].sum(axis=1), axis=0)
         running = Running(checkpoint_every=self._every)
-        train_runs(self._study, self._about, once[["role", "seed", "steps"]].join(shares), running)
+        train_runs(self._study, self._about, once[["role", "seed", "steps"]].join(weights), running)
         losses = score_runs(self._study, self._scoring, list(once.index))
         return losses.loc[runs.index, list(self._study.domains.evaluation)]
 
@@ -95,20 +95,20 @@ def plan(
 
     Args:
       names: the K domains.
-      base: shares of the base run, [K].
+      base: weights of the base run, [K].
       steps: of the base run at each budget.
       factor: above 1.
       seeds: of every run.
       per_step: tokens of an optimizer step.
 
     Raises:
-      UserError: a share that is zero, or so small a budget that whole steps miss the factor.
+      UserError: a weight that is zero, or so small a budget that whole steps miss the factor.
     """
     if not factor > 1:
         raise UserError(f"factor={factor!r}, expected a number above 1")
     if not (base > 0).all():
         raise UserError(
-            f"base mixture: domain {names[int(np.argmin(base))]!r} has no share, so it cannot be multiplied"
+            f"base mixture: domain {names[int(np.argmin(base))]!r} has no weight, so it cannot be multiplied"
         )
     rows = []
     for n in steps:
@@ -181,7 +181,7 @@ def read_runs(quantities: str, losses: str) -> tuple[pd.DataFrame, pd.DataFrame]
     return runs, observed.loc[runs.index]
 
 
-def shares_of(names: Sequence[str], quantities: Mapping[str, float]) -> np.ndarray:
-    """Shares [K] of quantities by domain."""
+def weights_of(names: Sequence[str], quantities: Mapping[str, float]) -> np.ndarray:
+    """Weights [K] of quantities by domain."""
     tokens = np.array([quantities[name] for name in names])
     return tokens / tokens.sum()

@@ -23,7 +23,7 @@ def candidates(names: Sequence[str], carried: Mapping[str, Any]) -> dict[str, np
       carried: the optima and where they lead, as `scale.json` has them.
     """
     found = {PREDICTED: carried["tokens"], LARGEST: carried["optima"][-1], SMALLEST: carried["optima"][0]}
-    return {label: scale_runs.shares_of(names, quantities) for label, quantities in found.items()}
+    return {label: scale_runs.weights_of(names, quantities) for label, quantities in found.items()}
 
 
 def affordable(
@@ -46,10 +46,10 @@ def affordable(
       UserError: it is the predicted one.
     """
     kept, left_out = {}, {}
-    for label, shares in mixtures.items():
+    for label, weights in mixtures.items():
         try:
-            scale_runs.check_epochs(planned({label: shares}), available, max_epochs)
-            kept[label] = shares
+            scale_runs.check_epochs(planned({label: weights}), available, max_epochs)
+            kept[label] = weights
         except UserError as reason:
             if label == PREDICTED:
                 raise
@@ -62,9 +62,9 @@ def plan(
 ) -> pd.DataFrame:
     """The runs: each mixture at the target with every seed, and with the first seed at half of the target."""
     rows, order = [], []
-    for label, shares in mixtures.items():
+    for label, weights in mixtures.items():
         for length, seed in [(steps, seed) for seed in seeds] + [(round(steps / 2), seeds[0])]:
-            rows.append((length, label, "", length, shares * length))
+            rows.append((length, label, "", length, weights * length))
             order.append(seed)
     return scale_runs.table(names, rows, order, per_step)
 

@@ -79,7 +79,7 @@ class Recipe:
 
         Of the stores it names those that the run reads: one that joins them later changes no run.
         """
-        mixture = {name: share for name, share in zip(self.stores, run.weights, strict=True) if share}
+        mixture = {name: weight for name, weight in zip(self.stores, run.weights, strict=True) if weight}
         return {
             "model": on_record(self.model),
             "training": on_record(self.settings_of(run)),
@@ -132,14 +132,14 @@ def is_done(directory: epath.Path, record: Mapping[str, Any], digests: Mapping[s
 
 
 def as_written_now(record: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """A record of an earlier version, which had one digest of all stores and shares of 0, as one of this version.
+    """A record of an earlier version, which had one digest of all stores and weights of 0, as one of this version.
 
     It stays as it is if it is one of this version, or if a store has changed since.
     """
     names = set(record.get("mixture", ()))
     if not names <= set(digests) or record.get("data") != digest({name: digests[name] for name in names}):
         return dict(record)
-    mixture = {name: share for name, share in record["mixture"].items() if share}
+    mixture = {name: weight for name, weight in record["mixture"].items() if weight}
     return {**record, "mixture": mixture, "data": {name: digests[name] for name in mixture}}
 
 

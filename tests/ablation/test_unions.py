@@ -40,13 +40,13 @@ def test_the_union_of_domains_has_their_units_once_or_in_equal_shares():
     assert unions.of_domains(["a", "b"], UNITS) == {"a-0": 1, "a-1": 1, "a-2": 1, "b-0": 1}
     even = unions.of_domains(["a", "b", "c"], UNITS, upsampled=True)
     assert even == {"a-0": 1, "a-1": 1, "a-2": 1, "b-0": 3, "c-0": 1.5, "c-1": 1.5}
-    assert unions.shares(even, UNITS) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
+    assert unions.weights(even, UNITS) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
 
 
 def test_partitions_are_what_a_union_has_of_each_domain():
     union = {"a-0": 2.0, "a-1": 4.0, "c-1": 3.0}
     assert unions.partitions(union, UNITS) == {"a": {"a-0": 1, "a-1": 2}, "c": {"c-1": 1}}
-    assert unions.shares(union, UNITS) == pytest.approx({"a": 2 / 3, "c": 1 / 3})
+    assert unions.weights(union, UNITS) == pytest.approx({"a": 2 / 3, "c": 1 / 3})
 
 
 def test_a_file_names_units_or_domains(tmp_path):

@@ -62,9 +62,9 @@ def optimize(study, *arguments: str) -> dict:
 @pytest.mark.parametrize("method", ["auto", "refinement"])
 def test_frozen_domains_keep_their_ratio_in_the_mixture_and_its_refits(fitted, method):
     found = optimize(fitted, "--constraints.ratios={'old': {'web': 3, 'code': 2}}", f"--method={method}")
-    web, code, books = found["shares"].values()
+    web, code, books = found["weights"].values()
     assert web == pytest.approx(0.6 * (web + code), abs=2e-9)
-    low, high = (np.array([found["share_intervals"][name][i] for name in ("web", "code")]) for i in (0, 1))
+    low, high = (np.array([found["weight_intervals"][name][i] for name in ("web", "code")]) for i in (0, 1))
     np.testing.assert_allclose([low[1], high[1]], np.array([low[0], high[0]]) * 2 / 3, atol=1e-8)
     totals = np.linspace(0, 1, 10_001)
     line = np.stack([0.6 * totals, 0.4 * totals, 1 - totals], axis=1)
@@ -86,15 +86,15 @@ def test_the_answer_is_exact_says_what_binds_and_how_far_the_baselines_are(fitte
         "--constraints.min={'books': 0.1}",
     ]
     found = optimize(fitted, *caps, "--objective={'code': 3, 'news': 1}")
-    shares = np.array(list(found["shares"].values()))
+    weights = np.array(list(found["weights"].values()))
     # The objective is 3 - .1 √web - 1.475 √code - .3 √books: code takes all it may, the others go as squared slopes.
     # Ridge shrinks the slopes a little: of a share of .63, one part in a hundred.
-    np.testing.assert_allclose(shares, [0.07, 0.3, 0.63], atol=0.0063)
+    np.testing.assert_allclose(weights, [0.07, 0.3, 0.63], atol=0.0063)
     assert found["search"]["method"] == "exact"
     assert 0 <= found["search"]["gap"] < 1e-6
     assert found["binding"] == ["code is at 1 epochs of its tokens, weight 0.3"]
     assert found["epochs"]["code"] == pytest.approx(1)
-    assert found["epochs"]["web"] == pytest.approx(shares[0] * 2)
+    assert found["epochs"]["web"] == pytest.approx(weights[0] * 2)
     compared = found["predictions"]
     sizes = {"web": 100 / 560, "code": 60 / 560, "books": 400 / 560}
     assert compared["proportional"]["mixture"] == pytest.approx(sizes)
@@ -142,22 +142,22 @@ def test_a_worst_case_has_an_interval_as_wide_as_the_regressor_is_unsure(unsure)
 def test_the_optima_of_refits_obey_the_constraints(fitted):
     """All mass wants to go to code, which may have .2: no refit's optimum has more."""
     found = optimize(fitted, "--objective={'code': 1}", "--constraints.max={'code': 0.2}")
-    assert found["share_intervals"]["code"][1] <= 0.2 + 1e-9
+    assert found["weight_intervals"]["code"][1] <= 0.2 + 1e-9
 
 
 def test_what_is_unsure_is_avoided(unsure):
     """With a large β the mixture goes where the regressor knows most, in the middle of what was trained."""
     sure, far = (optimize(unsure, f"--beta={beta}") for beta in (30.0, 0.0))
     mean, deviations = Predictor(Study(unsure)).with_deviations(
-        np.array([list(found["shares"].values()) for found in (sure, far)])
+        np.array([list(found["weights"].values()) for found in (sure, far)])
     )
     assert deviations[0].mean() < deviations[1].mean()
     assert mean[0].mean() > mean[1].mean()
     assert sure["search"]["method"] == "refinement"
     assert sure["refits"] == 5
-    low, high = sure["share_intervals"]["code"]
-    assert low <= sure["shares"]["code"] <= high  # refits avoid it as well
-    assert sure["shares"]["code"] < far["share_intervals"]["code"][0]
+    low, high = sure["weight_intervals"]["code"]
+    assert low <= sure["weights"]["code"] <= high  # refits avoid it as well
+    assert sure["weights"]["code"] < far["weight_intervals"]["code"][0]
 
 
 def test_refits_of_an_expensive_regressor_are_counted(unsure, capsys, monkeypatch):
@@ -181,10 +181,10 @@ def test_gradients_agree_with_values_alone(unsure):
 def test_a_prior_holds_the_mixture(fitted):
     free = optimize(fitted, "--objective={'code': 1}")
     held = optimize(fitted, "--objective={'code': 1}", "--constraints.prior=uniform", "--constraints.max_kl=0.05")
-    assert free["shares"]["code"] > held["shares"]["code"] > 0.4
+    assert free["weights"]["code"] > held["weights"]["code"] > 0.4
     assert held["binding"] == ["KL to the prior is at 0.05 nats"]
     priced = optimize(fitted, "--objective={'code': 1}", "--constraints.prior=uniform", "--kl_penalty=100")
-    assert max(priced["shares"].values()) < 0.36
+    assert max(priced["weights"].values()) < 0.36
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_rounds_plan_what_people_train_elsewhere(fitted, capsys):
 
 @pytest.mark.parametrize("names", [["iterate-1-0", "iterate-1-1"], ["theirs-a", "theirs-b"]])
 def test_a_round_that_was_trained_elsewhere_is_followed_by_the_next(tmp_path, capsys, names):
-    """Whoever trained it may call the runs as they like and round their shares."""
+    """Whoever trained it may call the runs as they like and round their weights."""
     fit = ["fit", f"--study={tmp_path}", "--regressors=ridge", "--features=sqrt", "--repeats=1", "--curve_sizes=[]"]
     iterate = ["iterate", f"--study={tmp_path}", "--rounds=2", "--batch=2", "--threshold=0"]
     cli.main([*fit, *swarm(tmp_path)])
@@ -290,5 +290,5 @@ def test_rounds_and_searches_minimise_what_the_fit_was_cross_validated_on(tmp_pa
     observed = Study(tmp_path).losses()["code"].min()
     assert pd.read_csv(tmp_path / "rounds.csv")["objective"][0] == pytest.approx(observed, abs=0.05)
     found = mde.Study(tmp_path).search(how=mde.Search(candidates=64))
-    assert found.mixture["code"] == pytest.approx(4 / 4.09, abs=0.02)  # shares go with squared slopes
+    assert found.mixture["code"] == pytest.approx(4 / 4.09, abs=0.02)  # weights go with squared slopes
     assert mde.Study(tmp_path).search("avg-all", how=mde.Search(candidates=64)).mixture["code"] < 0.85

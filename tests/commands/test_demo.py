@@ -25,10 +25,10 @@ def results(study: Path) -> dict[str, bytes]:
 def test_it_recommends_a_mixture_with_intervals_and_validates_it(finished):
     study = Study(finished[0])
     optimum = study.read_json("optimum.json", "optimize")
-    shares = np.array(list(optimum["shares"].values()))
-    assert set(optimum["shares"]) == set(study.domains.training)
-    assert shares.min() >= 0
-    assert shares.sum() == pytest.approx(1, abs=1e-9)
+    weights = np.array(list(optimum["weights"].values()))
+    assert set(optimum["weights"]) == set(study.domains.training)
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1, abs=1e-9)
     assert study.read_json("validation/final.json", "validate")["objective"] == optimum["objective"]
     validation = study.read_table("validation/summary.csv", "validate")
     assert list(validation.index) == ["recommended", "uniform", "proportional"]

@@ -16,7 +16,7 @@ NAMES = tuple(TOKENS)
 
 @pytest.fixture
 def design(tmp_path):
-    """Draws mixtures as a user does; returns the shares."""
+    """Draws mixtures as a user does; returns the weights."""
 
     def run(*flags: str, tokens: object = TOKENS) -> pd.DataFrame:
         output = tmp_path / "mixtures.csv"
@@ -43,16 +43,16 @@ def refused(tmp_path, capsys):
 
 
 def test_a_swarm_that_train_and_fit_read(design, tmp_path, capsys):
-    shares = design("--runs=40", "--temperature=.5")
-    assert list(shares) == list(NAMES)
-    assert shares.index[0] == "run-000"
-    assert ((shares == 0) | (shares >= 0.002 - 1e-12)).all(axis=None)
+    weights = design("--runs=40", "--temperature=.5")
+    assert list(weights) == list(NAMES)
+    assert weights.index[0] == "run-000"
+    assert ((weights == 0) | (weights >= 0.002 - 1e-12)).all(axis=None)
     drawn = train._read_mixtures(str(tmp_path / "mixtures.csv"), NAMES)
-    assert list(drawn.index) == list(shares.index)
-    np.testing.assert_allclose(drawn.to_numpy(), shares.to_numpy(), atol=1e-15)
+    assert list(drawn.index) == list(weights.index)
+    np.testing.assert_allclose(drawn.to_numpy(), weights.to_numpy(), atol=1e-15)
     printed = " ".join(capsys.readouterr().out.split())  # lines are wrapped, and paths are long or short
     assert "40 mixtures of 4 domains" in printed
-    assert f"{shares['web'].mean():.2%}" in printed
+    assert f"{weights['web'].mean():.2%}" in printed
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -63,7 +63,7 @@ def test_more_runs_begin_with_the_ones_before(design):
 
 
 def test_all_constraints_at_once(design, capsys):
-    shares = design(
+    weights = design(
         *(
             "--constraints.min={'code': .05}",
             "--constraints.fixed={'wiki': .02}",
@@ -78,14 +78,14 @@ def test_all_constraints_at_once(design, capsys):
         ),
     )
     tokens = np.array(list(TOKENS.values()))
-    np.testing.assert_allclose(shares["wiki"], 0.02, atol=1e-15)
-    assert (shares["code"] >= 0.05).all()
-    assert (shares["web"] + shares["books"]).between(0.3, 0.8).all()
-    assert (shares.to_numpy() * 2e9 <= tokens * (1 + 1e-9)).all()
+    np.testing.assert_allclose(weights["wiki"], 0.02, atol=1e-15)
+    assert (weights["code"] >= 0.05).all()
+    assert (weights["web"] + weights["books"]).between(0.3, 0.8).all()
+    assert (weights.to_numpy() * 2e9 <= tokens * (1 + 1e-9)).all()
     prior = tokens / tokens.sum()
-    used = shares.to_numpy().clip(1e-300)
+    used = weights.to_numpy().clip(1e-300)
     assert ((used * np.log(used / prior)).sum(axis=1) <= 1 + 1e-9).all()
-    most = (shares["books"].max() * 2e9) / TOKENS["books"]
+    most = (weights["books"].max() * 2e9) / TOKENS["books"]
     assert f"{most:.3g}" in capsys.readouterr().out
 
 
@@ -93,7 +93,7 @@ def test_tokens_of_a_study_and_domains_of_a_prior(design, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
     stores = {f"{name}/train": {"tokens": int(count)} for name, count in TOKENS.items()}
-    about = {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES, "stores": stores}
+    about = {"format": 3, "training_domains": NAMES, "evaluation_domains": NAMES, "stores": stores}
     (study / "study.json").write_text(json.dumps(about))
     pd.testing.assert_frame_equal(design(tokens=study), design(), check_exact=True)
     prior = dict.fromkeys(NAMES, 0.25)
@@ -109,18 +109,18 @@ def test_mixtures_of_the_trainer_can_be_asked_for(design, tmp_path):
         class domains:  # noqa: N801
             training = NAMES
 
-    planned = train._plan(Prepared, 24, None, 1.0, 0)
+    planned = train._plan(Prepared, train.Swarm(), 0)
     observed = planned.loc[planned["role"] == "proxy", list(NAMES)]
     np.testing.assert_allclose(given.to_numpy(), observed.to_numpy(), atol=1e-12)
 
 
 def test_the_swarm_of_regmix(design):
-    shares = design("--gin_file=configs/swarms/regmix.gin", "--runs=48", tokens=None)
+    weights = design("--gin_file=configs/swarms/regmix.gin", "--runs=48", tokens=None)
     tokens = bindings.from_gin(["configs/swarms/regmix.gin"], [])["design"]["tokens"]
     natural = np.array(list(tokens.values())) / sum(tokens.values())
-    assert shares.shape == (48, 17)
-    assert (shares.to_numpy() <= 15 * natural / 1 + 1e-6).all()
-    assert ((shares == 0) | (shares >= 2e-4 - 1e-12)).all(axis=None)
+    assert weights.shape == (48, 17)
+    assert (weights.to_numpy() <= 15 * natural / 1 + 1e-6).all()
+    assert ((weights == 0) | (weights >= 2e-4 - 1e-12)).all(axis=None)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_swarm_of_regmix(design):
             ["'web'", "'a' and 'b'"],
         ),
         (["--tokens={'web': 5, 'code': 1}", "--strengths=1,2,3"], ["strengths=[1, 2, 3]", "min and the max"]),
-        (["--tokens={'web': 5, 'code': 1}", "--strengths=3,2"], ["strengths from 3 to 2", "least first"]),
+        (["--tokens={'web': 5, 'code': 1}", "--strengths=3,2"], ["strengths from 3 to 2", "smaller first"]),
         (["--tokens={'web': 5, 'code': 1}", "--runs=0"], ["runs=0", "positive"]),
         (["--tokens={'web': 5, 'code': 1}", "--seed=-1"], ["seed=-1", "zero or more"]),
         (["--tokens={'web': 5, 'code': 1}", "--output=/proc"], ["/proc", "folder"]),

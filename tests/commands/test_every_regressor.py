@@ -23,7 +23,7 @@ ARGUMENTS = ["--repeats=2", "--train_mixtures=11", "--curve_sizes=[]"]
 def study(tmp_path):
     """A study with proxy runs of its own and what evaluators say of them."""
     made = Study(tmp_path / "study")
-    made.write_json("study.json", {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES[::-1]})
+    made.write_json("study.json", {"format": 3, "training_domains": NAMES, "evaluation_domains": NAMES[::-1]})
     runs = MIXTURES.copy()
     runs.insert(0, "role", "proxy")
     runs.insert(1, "seed", 0)
@@ -66,7 +66,7 @@ def test_proxy_runs_from_elsewhere_are_fitted_and_searched(tmp_path, capsys, nam
     cli.main(["optimize", f"--study={tmp_path / 'study'}", "--candidates=32", "--refits=2"])
     found = Study(tmp_path / "study").read_json("optimum.json", "optimize")
     if name in ("bimix", "power-law", "mixing-law", "ridge", "auto"):  # by symmetry
-        np.testing.assert_allclose(list(found["shares"].values()), 1 / 3, atol=0.05)
+        np.testing.assert_allclose(list(found["weights"].values()), 1 / 3, atol=0.05)
 
 
 def test_laws_are_fitted_to_what_they_are_laws_of():

@@ -75,7 +75,7 @@ def made(tmp_path):
         tokenizers.keep(study.root / "tokenizer", "now", kind, content())
         tokenizer = tokenizers.load(study.root / "tokenizer")
         config = preset("tiny", 400)  # more than any of them has: the same parameters do for all
-        about = {"format": 2, "vocab_size": 400, "training_domains": ["web"], "evaluation_domains": ["web"]}
+        about = {"format": 3, "vocab_size": 400, "training_domains": ["web"], "evaluation_domains": ["web"]}
         study.write_json("study.json", about)
         study.write_json("training.json", {"model": on_record(config), "settings": {"seq_len": 16}})
         checkpoints.save_params(epath.Path(study.root) / "runs" / "seed" / "params", decoder.init(config, 0))

@@ -49,28 +49,28 @@ def test_an_optimum_outside_of_the_data_is_shown_and_not_trusted(narrow, capsys)
     found, weights = optimize(narrow), around_uniform()
     support, said = found["support"], capsys.readouterr().out
     # All weight on code is the linear optimum; the runs have .5 of it at most.
-    assert support["unrestricted"]["shares"]["code"] == pytest.approx(1, abs=1e-6)
+    assert support["unrestricted"]["weights"]["code"] == pytest.approx(1, abs=1e-6)
     assert support["unrestricted"]["extrapolates"]
     assert support["unrestricted"]["above_trained"] == ["code"]
     assert support["unrestricted"]["below_recommended"] > 0.3
-    recommended = np.array(list(found["shares"].values()))
+    recommended = np.array(list(found["weights"].values()))
     away = np.abs(weights - recommended).sum(axis=1) / 2
     assert away.min() <= support["spacing"] + 1e-6
     assert support["max_distance"] == support["spacing"]
     assert support["distance"] == pytest.approx(away.min())
     assert support["nearest_run"] == f"run-{away.argmin():02d}"
-    assert found["shares"]["code"] <= 1.1 * weights[:, 1].max() + 1e-6
+    assert found["weights"]["code"] <= 1.1 * weights[:, 1].max() + 1e-6
     assert found["search"]["method"] == "exact"
     assert not support["extrapolates"]
     assert support["largest_weights"]["code"] == pytest.approx(weights[:, 1].max())
     assert "not trusted; --max_distance=none recommends it" in said
-    _, high = found["share_intervals"]["code"]
+    _, high = found["weight_intervals"]["code"]
     assert high <= 1.1 * weights[:, 1].max() + 1e-6  # the optima of refits are as near to the runs
 
 
 def test_the_limit_can_be_set_and_lifted(narrow):
     free = optimize(narrow, "--max_distance=none")
-    assert free["shares"]["code"] == pytest.approx(1, abs=1e-6)
+    assert free["weights"]["code"] == pytest.approx(1, abs=1e-6)
     assert free["support"]["extrapolates"]
     assert free["support"]["unrestricted"] is None
     near = optimize(narrow, "--max_distance=0.02")
@@ -83,12 +83,12 @@ def test_the_limit_can_be_set_and_lifted(narrow):
 
 def test_a_domain_that_no_run_trained_on_gets_weight_only_if_asked(narrow, capsys):
     found = optimize(narrow)
-    assert found["shares"]["wiki"] == 0
-    assert found["share_intervals"]["wiki"] == [0, 0]
+    assert found["weights"]["wiki"] == 0
+    assert found["weight_intervals"]["wiki"] == [0, 0]
     assert found["support"]["left_out"] == ["wiki"]
     assert "no proxy run trained on wiki: no weight" in capsys.readouterr().out
-    assert optimize(narrow, "--constraints.min={'wiki': 0.1}")["shares"]["wiki"] == pytest.approx(0.1, abs=1e-6)
-    assert optimize(narrow, "--constraints.fixed={'wiki': 0.05}")["shares"]["wiki"] == pytest.approx(0.05, abs=1e-6)
+    assert optimize(narrow, "--constraints.min={'wiki': 0.1}")["weights"]["wiki"] == pytest.approx(0.1, abs=1e-6)
+    assert optimize(narrow, "--constraints.fixed={'wiki': 0.05}")["weights"]["wiki"] == pytest.approx(0.05, abs=1e-6)
     assert optimize(narrow, "--allow_untrained=True")["support"]["left_out"] == []
     with pytest.raises(SystemExit):
         optimize(narrow, "--constraints.groups={'g': ['wiki']}", "--constraints.group_bounds={'g': [0.1, 1]}")
@@ -106,7 +106,7 @@ def test_distances_that_make_no_sense_are_refused(narrow, capsys, value):
 def test_python_is_told_the_same(narrow):
     found = mde.Study(narrow.root).search(how=mde.Search(candidates=128))
     written = optimize(narrow)
-    assert found.mixture.to_dict() == written["shares"]
+    assert found.mixture.to_dict() == written["weights"]
     assert found.support["nearest_run"] == written["support"]["nearest_run"]
     assert found.unrestricted.mixture[1] == pytest.approx(1, abs=1e-6)
     assert "Nearest proxy run: " in str(found)
@@ -126,7 +126,7 @@ def test_inside_of_the_data_there_is_no_limit(tmp_path):
     fit = ["--regressors=ridge", "--features=sqrt", "--repeats=2", "--curve_sizes=[]"]
     cli.main(["fit", f"--study={tmp_path / 's'}", *files, *fit])
     found = optimize(Study(tmp_path / "s"))
-    np.testing.assert_allclose(list(found["shares"].values()), 0.25, atol=0.01)
+    np.testing.assert_allclose(list(found["weights"].values()), 0.25, atol=0.01)
     assert found["support"]["max_distance"] is None
     assert not found["support"]["extrapolates"]
     assert found["gain"]["baseline"] == "uniform"  # which it is, but for the noise of the fit
@@ -138,14 +138,14 @@ def test_where_nothing_responds_to_the_mixture_nothing_is_optimised(tmp_path, ca
     study = swarm(tmp_path, weights, 3 + np.random.default_rng(1).normal(size=(30, 2)), regressor="mean")
     found = optimize(study, "--constraints.tokens={'web': 400, 'code': 300, 'books': 200, 'wiki': 100}")
     said = capsys.readouterr().out
-    np.testing.assert_allclose(list(found["shares"].values()), [0.4, 0.3, 0.2, 0.1], atol=1e-9)
-    assert found["share_intervals"] is None
+    np.testing.assert_allclose(list(found["weights"].values()), [0.4, 0.3, 0.2, 0.1], atol=1e-9)
+    assert found["weight_intervals"] is None
     assert found["search"]["method"] == "none"
     assert "nothing to optimise" in said
     assert "90% interval" not in str(mde.Study(study.root).recommendation())
     cli.main(["report", f"--study={study.root}"])
     uniform = optimize(study)
-    np.testing.assert_allclose(list(uniform["shares"].values()), 0.25, atol=1e-9)
+    np.testing.assert_allclose(list(uniform["weights"].values()), 0.25, atol=1e-9)
 
 
 def test_the_part_of_the_objective_that_does_not_respond_is_named(narrow, capsys):

@@ -159,7 +159,7 @@ def test_they_go_on_from_the_seed_model_if_asked(prepared):
         (["--mixture=recommended"], ["optimum.json", "run `mde optimize"]),
         (["--mixture=unifrm"], ["unknown mixture in mixture 'unifrm'", "did you mean 'uniform'"]),
         (["--mixture=doremi"], ["run `mde reweight --method=doremi"]),
-        (["--mixture={'web': .5, 'code': .4}"], ["shares sum to 0.9"]),
+        (["--mixture={'web': .5, 'code': .4}"], ["weights sum to 0.9"]),
         (["--mixture=uniform", "--preset=tny"], ["preset 'tny'", "did you mean 'tiny'"]),
         (["--mixture=uniform", "--from_seed_model=true"], ["no seed model"]),
         (["--mixture=uniform", "--warmup=3"], ["did you mean '--warmup_steps'"]),

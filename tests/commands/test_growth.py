@@ -129,7 +129,7 @@ def test_it_grows_once_more_and_goes_to_the_end(grown, tmp_path):
         *(f"proxy-{name}-{i:02d}" for name in ("notes", "mail") for i in range(3)),
     ]  # fmt: skip
     assert (observed.loc[["proxy-notes-00", "proxy-mail-00"], "mail"] > 0).tolist() == [False, True]
-    assert set(opened.read_json("optimum.json", "optimize")["shares"]) == {"web", "code", "forum", "notes", "mail"}
+    assert set(opened.read_json("optimum.json", "optimize")["weights"]) == {"web", "code", "forum", "notes", "mail"}
     # and nothing is done twice
     assert not pipeline.run(opened, "train", flags(study, "train"))
     assert json.loads((study / "before-notes" / "fit" / "choice.json").read_text())["features"]
@@ -238,7 +238,7 @@ def prepared_seeded(copied) -> tuple[Path, dict]:
 
 
 def test_runs_of_earlier_versions_are_known(prepared_seeded, forum):
-    """Their records name all stores in one digest, and shares of nothing."""
+    """Their records name all stores in one digest, and weights of nothing."""
     study, arguments = prepared_seeded
     stores = {name: Study(study).store(name, "train").digest for name in ("web", "code")}
     paths = {run: study / "runs" / run / "run.json" for run in ("seed", "expert-web", "expert-code")}

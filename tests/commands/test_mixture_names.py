@@ -10,6 +10,7 @@ import pytest
 from mde.commands import pipeline, validate
 from mde.errors import UserError
 from mde.optimization import simplex
+from mde.optimization.simple_mixtures import unimax
 from mde.results import comparison, mixtures, scored_text
 from mde.study import STAGES, Study
 
@@ -23,7 +24,7 @@ def study(tmp_path):
     study = Study(tmp_path / "mine")
     stores = {f"{name}/train": {"tokens": count} for name, count in zip(NAMES, (600, 300, 100), strict=True)}
     domains = {"training_domains": NAMES, "evaluation_domains": ["news", "code"]}
-    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 3, **domains, "stores": stores})
     drawn = simplex.space_filling(24, 3, seed=1)
     runs = pd.DataFrame(drawn, [f"r{i}" for i in range(24)], NAMES).rename_axis("run")
     losses = 2 + np.exp(drawn @ np.array([[-2.0, 1.0], [1.0, -2.0], [1.0, 1.0]]))
@@ -34,7 +35,7 @@ def study(tmp_path):
         "recommended": {"mixture": SHARES, "objective": 2.0, "objective_interval": [1.9, 2.1], "losses": {}},
         "best observed": {"mixture": best, "objective": 2.2, "objective_interval": [2.1, 2.3], "losses": {}},
     }
-    about = {"objective": "avg-all", "shares": SHARES, "interval_level": 0.9, "predictions": predictions}
+    about = {"objective": "avg-all", "weights": SHARES, "interval_level": 0.9, "predictions": predictions}
     study.write_json("optimum.json", about)
     return study
 
@@ -56,7 +57,7 @@ def test_every_name_is_a_mixture_in_the_order_of_the_domains(study):
     study.write_json("scale.json", {"ddo": {"tokens": {"code": 1e6, "web": 2e6, "books": 1e6}}})
     assert of(study, "scale") == [0.5, 0.25, 0.25]
     for method in ("doremi", "doge"):
-        study.write_json(f"reweighting/{method}.json", {"shares": {"web": 0.2, "books": 0.8}})
+        study.write_json(f"reweighting/{method}.json", {"weights": {"web": 0.2, "books": 0.8}})
         assert of(study, method) == [0.2, 0.0, 0.8]
 
 
@@ -77,7 +78,7 @@ def experts(study, monkeypatch):
 
 
 def test_the_best_mixtures_of_experts_by_hand(experts):
-    """Shares are the weights of what each expert has to explain, in tokens (MDE) or in sequences (MixMin).
+    """Weights are the weights of what each expert has to explain, in tokens (MDE) or in sequences (MixMin).
 
     Of the average of both domains 3/8 are tokens of web and 1/8 + 1/2 of code. By sequences a token of news counts as
     1/4 of a log-sum-exp: 1/8 for the one of web, 1/8 + 1/2 for those of code.
@@ -96,8 +97,8 @@ def test_mixtures_of_experts_are_for_averages(experts, name):
 
 def test_a_mixture_of_another_study_is_joined_by_domain(study, tmp_path):
     other = Study(tmp_path / "other")
-    other.write_json("study.json", {"format": 2, "training_domains": ["code", "web"], "evaluation_domains": ["web"]})
-    other.write_json("optimum.json", {"shares": {"code": 0.9, "web": 0.1}})
+    other.write_json("study.json", {"format": 3, "training_domains": ["code", "web"], "evaluation_domains": ["web"]})
+    other.write_json("optimum.json", {"weights": {"code": 0.9, "web": 0.1}})
     assert of(study, f"{other.root}:recommended") == [0.1, 0.9, 0.0]
     assert of(study, f"{other.root}:uniform") == [0.5, 0.5, 0.0]
 
@@ -137,7 +138,7 @@ def test_unimax_is_what_its_authors_water_by_hand(k):
         for i, domain in enumerate(np.argsort(caps)):
             expected[domain] = min(caps[domain], left / (k - i))
             left -= expected[domain]
-        np.testing.assert_allclose(mixtures.unimax(caps), expected, atol=1e-12)
+        np.testing.assert_allclose(unimax(caps), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +173,10 @@ def test_several_mixtures_in_a_table(study):
         ([], "no mixture in baselines"),
         (["uniform", "study:uniform"], "mixture 'uniform' is given twice"),
         ([{"human": {"web": 0.7, "cod": 0.3}}], "did you mean 'code'"),
-        ([{"human": {"web": 0.7, "code": 0.2}}], "mixture 'human': row 0: shares sum to 0.9"),
+        ([{"human": {"web": 0.7, "code": 0.2}}], "mixture 'human': row 0: weights sum to 0.9"),
         ([{"human": {"web": "much"}}], "mixture 'human'"),
-        ([{"human": [1]}], "[1], expected a name or shares by domain"),
-        ([{"web": float("nan"), "code": 1}], "domain 'web': share nan"),
+        ([{"human": [1]}], "[1], expected a name or weights by domain"),
+        ([{"web": float("nan"), "code": 1}], "domain 'web': weight nan"),
     ],
 )
 def test_tables_that_are_refused(study, given, expected):
@@ -219,6 +220,6 @@ def test_a_validation_is_not_done_once_a_baseline_is_another_mixture(study, monk
     for name in STAGES[:-2]:
         pipeline.run(study, name, {})
     for share in (0.2, 0.4):
-        study.write_json("reweighting/doremi.json", {"shares": {"web": share, "books": 1 - share}})
+        study.write_json("reweighting/doremi.json", {"weights": {"web": share, "books": 1 - share}})
         assert pipeline.run(study, "validate", {"baselines": ["doremi"]})
         assert not pipeline.run(study, "validate", {"baselines": ["doremi"]})

@@ -174,7 +174,7 @@ def test_missing_and_broken_files_name_the_stage_that_makes_them(tmp_path):
 
 def test_tables_say_which_run_or_domain_they_do_not_have(tmp_path):
     study = Study(tmp_path)
-    study.describe({"format": 2, "training_domains": ["web", "code"], "evaluation_domains": ["web", "code"]})
+    study.describe({"format": 3, "training_domains": ["web", "code"], "evaluation_domains": ["web", "code"]})
     runs = pd.Index(["a", "b"], name="run")
     table = pd.DataFrame({"role": "proxy", "seed": 0, "code": 0.5, "web": 0.5}, runs)
     study.write_table("mixtures.csv", table)

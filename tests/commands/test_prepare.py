@@ -121,7 +121,7 @@ def test_a_demo_of_ones_own_domains_comes_to_its_report(places):
               "--gin_bindings=prepare.tokenizer = 'bytes'"])  # fmt: skip
     study = Study(places / "study")
     assert study.domains.evaluation == ("web", "code", "news")
-    assert set(study.read_json("optimum.json", "optimize")["shares"]) == {"web", "code"}
+    assert set(study.read_json("optimum.json", "optimize")["weights"]) == {"web", "code"}
     assert f"{places}/web" in (study.root / "report.html").read_text()
 
 

@@ -47,21 +47,21 @@ def test_both_methods_find_mixtures_that_have_a_name_and_nothing_is_trained_twic
     names = list(opened.domains.training)
     for method, tokens, score in (("doremi", 2 * TOKENS, "excess"), ("doge", TOKENS, "alignment")):
         found = opened.read_json(f"reweighting/{method}.json", "reweight")
-        assert sorted(found) == ["seeds", "settings", "shares", "tokens"]
+        assert sorted(found) == ["seeds", "settings", "weights", "tokens"]
         assert found["tokens"] == tokens
         table = opened.read_table(f"reweighting/{method}.csv", "reweight")
         assert list(table) == ["round", "step", *names, *(f"{score}/{name}" for name in names)]
         assert list(table["step"]) == [1, 2, 3, 4, 5] * 2
         means = table.groupby(level=0)[names].mean()
         np.testing.assert_allclose([list(found["seeds"][seed].values()) for seed in ("0", "1")], means, atol=1e-7)
-        np.testing.assert_allclose(list(found["shares"].values()), means.mean(), atol=1e-7)
-        assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-12)
+        np.testing.assert_allclose(list(found["weights"].values()), means.mean(), atol=1e-7)
+        assert sum(found["weights"].values()) == pytest.approx(1, abs=1e-12)
         assert not np.allclose(means.loc["0"], means.loc["1"], atol=1e-5)
-        np.testing.assert_array_equal(mixture(opened, method, "test"), mixture(opened, found["shares"], "test"))
+        np.testing.assert_array_equal(mixture(opened, method, "test"), mixture(opened, found["weights"], "test"))
     assert found["settings"]["training"]["seq_len"] == 16
     assert found["settings"]["from_seed_model"]
-    shares = opened.read_table("reweighting/shares.csv", "reweight")
-    assert list(shares) == ["doremi", "doge"]
+    weights = opened.read_table("reweighting/weights.csv", "reweight")
+    assert list(weights) == ["doremi", "doge"]
     assert "Mixtures found by online re-weighting" in printed
     assert "2 seeds" in printed
 
@@ -73,7 +73,7 @@ def test_both_methods_find_mixtures_that_have_a_name_and_nothing_is_trained_twic
     after = left(study)
     assert len(after) == len(before) + 2
     assert after["doremi.json"] == before["doremi.json"]
-    assert json.loads(after["doge.json"])["shares"]["wiki"] == 0
+    assert json.loads(after["doge.json"])["weights"]["wiki"] == 0
 
 
 def test_the_mixture_is_the_mean_over_the_steps_in_float64():
@@ -97,7 +97,7 @@ def trained(tmp_path):
     study = Study(tmp_path / "study")
     stores = {f"{name}/train": {"tokens": 1000, "digest": ""} for name in ("web", "code", "books")}
     domains = {"training_domains": ["web", "code", "books"], "evaluation_domains": ["web", "code", "books", "news"]}
-    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 3, **domains, "stores": stores})
     settings = {"steps": 7, "batch_size": 10, "seq_len": 10, "learning_rate": 1e-3}
     study.write_json("training.json", {"settings": settings, "seed_settings": None, "model": {}, "seed": 0})
     return study
@@ -137,7 +137,7 @@ def test_studies_without_runs_or_without_text_are_refused(tmp_path, trained, cap
     (trained.root / "training.json").unlink()
     pd.DataFrame({"a": [0.5, 1], "b": [0.5, 0]}, pd.Index(["r", "s"], name="run")).to_csv(tmp_path / "mixtures.csv")
     swarm = Study(tmp_path / "swarm")
-    swarm.write_json("study.json", {"format": 2, "training_domains": ["a"], "evaluation_domains": ["a"], "swarm": {}})
+    swarm.write_json("study.json", {"format": 3, "training_domains": ["a"], "evaluation_domains": ["a"], "swarm": {}})
     for study, expected in ((trained, "run `mde train"), (swarm, "it has no training text to re-weight")):
         with pytest.raises(SystemExit):
             cli.main(["reweight", f"--study={study}"])
@@ -175,5 +175,5 @@ def test_a_command_killed_while_it_writes_a_state_ends_with_the_same_weights(rew
     (study / "reweighting").rename(tmp_path / "aside")
     subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     undisturbed = left(study)
-    for name in ("doremi.csv", "doge.csv", "doremi.json", "doge.json", "shares.csv"):
+    for name in ("doremi.csv", "doge.csv", "doremi.json", "doge.json", "weights.csv"):
         assert resumed[name] == undisturbed[name], name

@@ -33,7 +33,7 @@ def study(tmp_path):
     study = Study(tmp_path / "study")
     stores = {f"{name}/train": {"tokens": count, "digest": ""} for name, count in TOKENS.items()}
     domains = {"training_domains": NAMES, "evaluation_domains": ["news", "code"]}
-    study.write_json("study.json", {"format": 2, **domains, "stores": stores})
+    study.write_json("study.json", {"format": 3, **domains, "stores": stores})
     settings = {"steps": 7, "batch_size": 10, "seq_len": 10, "learning_rate": 1e-3}
     study.write_json("training.json", {"settings": settings, "seed_settings": None, "seed": 0})
     study.write_json("scoring.json", {"tokens_per_domain": 100, "batch_size": None})

@@ -78,8 +78,8 @@ def test_the_published_optima_give_the_published_prediction(tmp_path, capsys):
     table = pd.DataFrame([N1, N2], pd.Index(["0.3B", "1.2B"], name="run"), PUBLISHED)
     table.to_csv(tmp_path / "optima.csv")
     found = scaled(tmp_path / "study", f"--optima={tmp_path / 'optima.csv'}", "--target=412.440e9")
-    shares = np.array(list(found["ddo"]["tokens"].values())) / 412.440e9
-    np.testing.assert_allclose(shares, [0.2085, 0.0213, 0.2163, 0.0684, 0.4398, 0.0451, 0.0007], atol=5e-5)
+    weights = np.array(list(found["ddo"]["tokens"].values())) / 412.440e9
+    np.testing.assert_allclose(weights, [0.2085, 0.0213, 0.2163, 0.0684, 0.4398, 0.0451, 0.0007], atol=5e-5)
     out = capsys.readouterr().out
     assert "412B" in out
     assert "'arxiv': its share vanishes" in out
@@ -93,12 +93,12 @@ def test_three_budgets_lead_to_the_true_optimum(tmp_path, capsys):
     slope = np.log(EXPONENTS * WEIGHTS.mean(axis=1))  # of the loss by a domain's tokens in millions, at one
     tokens = lambda price: np.exp((slope - price) / (EXPONENTS + 1))  # noqa: E731
     best = tokens(optimize.brentq(lambda price: tokens(price).sum() - 16, -20, 20)) / 16
-    shares = np.array([found["ddo"]["tokens"][name] for name in NAMES]) / 16e6
+    weights = np.array([found["ddo"]["tokens"][name] for name in NAMES]) / 16e6
     # Three losses do not fix the true law's floor: the optimum at each budget is near the truth, not at it.
-    np.testing.assert_allclose(shares, best, atol=0.04)
-    assert loss(shares * 16e6).mean() < loss(np.full(3, 16e6 / 3)).mean()
+    np.testing.assert_allclose(weights, best, atol=0.04)
+    assert loss(weights * 16e6).mean() < loss(np.full(3, 16e6 / 3)).mean()
     for name, share in zip(NAMES, best, strict=True):
-        low, high = found["ddo"]["shares"][name]
+        low, high = found["ddo"]["weights"][name]
         assert low - 0.005 <= share <= high + 0.005  # one set of runs: nine in ten are inside
         assert high - low < 0.1
         assert found["ddo"]["mean"][name] == pytest.approx(share, abs=0.015)
@@ -120,7 +120,7 @@ def test_a_target_that_two_budgets_cannot_tell_is_said_to_be_not_known(tmp_path,
     runs, losses = made_up(seeds=2, noise=1e-4)
     runs = runs[runs["budget"] < BUDGETS[2]]
     found = scaled(tmp_path / "study", *write(tmp_path, runs, losses.loc[runs.index]), "--target=2e7")
-    assert "shares" not in found["ddo"]
+    assert "weights" not in found["ddo"]
     said = " ".join(capsys.readouterr().out.split())
     assert "Interval at 20M: not known: two budgets that span a factor of 2 cannot tell" in said
     assert "90% interval" not in said
@@ -132,8 +132,8 @@ def test_the_objective_weighs_the_evaluation_domains(tmp_path):
     news = scaled(tmp_path / "news", *files, "--objective={'news': 1}")
     assert code["ddo"]["tokens"]["code"] > 2 * news["ddo"]["tokens"]["code"]
     assert code["noise"] is None
-    assert "shares" not in code["ddo"]
-    assert "shares" in scaled(tmp_path / "news", *files, "--noise=1e-3")["ddo"]
+    assert "weights" not in code["ddo"]
+    assert "weights" in scaled(tmp_path / "news", *files, "--noise=1e-3")["ddo"]
 
 
 def test_a_domain_that_runs_out_is_said_and_heeded(tmp_path, capsys):

@@ -113,7 +113,7 @@ def test_the_mixture_of_most_accuracy_is_found(files, tmp_path, capsys):
     cli.main(["optimize", f"--study={study}", "--refits=2", "--candidates=64", "--max_distance=none"])
     # .3 √web + .1 √books is greatest where web : books is 9 : 1
     found = study.read_json("optimum.json", "optimize")
-    np.testing.assert_allclose(list(found["shares"].values()), [0.9, 0, 0.1], atol=0.01)
+    np.testing.assert_allclose(list(found["weights"].values()), [0.9, 0, 0.1], atol=0.01)
     assert found["predictions"]["recommended"]["objective"] == pytest.approx(0.8 - np.sqrt(0.1), abs=2e-3)
     cli.main(["report", f"--study={study}"])
     said = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_families_weigh_as_one(files, tmp_path, capsys):
         (predicted["losses"]["arc_acc"] + predicted["losses"]["quiz_acc"]) / 2
     )
     by_pattern = mde.Study(study.root).search({"*_acc": 1})
-    np.testing.assert_allclose(by_pattern.mixture, list(found["shares"].values()), atol=1e-3)
+    np.testing.assert_allclose(by_pattern.mixture, list(found["weights"].values()), atol=1e-3)
     said = refused(capsys, "optimize", f"--study={study}", "--objective={'task': 1}")
     assert "did you mean 'tasks'" in said
     wrong = ["fit", f"--study={study}", f"--mixtures={files / 'mixtures.csv'}", f"--losses={files / 'all.csv'}", ERRORS]

@@ -49,11 +49,11 @@ def test_it_recommends_predicts_and_reports(fitted, files, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "\nPredicted: " in said
     assert f"`mde report --study={fitted}`" in said
-    shares = Study(fitted).read_json("optimum.json", "optimize")["shares"]
+    weights = Study(fitted).read_json("optimum.json", "optimize")["weights"]
     grid = simplex.space_filling(20000, 3, seed=2)
     slopes = np.linalg.lstsq(np.sqrt(mixtures), losses - 3, rcond=None)[0].mean(axis=1)
     best = grid[np.argmin(np.sqrt(grid) @ slopes)]
-    np.testing.assert_allclose(list(shares.values()), best, atol=0.02)
+    np.testing.assert_allclose(list(weights.values()), best, atol=0.02)
 
     cli.main(
         ["predict", f"--regressor={fitted}", f"--mixtures={folder / 'mixtures.csv'}", f"--output={tmp_path}/p.csv"]
@@ -174,7 +174,7 @@ def test_another_swarm_takes_the_place_of_the_first(fitted, tmp_path):
     cli.main(["fit", f"--study={fitted}", *pair, "--repeats=2", "--train_mixtures=6"])
     assert Study(fitted).domains.training == ("a", "b")
     cli.main(["optimize", f"--study={fitted}", "--refits=2"])
-    assert Study(fitted).read_json("optimum.json", "optimize")["shares"]["a"] > 0.9
+    assert Study(fitted).read_json("optimum.json", "optimize")["weights"]["a"] > 0.9
 
 
 @pytest.mark.parametrize("stage", ["train", "validate"])
@@ -254,7 +254,7 @@ def test_the_surface_is_what_the_regressor_predicts_around_the_recommendation(fi
 def test_the_moves_are_what_the_regressor_predicts_of_one_more_point(fitted):
     cli.main(["optimize", f"--study={fitted}", "--refits=5", "--constraints.min={'web': .2}"])
     study = Study(fitted)
-    share = np.array(list(study.read_json("optimum.json", "optimize")["shares"].values()))
+    share = np.array(list(study.read_json("optimum.json", "optimize")["weights"].values()))
     more = np.array([share[0] + 0.01, *(share[1:] * (0.99 - share[0]) / (1 - share[0]))])
     here, there = Predictor(study)(np.stack([share, more]))
     moves = study.read_arrays("surface.npz", "optimize")["moves"]

@@ -53,13 +53,13 @@ def test_a_corner_is_the_expert():
 
 
 def summaries_by_hand(choices, scores):
-    hits, shares, margins = [], [], []
+    hits, weights, margins = [], [], []
     for example in np.unique(choices.examples):
         mine, right = scores[choices.examples == example], choices.right[choices.examples == example]
         hits.append(right[np.argmax(mine)])
-        shares.append(softmax(mine)[right].sum())
+        weights.append(softmax(mine)[right].sum())
         margins.append(mine[right].max() - mine[~right].max())
-    return np.mean(hits), np.mean(shares), np.mean(margins)
+    return np.mean(hits), np.mean(weights), np.mean(margins)
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])

@@ -103,7 +103,7 @@ def test_traced_losses_equal_those_of_arrays(widest, tau):
 
 
 @pytest.mark.parametrize(
-    ("widest", "first"),  # with corners, and only where shares are large
+    ("widest", "first"),  # with corners, and only where weights are large
     [(9.0, 0), pytest.param(60.0, 0, marks=SLOW), pytest.param(60.0, -4, marks=SLOW)],
 )
 def test_jax_derivatives_equal_those_of_arrays(widest, first):

@@ -47,7 +47,7 @@ def test_points_are_run_once_and_gathered(run, tmp_path):
     for name, row in table.iterrows():
         optimum = Study(out / name).read_json("optimum.json", "optimize")
         assert row["predicted"] == optimum["predictions"]["recommended"]["objective"]
-        assert row["share/code"] == optimum["shares"]["code"]
+        assert row["weight/code"] == optimum["weights"]["code"]
         assert row["seconds/fit"] == Study(out / name).read_json("stages/fit.json", "fit")["seconds"]
     # Both points fitted the same proxy runs, which count once.
     pooled = pd.read_csv(out / "mixtures.csv", index_col="run")

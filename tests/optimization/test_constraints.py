@@ -91,11 +91,11 @@ TOKENS = {"web": 1000.0, "code": 100.0, "books": 200.0, "wiki": 300.0, "news": 4
                 "ratios": {"old": {"web": 1, "code": 1}},
                 "groups": {"a": Group(("web", "books"), 0.9), "b": Group(("code", "wiki"), 0.5)},
             },
-            "no mixture obeys the bounds on shares, groups and ratios at once",
+            "no mixture obeys the bounds on weights, groups and ratios at once",
         ),
         ({"max_kl": 0.1}, "max_kl and kl_penalty need a prior"),
         ({"prior": UNIFORM, "max_kl": -1}, "max_kl=-1"),
-        ({"prior": {"web": 0.5}, "max_kl": 1}, "prior: row 0: shares sum to 0.5"),
+        ({"prior": {"web": 0.5}, "max_kl": 1}, "prior: row 0: weights sum to 0.5"),
         (
             {"prior": {"web": 0.5, "code": 0.5}, "max_kl": 1, "min": {"news": 0.1}},
             "'news' has the min weight 0.1, but weights of zero in the prior allow at most 0",

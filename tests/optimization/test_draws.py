@@ -28,15 +28,15 @@ def around(law: Law, seed: int) -> Region:
     """Constraints of all kinds that the prior obeys; the sum of the first group may be given."""
     rng = np.random.default_rng(seed)
     names = tuple(map(str, range(len(law.prior))))
-    shares = dict(zip(names, law.prior, strict=True))
+    weights = dict(zip(names, law.prior, strict=True))
     groups = {}
     for i, group in enumerate(law.groups):
         total, width = law.prior[group].sum(), rng.choice([0.15, 0.4] if i else [0.0, 0.3])
         groups[str(i)] = Group([names[k] for k in group], max(total - width, 0), min(total + width, 1))
     first, second, *_, last = names
-    fixed = {first: shares[first]} if rng.random() < 0.5 else {}
-    lower, upper = {second: shares[second] * 0.3}, {last: min(1, 2 * shares[last] + 0.1)}
-    return Bounds(names, lower, upper, fixed, groups, prior=shares, max_kl=2.0).region
+    fixed = {first: weights[first]} if rng.random() < 0.5 else {}
+    lower, upper = {second: weights[second] * 0.3}, {last: min(1, 2 * weights[last] + 0.1)}
+    return Bounds(names, lower, upper, fixed, groups, prior=weights, max_kl=2.0).region
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,7 +95,7 @@ def test_given_shares_leave_the_others_their_law():
 
 
 def test_levels_are_drawn_by_themselves():
-    """Sums of groups, and shares inside a group, have the same strength."""
+    """Sums of groups, and weights inside a group, have the same strength."""
     drawn = draws.draw(1024, Law(PRIOR, (6.0, 6.0), GROUPS), 0)
     for group, total in zip(GROUPS, (0.48, 0.5), strict=True):
         sums = drawn[:, group].sum(axis=1)
@@ -116,7 +116,7 @@ def test_a_group_of_a_given_sum_has_it():
 
 def test_the_floor_by_hand():
     plan = draws._Plan(Law(PRIOR, (1.0, 1.0), GROUPS, floor=0.1), Region.simplex(5))
-    shares = np.array([[0.35, 0.3, 0.2, 0.1, 0.05], [0.08, 0.4, 0.44, 0.04, 0.04], [0.05, 0.09, 0.09, 0.05, 0.72]])
+    weights = np.array([[0.35, 0.3, 0.2, 0.1, 0.05], [0.08, 0.4, 0.44, 0.04, 0.04], [0.05, 0.09, 0.09, 0.05, 0.72]])
     sums = np.array([[0.45, 0.5, 0.05], [0.12, 0.84, 0.04], [0.1, 0.18, 0.72]])
     # news goes, and the groups grow in proportion; a whole group goes, and news; both groups go
     expected = [
@@ -124,14 +124,14 @@ def test_the_floor_by_hand():
         [0, 0.4 / 0.84, 0.44 / 0.84, 0, 0],
         [0, 0, 0, 0, 1],
     ]
-    np.testing.assert_allclose(plan._floored(shares, sums), expected, atol=1e-15)
+    np.testing.assert_allclose(plan._floored(weights, sums), expected, atol=1e-15)
 
 
 def test_strengths_are_log_uniform():
     """Two domains alike: the variance of a share is 1 / (4 (s + 1)), here averaged over s."""
-    shares = draws.draw(8192, Law(np.array([0.5, 0.5]), (0.1, 10.0)), 0)[:, 0]
+    weights = draws.draw(8192, Law(np.array([0.5, 0.5]), (0.1, 10.0)), 0)[:, 0]
     s = np.exp(np.linspace(np.log(0.1), np.log(10), 100_001))
-    assert shares.var() == pytest.approx(np.mean(1 / (4 * (s + 1))), rel=0.02)  # error of 8192 draws: about 1%
+    assert weights.var() == pytest.approx(np.mean(1 / (4 * (s + 1))), rel=0.02)  # error of 8192 draws: about 1%
 
 
 def test_one_domain_and_two():
@@ -189,10 +189,10 @@ def test_tempering_by_hand():
 @pytest.mark.parametrize(
     ("strengths", "floor", "says"),
     [
-        ((5.0, 0.1), 0.0, "strengths from 5 to 0.1, expected positive numbers, the least first"),
+        ((5.0, 0.1), 0.0, "strengths from 5 to 0.1, expected positive numbers, the smaller first"),
         ((0.0, 1.0), 0.0, "strengths from 0 to 1"),
         ((np.nan, 1.0), 0.0, "strengths from nan to 1"),
-        ((1.0, 1.0), 1.0, "floor=1, expected a share"),
+        ((1.0, 1.0), 1.0, "floor=1, expected a weight"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(strengths, floor, says):

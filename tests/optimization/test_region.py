@@ -13,7 +13,7 @@ from mde.optimization.region import Region
 def test_projection_onto_bounds_by_hand():
     low, high = np.array([0.1, 0.0, 0.0]), np.array([1.0, 0.3, 1.0])
     points = np.array([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0], [0.0, 0.1, 2.0]])
-    # second: code is held at .3 and the rest shares .7 equally; third: web is held at .1, code at 0
+    # second: code is held at .3 and the rest weights .7 equally; third: web is held at .1, code at 0
     expected = [[0.2, 0.3, 0.5], [0.35, 0.3, 0.35], [0.1, 0.0, 0.9]]
     np.testing.assert_allclose(simplex.project(points, low, high), expected, atol=1e-15)
 
@@ -111,7 +111,7 @@ def test_constraints_that_only_together_leave_nothing_are_refused():
         "b": Group(("code", "books"), 0.7),
         "c": Group(("web", "books"), 0.7),
     }
-    with pytest.raises(UserError, match="no mixture obeys the bounds on shares, groups and ratios at once"):
+    with pytest.raises(UserError, match="no mixture obeys the bounds on weights, groups and ratios at once"):
         constrained(groups=crossed)
     with pytest.raises(UserError, match=r"max_kl=0\.1: the mixture nearest to the prior that .* is 0\.3819"):
         # web at .6, the rest alike: .6 log 3 + .4 log .5 = .382 nats

@@ -51,7 +51,7 @@ def test_a_face_is_reached_with_shares_of_zero():
 
 @pytest.mark.parametrize("k", [101, 150])
 def test_more_domains_than_have_a_hundredth_each_are_searched(k):
-    """Near uniform no share is above the greatest threshold below which shares are tried without."""
+    """Near uniform no share is above the greatest threshold below which weights are tried without."""
     uniform = np.full(k, 1 / k)
     found = search.minimize(distance_to(uniform), Region.simplex(k), 0, "refinement", n_candidates=64, rounds=3)
     np.testing.assert_allclose(found.mixture, uniform, atol=1e-12)  # it is among the first candidates

@@ -29,7 +29,7 @@ def test_features_are_finite_on_faces_and_corners(parts):
 def test_each_target_sees_its_own_column_of_an_evaluated_feature():
     design = features.assemble("mde[0.03]+lambda+merged", MIXTURES, EVALUATED)
     assert design.shape == (3, 3, 4)
-    # Row 1, target 2: its own columns of mde[0.03] and merged, then both shares.
+    # Row 1, target 2: its own columns of mde[0.03] and merged, then both weights.
     np.testing.assert_array_equal(design[1, 2], [60, 600, 1, 0])
     np.testing.assert_array_equal(features.assemble("lambda+mde[0.03]+merged", MIXTURES, EVALUATED), design)
 
@@ -62,13 +62,13 @@ def test_unknown_features_are_refused(name, says):
 
 
 def test_own_shares_are_those_of_the_evaluated_domains_by_name():
-    own = features.own_shares("own+log", MIXTURES, ["web", "code"], ["code", "web"])
+    own = features.own_domain_weights("own+log", MIXTURES, ["web", "code"], ["code", "web"])
     np.testing.assert_array_equal(own["own"], [[0.75, 0.25], [0.001, 1.0], [0.5, 0.5]])  # no share counts as .001
     assert features.assemble("own+log", MIXTURES, own).shape == (3, 2, 3)
-    assert features.own_shares("log", MIXTURES, ["web", "code"], ["news"]) == {}
+    assert features.own_domain_weights("log", MIXTURES, ["web", "code"], ["news"]) == {}
     assert features.evaluated_parts("own+mde[0]") == ["mde[0]"]
     with pytest.raises(UserError, match="feature 'own': evaluation domain 'news' is not trained on"):
-        features.own_shares("own", MIXTURES, ["web", "code"], ["web", "news"])
+        features.own_domain_weights("own", MIXTURES, ["web", "code"], ["web", "news"])
 
 
 def test_evaluated_losses_of_another_shape_are_refused():

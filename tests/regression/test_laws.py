@@ -153,9 +153,9 @@ def test_laws_refuse_what_they_cannot_describe():
         MixingLaw().fit(MIXTURES[:, :, None], losses)
     with pytest.raises(UserError, match="BiMix takes positive losses, not -1"):
         BiMix().fit(MIXTURES[:, :, None], losses - 3)
-    with pytest.raises(UserError, match="own share or amount"):
+    with pytest.raises(UserError, match="own weight or amount"):
         PowerLaw().fit(MIXTURES, losses)
     zero = MIXTURES.copy()
     zero[7, 2] = 0
-    with pytest.raises(UserError, match="a share is zero: row 7"):
+    with pytest.raises(UserError, match="a weight is zero: row 7"):
         BiMix().fit(zero[:, :, None], losses)

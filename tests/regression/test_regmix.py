@@ -20,7 +20,7 @@ LEAST_SQUARES = {
     "github": 83.58, "stackexchange": 81.63, "gutenberg_pg_19": 89.00, "pile_cc": 90.21, "ubuntu_irc": 76.63,
     "hackernews": 84.26, "pubmed_abstracts": 92.23, "uspto_backgrounds": 84.81,
 }  # fmt: skip
-# Token shares of the Pile by domain, the prior of their simulation, in the order of the mixtures' columns.
+# Token weights of the Pile by domain, the prior of their simulation, in the order of the mixtures' columns.
 PRIOR = np.array([
     0.11328527, 0.07960865, 0.00391349, 0.1853759, 0.05108136, 0.01596293, 0.10175077, 0.00370752, 0.06652935,
     0.00175077, 0.02708548, 0.23686921, 0.01184346, 0.00792997, 0.00803296, 0.03882595, 0.04644696,
@@ -109,12 +109,12 @@ def test_the_published_proposal_is_found(published):
     region = Region.simplex(17)
     settings = {"method": "simulation", "n_candidates": 100_000, "top": 128, "concentration": PRIOR}
     proposal = search.minimize(loss, region, 0, **settings).mixture
-    shares = dict(zip(mixtures.columns, proposal, strict=True))
+    weights = dict(zip(mixtures.columns, proposal, strict=True))
     # Published .8909, .0614, .0123, .0073, from other draws and a regressor that had stopped early on the test rows.
-    # Independent draws instead of Sobol points move our own shares by up to .007.
-    assert shares["pile_cc"] == pytest.approx(0.8909, abs=0.03)
-    assert shares["ubuntu_irc"] == pytest.approx(0.0614, abs=0.03)
-    assert max(share for name, share in shares.items() if name not in ("pile_cc", "ubuntu_irc")) < 0.03
+    # Independent draws instead of Sobol points move our own weights by up to .007.
+    assert weights["pile_cc"] == pytest.approx(0.8909, abs=0.03)
+    assert weights["ubuntu_irc"] == pytest.approx(0.0614, abs=0.03)
+    assert max(share for name, share in weights.items() if name not in ("pile_cc", "ubuntu_irc")) < 0.03
     # The refined search, on the same regressor, does no worse than what it is given.
     found = search.minimize(loss, region, seed=0, n_candidates=1024, rounds=5, start=proposal[None])
     assert found.loss <= loss(proposal[None])[0]

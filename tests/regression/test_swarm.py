@@ -137,7 +137,7 @@ def test_wrong_and_missing_domains(pair):
         (MIXTURES, LOSSES.replace("2,2.5", ",2.5"), "losses.csv: run 'b', domain 'news': loss nan"),
         (MIXTURES, LOSSES.replace("2.5", "inf"), "losses.csv: run 'b', domain 'code': loss inf"),
         (MIXTURES, LOSSES.replace("b,2,2.5\n", ""), "losses.csv: no row for run 'b'"),
-        (MIXTURES.replace("1,0", "1,"), LOSSES, "mixtures.csv: run 'b', domain 'code': share nan"),
+        (MIXTURES.replace("1,0", "1,"), LOSSES, "mixtures.csv: run 'b', domain 'code': weight nan"),
         (MIXTURES.replace("b,1,0\n", ""), LOSSES, "mixtures.csv: no row for run 'b'"),
         (MIXTURES, LOSSES.replace("2,2.5", "nan,nan"), "losses.csv: run 'b', domain 'news': loss nan"),
     ],

@@ -47,7 +47,7 @@ def prepare(study, code="code"):
     study.write_json(
         "study.json",
         {
-            "format": 2,
+            "format": 3,
             "training_domains": [names[name] for name in TRAINING],
             "evaluation_domains": [names[name] for name in EVALUATION],
             "vocab_size": 2048,
@@ -67,8 +67,8 @@ def prepare(study, code="code"):
 
 
 def train(study, code="code"):
-    shares = {"expert-code": (1, 0), "expert-web": (0, 1)} | {f"proxy-{i}": (i / 20, 1 - i / 20) for i in range(20)}
-    table = pd.DataFrame.from_dict(shares, orient="index", columns=[code, "web"]).rename_axis("run")
+    weights = {"expert-code": (1, 0), "expert-web": (0, 1)} | {f"proxy-{i}": (i / 20, 1 - i / 20) for i in range(20)}
+    table = pd.DataFrame.from_dict(weights, orient="index", columns=[code, "web"]).rename_axis("run")
     table.insert(0, "role", [run.split("-")[0] for run in table.index])
     table.insert(1, "seed", 0)
     study.write_table("mixtures.csv", table)
@@ -130,9 +130,12 @@ def fit(study, methods=METHODS):
 
 
 def spread(mean, error):
-    """Errors of 100 rounds with this mean and (corrected) standard error, another order for every mean."""
+    """Errors of 100 rounds with this geometric mean, whose logarithm has the (corrected) standard error error / mean.
+
+    The order is another one for every mean.
+    """
     values = np.random.default_rng(int(mean * 1e6)).permutation(np.linspace(-1, 1, 100))
-    return mean + error / np.sqrt(1 / 100 + 4 / 16) * values / values.std(ddof=1)
+    return mean * np.exp(error / mean / np.sqrt(1 / 100 + 4 / 16) * values / values.std(ddof=1))
 
 
 def optimize(study, code="code"):
@@ -152,10 +155,10 @@ def optimize(study, code="code"):
             "objective": "avg-all",
             "regressor": "ridge",
             "features": "mde[0]+mde[1]",
-            "shares": {"web": 0.4, code: 0.6},
-            "share_intervals": {"web": [0.3, 0.45], code: [0.55, 0.7]},
+            "weights": {"web": 0.4, code: 0.6},
+            "weight_intervals": {"web": [0.3, 0.45], code: [0.55, 0.7]},
             "interval_level": 0.9,
-            "binding": ["web is at its least share 0.4"],
+            "binding": ["web is at its min weight 0.4"],
             "epochs": {"web": 4.0, code: 2.0},
             "predictions": predictions,
         },

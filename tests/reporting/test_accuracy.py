@@ -10,7 +10,7 @@ from mde.study import Study
 @pytest.fixture
 def study(tmp_path):
     made = Study(tmp_path)
-    made.write_json("study.json", {"format": 2, "training_domains": ["a", "b"], "evaluation_domains": ["a", "b"]})
+    made.write_json("study.json", {"format": 3, "training_domains": ["a", "b"], "evaluation_domains": ["a", "b"]})
     runs = pd.Index(["expert-a", "expert-b", "o-1", "o-2"], name="run")
     roles = ["expert", "expert", "proxy", "proxy"]
     mixtures = {"role": roles, "seed": 0, "a": [1, 0, 0.5, 0.25], "b": [0, 1, 0.5, 0.75]}

@@ -135,7 +135,7 @@ def test_runs_of_an_earlier_recommendation_or_objective_are_said_to_be(study):
 
     assert not is_earlier()
     optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | {"shares": {"web": 0.5, "code": 0.5}})
+    study.write_json("optimum.json", optimum | {"weights": {"web": 0.5, "code": 0.5}})
     assert is_earlier()
     optimize(study)
     assert not is_earlier()

@@ -12,7 +12,7 @@ from mde.study import Study
 def part(tmp_path):
     study = Study(tmp_path)
     domains = {"training_domains": ["code", "web"], "evaluation_domains": ["code", "web", "news"]}
-    study.write_json("study.json", {"format": 2, **domains})
+    study.write_json("study.json", {"format": 3, **domains})
     runs = pd.DataFrame({"role": ["first", "second"], "seed": 1, "steps": 4, "code": [0.5, 0.2], "web": [0.5, 0.8]})
     index = pd.Index(["a", "b"], name="run")
     study.write_table("mixtures.csv", runs.set_axis(index))

@@ -89,10 +89,10 @@ def test_charts_are_described_in_words(html, reader):
 def test_summary_and_verdict(reader):
     text = " ".join(reader.text)
     assert "Regret of the recommended mixture: 0.0000 nats per token" in text
-    assert "MSE ratio 0.25; MDE features improve predictions" in text
+    assert "MSE ratio 0.25 (geometric mean over splits); MDE features improve predictions" in text
     assert "the text of code (installed_text/code/1.0)" in text
     assert "gensim 4.4.0" in text
-    assert "Binds: web is at its least share 0.4." in text
+    assert "Binds: web is at its min weight 0.4." in text
 
 
 def test_is_the_same_wherever_the_study_lies(study, html):

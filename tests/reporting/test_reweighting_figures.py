@@ -13,7 +13,7 @@ def found(code, seeds, tokens, **constants):
     by_domain = lambda share: {"code": share, "web": 1 - share}  # noqa: E731
     settings = {**constants, "training": TRAINING, "from_seed_model": True}
     seeds = {str(seed): by_domain(share) for seed, share in enumerate(seeds)}
-    return {"shares": by_domain(code), "seeds": seeds, "settings": settings, "tokens": tokens}
+    return {"weights": by_domain(code), "seeds": seeds, "settings": settings, "tokens": tokens}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def study(tmp_path):
     table = pd.DataFrame(rows, columns=["seed", "round", "step", "code"]).assign(web=lambda t: 1 - t["code"])
     study.write_table("reweighting/doremi.csv", table.set_index("seed"))
     study.write_table("reweighting/doge.csv", table[(table["round"] == 1) & (table["seed"] == 0)].set_index("seed"))
-    study.write_table("reweighting/shares.csv", pd.DataFrame({"doremi": [0.7, 0.3]}, pd.Index(["code", "web"])))
+    study.write_table("reweighting/weights.csv", pd.DataFrame({"doremi": [0.7, 0.3]}, pd.Index(["code", "web"])))
     return study
 
 
@@ -59,5 +59,5 @@ def test_the_page_has_a_section_where_there_is_something_to_show(study):
     html = page.html(study)
     assert "Online re-weighting" in html
     assert "70.0% ± 10.0%" in html
-    (study.root / "reweighting" / "shares.csv").unlink()
+    (study.root / "reweighting" / "weights.csv").unlink()
     assert "Online re-weighting" not in page.html(study)

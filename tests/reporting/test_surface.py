@@ -13,7 +13,7 @@ NAMES = ["a", "b", "c", "d"]
 def four(tmp_path):
     """A study of four domains whose losses are λ·slopes of the domain itself."""
     study = Study(tmp_path / "four")
-    study.write_json("study.json", {"format": 2, "training_domains": NAMES, "evaluation_domains": NAMES})
+    study.write_json("study.json", {"format": 3, "training_domains": NAMES, "evaluation_domains": NAMES})
     mixture = np.array([0.1, 0.2, 0.3, 0.4])
     triples, points = looking.triples(mixture), looking.ternary_grid()
     losses = np.stack([3 - looking.sliced(mixture, triple, points) for triple in triples])
@@ -21,8 +21,8 @@ def four(tmp_path):
     arrays = {"triples": triples, "points": points, "losses": losses, "draws": draws, "draw_losses": 3 - draws}
     study.write_arrays(surface.DATA, arrays)
     predictions = {"recommended": {"losses": dict(zip(NAMES, 3 - mixture, strict=True))}}
-    shares = dict(zip(NAMES, mixture, strict=True))
-    study.write_json("optimum.json", {"objective": {"a": 1}, "shares": shares, "predictions": predictions})
+    weights = dict(zip(NAMES, mixture, strict=True))
+    study.write_json("optimum.json", {"objective": {"a": 1}, "weights": weights, "predictions": predictions})
     return study
 
 

@@ -60,7 +60,7 @@ def test_a_recommendation_is_compared_with_what_the_constraints_allow(study, obj
 @pytest.mark.parametrize(("low", "said"), [(0.55, False), (0.5999, True), (0.65, True)])
 def test_a_share_at_the_edge_of_its_interval_is_explained(study, low, said):
     optimum = study.read_json("optimum.json", "optimize")
-    study.write_json("optimum.json", optimum | {"share_intervals": {"web": [0.3, 0.45], "code": [low, 0.7]}})
+    study.write_json("optimum.json", optimum | {"weight_intervals": {"web": [0.3, 0.45], "code": [low, 0.7]}})
     notes = tables.recommendation(study).notes
     assert any(note.startswith("At an edge of its interval: code.") for note in notes) == said
 

@@ -111,8 +111,8 @@ def test_the_optimum_stays_within_what_was_measured_unless_it_is_told():
     assert capped.held[2] == 1
     said = [*cautions([bounded]), *cautions([capped])]
     assert not any("early in training" in text for text in said)
-    assert any("least that is allowed" in text and text.endswith("books 0.9") for text in said)
-    assert any("greatest that is allowed" in text and text.endswith("books 0.75") for text in said)
+    assert any("min that is allowed" in text and text.endswith("books 0.9") for text in said)
+    assert any("max that is allowed" in text and text.endswith("books 0.75") for text in said)
 
 
 def test_base_runs_that_fall_ever_faster_are_too_short():
