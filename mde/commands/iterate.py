@@ -3,11 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
+from mde.arguments import FLAT
 from mde.errors import UserError, check_positive
 from mde.optimization import acquisition, objectives
 from mde.optimization.acquisition import Design, Proposal
@@ -25,14 +26,33 @@ ROUNDS = "rounds.csv"
 ROUNDED = 1e-4  # how far a weight of a run from elsewhere may be from what was planned
 
 
+@dataclasses.dataclass(frozen=True)
+class Proposals:
+    """What to train next, and when to stop.
+
+    Attributes:
+      batch: mixtures trained in each round.
+      regressor: of the objective; one with a standard deviation.
+      features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
+      threshold: expected improvement, in units of the noise, below which it stops.
+    """
+
+    batch: int = 4
+    regressor: str = "gp"
+    features: str | None = None
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive(batch=self.batch)
+        if not self.threshold >= 0:
+            raise UserError(f"threshold={self.threshold!r}, expected zero or more")
+
+
 def iterate(
     study: Study,
     rounds: int = 4,
-    batch: int = 4,
     objective: str | Mapping[str, float] | None = None,
-    regressor: str = "gp",
-    features: str | None = None,
-    threshold: float = 0.1,
+    proposals: Annotated[Proposals, FLAT] = Proposals(),
     constraints: Constraints = Constraints(),
     checkpoint_every: int = 500,
     seed: int = 0,
@@ -47,29 +67,25 @@ def iterate(
     Args:
       study: a study with scored proxy runs and evaluated features.
       rounds: how many, those done before included.
-      batch: mixtures trained in each.
       objective: that of `mde fit` by default, and avg-all before it; avg-sp, avg-et, avg-all, avg-families,
         worst-sp, worst-et, worst-all, or weights by evaluation domain, family or pattern.
-      regressor: of the objective; one with a standard deviation.
-      features: what it sees, such as "sqrt"; by default "mde[0]+log" where MDE was evaluated and "sqrt" otherwise.
-      threshold: expected improvement, in units of the noise, below which it stops.
+      proposals: what to train next, and when to stop.
       constraints: what the mixtures must obey.
       checkpoint_every: steps between states to resume from.
       seed: of the search for what to train.
     """
-    check_positive(rounds=rounds, batch=batch, checkpoint_every=checkpoint_every)
-    if not threshold >= 0:
-        raise UserError(f"threshold={threshold!r}, expected zero or more")
+    check_positive(rounds=rounds, checkpoint_every=checkpoint_every)
+    batch, threshold = proposals.batch, proposals.threshold
     bounds = constraints.on(study.domains.training, tokens_of(study))
     goal = objectives.make(
         problem.objective_or_chosen(study, objective), study.domains.evaluation, study.domains.training
     )
-    model = estimators.make(regressor)
-    design = _design(study, goal, features)
+    model = estimators.make(proposals.regressor)
+    design = _design(study, goal, proposals.features)
     terms = {
         "objective": problem.objective_or_chosen(study, objective),
-        "regressor": regressor,
-        "features": features,
+        "regressor": proposals.regressor,
+        "features": proposals.features,
         "batch": batch,
         "seed": seed,
         **{name: value for name, value in dataclasses.asdict(bounds).items() if name not in ("domains", "kl_penalty")},

@@ -97,6 +97,7 @@ class Text:
     """How text is read, cleaned and held out.
 
     Attributes:
+      root: the folder or bucket where relative places begin; where the command is run if None.
       text_field: what holds the text of a JSON line, a row or an example; may be nested, as `content.text`.
       validation_share: fraction of the documents that is validation text, chosen by hash, where no validation text is
         given; as many again are test text, which only validation runs and full models are scored on.
@@ -108,6 +109,7 @@ class Text:
       on_error: `skip` counts what cannot be read and goes on, `fail` stops there.
     """
 
+    root: str | None = None
     text_field: str = "text"
     validation_share: float = 0.05
     validation_bytes: int = 16_000_000
@@ -132,7 +134,6 @@ def prepare(
     study: Study,
     training_domains: Sequence[str] | Mapping[str, Any],
     evaluation_domains: Sequence[str] | Mapping[str, Any] = (),
-    root: str | None = None,
     tasks: Annotated[Tasks, FLAT] = Tasks(),
     tokenizer: Annotated[Tokenizer, FLAT] = Tokenizer(),
     text: Annotated[Text, FLAT] = Text(),
@@ -154,7 +155,6 @@ def prepare(
         `validation`, `test`, `text_field`, `format`; and `domain_field` and `domains` (name by value) for several in
         one.
       evaluation_domains: further domains, in the same forms, that are evaluated on and never trained on.
-      root: the folder or bucket where relative places begin; where the command is run if None.
       tasks: end tasks, and how they are made.
       tokenizer: that text is encoded with.
       text: how text is read, cleaned and held out.
@@ -170,8 +170,8 @@ def prepare(
     from mde.domains.documents import Settings
 
     check_positive(processes=1 if processes is None else processes)
-    found = corpora.parse(training_domains, root, text.text_field, trained=True)
-    found += corpora.parse(evaluation_domains, root, text.text_field, trained=False)
+    found = corpora.parse(training_domains, text.root, text.text_field, trained=True)
+    found += corpora.parse(evaluation_domains, text.root, text.text_field, trained=False)
     training = [name for corpus in found if corpus.trained for name in corpus.names]
     domains = [name for corpus in found for name in corpus.names]
     for name in tasks.continuations:
