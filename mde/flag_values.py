@@ -54,7 +54,8 @@ def _parsed(words: Sequence[str], option: Any) -> Any:
     """Words as a value of a type that is no union; ValueError or SyntaxError where they are none."""
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin in (Mapping, Sequence) and len(words) == 1 and words[0].startswith(("{", "[", "(")):
-        return ast.literal_eval(words[0])
+        value = ast.literal_eval(words[0])
+        return [value] if origin is Sequence and isinstance(value, Mapping) else value
     if origin is Mapping:
         return _mapping(words, inner[1])
     if origin is Sequence:

@@ -36,6 +36,7 @@ Mixtures = Sequence[str | Mapping[str, Any]]
         (["0,.1"], Sequence[float], [0, 0.1]),
         ([""], Sequence[int] | None, []),
         (["ridge,auto", "gp"], Sequence[str], ["ridge", "auto", "gp"]),
+        (["{'web': .7, 'code': .3}"], Mixtures, [{"web": 0.7, "code": 0.3}]),
         (["uniform,best observed"], Mixtures, ["uniform", "best observed"]),
         (
             ["uniform", "web=.7,code=.3", "human=web:.6,code:.4"],

@@ -1,12 +1,10 @@
 """`{flags} COMMAND`: the table of a command's flags, out of its signature and docstring."""
 
-import inspect
-
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
-from mde import bindings
+from mde.arguments import MISSING
 from mde.commands import pipeline
 
 
@@ -18,12 +16,11 @@ class Flags(Directive):
     def run(self) -> list[nodes.Node]:
         """The table as document nodes."""
         command = self.arguments[0]
-        described = bindings.described_arguments(command)
         rows = []
-        for name, parameter in pipeline.parameters(command).items():
-            required = parameter.default is inspect.Parameter.empty
-            default = nodes.emphasis(text="required") if required else nodes.literal(text=repr(parameter.default))
-            rows.append([[nodes.literal(text=f"--{name}")], [default], _text(described[name])])
+        for name, argument in pipeline.parameters(command).items():
+            required = argument.default is MISSING
+            default = nodes.emphasis(text="required") if required else nodes.literal(text=repr(argument.default))
+            rows.append([[nodes.literal(text=f"--{name}")], [default], _text(argument.text)])
         return [_table(["flag", "default", "what it is"], rows, [22, 18, 60])]
 
 

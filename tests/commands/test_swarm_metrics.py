@@ -78,9 +78,9 @@ def test_an_optimum_without_a_study_has_the_unit_it_is_given():
     def predict(mixtures):
         return 1 + mixtures**2
 
-    found = mde.optimize(predict, NAMES, NAMES, unit="bits per byte", candidates=64)
+    found = mde.optimize(predict, NAMES, NAMES, unit="bits per byte", how=mde.Search(candidates=64))
     assert "bits per byte; web" in str(found)
-    assert "nats per token; web" in str(mde.optimize(predict, NAMES, NAMES, candidates=64))
+    assert "nats per token; web" in str(mde.optimize(predict, NAMES, NAMES, how=mde.Search(candidates=64)))
 
 
 def test_how_files_are_read_is_refused_without_them(files, tmp_path, capsys):
