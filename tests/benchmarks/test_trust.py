@@ -92,12 +92,14 @@ def test_the_benchmark_runs_on_a_tiny_swarm_and_writes_a_page(capsys, tmp_path):
     lines = [line for line in tables.splitlines() if line.startswith("| ") and "---" not in line]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     tables = [dict(zip(header, row, strict=True)) for header, row in zip(rows[::2], rows[1::2], strict=True)]
-    error, coverage, regret, choice = tables
+    error, coverage, regret, choice, claims = tables
     assert float(error["mean"]) == 1
     assert float(error["process"]) < 0.5  # 8 runs of two domains say nearly everything
     assert 0 <= float(coverage["auto: new runs"]) <= 1
     assert float(regret["best run"]) >= 0
     assert choice["fits"] == "1"
+    assert claims["fits"] == "4"
+    assert int(claims["of these no real gain"]) <= int(claims["called distinguishable"]) <= 4
 
 
 def test_a_swarm_that_is_not_known_and_a_page_without_marks(tmp_path):

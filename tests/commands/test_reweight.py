@@ -47,7 +47,7 @@ def test_both_methods_find_mixtures_that_have_a_name_and_nothing_is_trained_twic
     names = list(opened.domains.training)
     for method, tokens, score in (("doremi", 2 * TOKENS, "excess"), ("doge", TOKENS, "alignment")):
         found = opened.read_json(f"reweighting/{method}.json", "reweight")
-        assert sorted(found) == ["seeds", "settings", "weights", "tokens"]
+        assert sorted(found) == ["seeds", "settings", "tokens", "weights"]
         assert found["tokens"] == tokens
         table = opened.read_table(f"reweighting/{method}.csv", "reweight")
         assert list(table) == ["round", "step", *names, *(f"{score}/{name}" for name in names)]

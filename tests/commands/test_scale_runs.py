@@ -87,7 +87,7 @@ def test_other_domains_keep_their_quantities_to_the_token():
 def test_what_cannot_be_planned():
     with pytest.raises(UserError, match=r"whole steps cannot give 0\.333 times as much of domain 'code'"):
         scale_runs.plan(NAMES, np.array([0.5, 0.1, 0.4]), [5], 3.0, [0], PER_STEP)
-    with pytest.raises(UserError, match="domain 'code' has no share"):
+    with pytest.raises(UserError, match="domain 'code' has no weight"):
         scale_runs.plan(NAMES, np.array([0.5, 0.0, 0.5]), [50], 3.0, [0], PER_STEP)
     with pytest.raises(UserError, match=r"factor=1\.0"):
         scale_runs.plan(NAMES, np.full(3, 1 / 3), [50], 1.0, [0], PER_STEP)

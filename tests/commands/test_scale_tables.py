@@ -82,7 +82,7 @@ def test_the_published_optima_give_the_published_prediction(tmp_path, capsys):
     np.testing.assert_allclose(weights, [0.2085, 0.0213, 0.2163, 0.0684, 0.4398, 0.0451, 0.0007], atol=5e-5)
     out = capsys.readouterr().out
     assert "412B" in out
-    assert "'arxiv': its share vanishes" in out
+    assert "'arxiv': its weight vanishes" in out
     # By default the target is as far beyond the last budget as that is beyond the one before.
     assert scaled(tmp_path / "study", f"--optima={tmp_path / 'optima.csv'}")["ddo"]["target"] == pytest.approx(4.8e9)
 

@@ -347,12 +347,12 @@ def test_the_record_beside_states_is_written_once_and_aside(tmp_path, monkeypatc
     checkpoints.begin_progress(directory, record)
     (directory / "10").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(type(directory), "write_text", lambda *_, **__: pytest.fail("written again"))
+        patch.setattr(type(directory), "write_bytes", lambda *_, **__: pytest.fail("written again"))
         checkpoints.begin_progress(directory, record)
     assert checkpoints.has_states(directory, record)
     assert not checkpoints.has_states(directory, {"seed": 2})
     with monkeypatch.context() as patch:  # killed while it is written
-        patch.setattr(type(directory), "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(type(directory), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             checkpoints.begin_progress(directory, {"seed": 2})
     assert not (directory / "record.json").exists()
