@@ -110,6 +110,7 @@ def test_a_study_made_so_from_the_start_with_this_tokenizer_says_the_same(tasked
         pd.testing.assert_frame_equal(losses, theirs.features(losses.index)[name], rtol=1e-6)  # sums in float32
 
 
+@pytest.mark.slow
 def test_it_grows_once_more_and_goes_to_the_end(grown, tmp_path):
     study = Path(shutil.copytree(grown, tmp_path / "study"))
     for name in ("notes", "mail"):
@@ -163,6 +164,7 @@ def test_a_preparation_that_is_killed_goes_on(grown, copied, forum, monkeypatch)
     assert not (copied / "corpus" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_goes_on(grown, copied, forum, monkeypatch):
     asked = flags(copied, "train")
     grow(copied, (), forum=forum)
